@@ -1,0 +1,1 @@
+"""Studies, from the wire to the signed-off review."""

@@ -1,0 +1,94 @@
+"""Settings: one table of name, default and help, read from `wetread.toml` and `WETREAD_*`.
+
+The environment wins over the file. An unknown key or a bad value is an error that names it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wetread.errors import ConfigError
+
+# Read by the tests and by the demo, not settings of the application.
+_OTHER_VARIABLES = frozenset({"WETREAD_REQUIRE", "WETREAD_TOKEN", "WETREAD_SHARED"})
+
+
+class Settings(BaseModel):
+    """Every setting of the application; the help text is the field's description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    site: str = Field("default", description="Name of the site that unlabelled studies belong to.", min_length=1)
+    database: str = Field("", description="SQLAlchemy URL; empty means SQLite in the data folder.")
+    threads: int = Field(2, description="Threads of the inference runtime.", ge=1, le=256)
+    runtime: Literal["auto", "openvino", "onnxruntime"] = Field(
+        "auto", description="Inference runtime; auto takes OpenVINO where the package's precision profits from it."
+    )
+    models: list[str] = Field(
+        ["pneumonia"], description="Model packages to serve (name or path); each image goes to those that suit it."
+    )
+    point: Literal["screen", "balanced"] = Field("screen", description="Operating point that flags a finding.")
+    ai: bool = Field(True, description="Off means first come, first served, with a banner that says so.")
+    batch_size: int = Field(8, description="Most images in one inference batch.", ge=1, le=256)
+    batch_delay_ms: float = Field(5.0, description="Longest wait for a batch to fill, in ms.", ge=0, le=1000)
+    queue_limit: int = Field(64, description="Most images waiting for inference before callers are told to wait.", ge=1)
+    max_bytes: int = Field(256 * 2**20, description="Largest accepted file, in bytes.", ge=1)
+    max_pixels: int = Field(64 * 2**20, description="Largest accepted image, in pixels.", ge=1)
+    max_files: int = Field(2000, description="Most files in one upload or zip archive.", ge=1)
+    url_timeout_s: float = Field(20.0, description="Longest time to fetch a URL, in s.", gt=0)
+    watch: str = Field("", description="Folder to watch for incoming files; empty means none.")
+    priority: str = Field("", description="TOML file with the site's priority rule; empty means the built-in rule.")
+    demo: bool = Field(False, description="Synthetic department: the page says that patients are phantoms.")
+
+
+def load(file: Path | None = None, environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the settings.
+
+    Parameters
+    ----------
+    file : Path, optional
+        A TOML file; a missing one counts as empty. By default no file is read.
+    environment : mapping, optional
+        By default `os.environ`. `WETREAD_BATCH_SIZE=4` sets `batch_size`; lists are comma-separated.
+    **overrides
+        Values from the command line, which win over both; None means not given.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key or a bad value, naming it, where it stands, and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    if file is not None and file.is_file():
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"{file}: not a TOML file: {error}") from None
+        origin = dict.fromkeys(values, str(file))
+    for name, value in (os.environ if environment is None else environment).items():
+        if name.startswith("WETREAD_") and name not in _OTHER_VARIABLES:
+            key = name.removeprefix("WETREAD_").lower()
+            is_list = key in Settings.model_fields and isinstance(Settings.model_fields[key].default, list)
+            values[key] = [v.strip() for v in value.split(",") if v.strip()] if is_list else value
+            origin[key] = name
+    for key, value in overrides.items():
+        if value is not None:
+            values[key], origin[key] = value, "command line"
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        where = origin.get(key, "settings")
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"{where}: unknown setting {key!r}; known: {', '.join(sorted(Settings.model_fields))}"
+            ) from None
+        raise ConfigError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None

@@ -1,0 +1,1 @@
+"""Many images: public collections to rows and packed pixels."""

@@ -1,0 +1,91 @@
+"""What can go wrong, and what to do about it.
+
+Every message is one line that names the file or field, the value, and the remedy::
+
+    WetreadError
+    ├── ConfigError      a setting, recipe or task file is wrong
+    ├── ReadError        a file is not a radiograph that we can read; carries a Code
+    ├── DatasetError     a collection or packed dataset is wrong
+    ├── ModelError       a model package is missing, broken or does not keep its golden outputs
+    ├── TrainError       a training run cannot start, resume or be exported
+    ├── BusyError        a queue is full; try again later
+    └── ClinicError      the clinic's store, archive or intake refused something
+        ├── NotFoundError    no such study, image, token or page
+        ├── ConflictError    the state does not allow it (claimed by another, already signed)
+        └── DeniedError      the caller may not do this
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Why an image is in the worklist as *not analysed*. Stable: stored, sent, and shown."""
+
+    NOT_CHEST = "NOT_CHEST"
+    LATERAL_ONLY = "LATERAL_ONLY"
+    CHILD = "CHILD"
+    ADULT = "ADULT"
+    NOT_RADIOGRAPH = "NOT_RADIOGRAPH"
+    UNFAMILIAR = "UNFAMILIAR"
+    UNREADABLE = "UNREADABLE"
+    TOO_LARGE = "TOO_LARGE"
+    FOR_PROCESSING = "FOR_PROCESSING"
+    MODEL_FAILED = "MODEL_FAILED"
+
+
+class WetreadError(Exception):
+    """The root of everything that Wetread raises on purpose."""
+
+
+class ConfigError(WetreadError):
+    """A setting, recipe or task file is wrong."""
+
+
+class ReadError(WetreadError):
+    """A file is not a radiograph that can be read.
+
+    Parameters
+    ----------
+    message : str
+        One line: the file, what was wrong, and what to do.
+    code : Code
+        The stable reason that worklist, API and command line show.
+    """
+
+    def __init__(self, message: str, code: Code = Code.UNREADABLE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DatasetError(WetreadError):
+    """A collection or packed dataset is wrong."""
+
+
+class ModelError(WetreadError):
+    """A model package is missing, broken, or does not keep its golden outputs."""
+
+
+class TrainError(WetreadError):
+    """A training run cannot start, resume or be exported."""
+
+
+class BusyError(WetreadError):
+    """A queue is full; the caller should try again later."""
+
+
+class ClinicError(WetreadError):
+    """The clinic's store, archive or intake refused something."""
+
+
+class NotFoundError(ClinicError):
+    """No such study, image, token or page."""
+
+
+class ConflictError(ClinicError):
+    """The present state does not allow it."""
+
+
+class DeniedError(ClinicError):
+    """The caller may not do this."""

@@ -1,0 +1,1 @@
+"""Numbers about scores and labels, in NumPy only."""

@@ -1,0 +1,1 @@
+"""Scores and heatmaps from a package."""

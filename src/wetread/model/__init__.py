@@ -1,0 +1,1 @@
+"""The package that is trained once and served for ever."""

@@ -1,0 +1,1 @@
+"""One image: any file to a Radiograph, and the array that a model sees."""

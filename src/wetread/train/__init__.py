@@ -1,0 +1,1 @@
+"""PyTorch lives here and in no stage that serves."""
