@@ -1,0 +1,67 @@
+# Needs Python 3.11+ and make, nothing else: Node for the front end comes as a wheel of the build.
+# Everything lives in one environment, .venv, that grows: base < dev < system. The stamps
+# say how far it is, so that a second run does not install again.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+WORKERS ?= 2
+PORT   ?= 8080
+# What an installation is made of, apart from src/ (which is installed in place).
+INPUTS := pyproject.toml $(wildcard hatch_build.py) \
+          $(shell find frontend -name node_modules -prune -o -type f -print 2>/dev/null)
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-system check bench docs clean
+
+help:  ## list these targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+demo: $(VENV)/.base  ## a synthetic department in your browser, with the shipped models
+	$(BIN)/wetread demo --port $(PORT)
+
+test: $(VENV)/.dev  ## the quick tests: no torch, no browser, minutes
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not system and not train"
+
+test-system: $(VENV)/.system  ## the rest: training, servers, browser (Debian: chromium, postgresql)
+	$(BIN)/python -m pytest -m "system or train" --durations=15
+
+check: $(VENV)/.system  ## lint, format, types, and the order of the stages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.system  ## list the benchmarks; `make bench NAME=packing` runs one
+	$(BIN)/python -m benchmarks $(NAME)
+
+docs: $(VENV)/.docs  ## build the documentation site into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:  ## remove what was built, the environment included
+	rm -rf $(VENV) site dist build src/wetread/web/static/dist frontend/node_modules
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Wetread needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(INPUTS) | $(BIN)/python
+	@echo "Installing Wetread into $(VENV) (about a minute)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(INPUTS) | $(BIN)/python
+	@echo "Installing Wetread and its test tools into $(VENV) (about a minute)"
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.system: $(INPUTS) | $(BIN)/python
+	@echo "Installing Wetread with PyTorch into $(VENV) (minutes, about 6 GB)"
+	$(PIP) -e '.[dev,train,postgres,s3]'
+	@touch $@ $(VENV)/.dev $(VENV)/.base
+
+$(VENV)/.docs: $(INPUTS) | $(BIN)/python
+	$(PIP) -e '.[docs]'
+	@touch $@ $(VENV)/.base
