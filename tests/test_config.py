@@ -95,11 +95,13 @@ def test_an_unknown_override_is_blamed_on_the_command_line():
 @given(st.dictionaries(st.sampled_from(sorted(Settings.model_fields)), st.text(max_size=12), max_size=3))
 def test_any_text_gives_settings_or_one_line_that_names_a_variable(values):
     environment = {f"WETREAD_{name.upper()}": value for name, value in values.items()}
+    message = ""
     try:
         load(environment=environment)
     except ConfigError as error:
-        assert any(name in str(error) for name in environment)
-        assert len(str(error).splitlines()) == 1
+        message = str(error)
+    assert not message or any(name in message for name in environment)
+    assert len(message.splitlines()) <= 1
 
 
 def test_settings_cannot_be_changed_while_the_application_runs():

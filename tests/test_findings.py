@@ -1,5 +1,7 @@
 """Findings and tasks: the published tree, and that no inconsistent task can be made."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,7 +77,7 @@ def test_any_forest_is_accepted_and_every_path_ends_at_a_root(data):
         path = forest.path(name)
         assert path[0] not in parents
         assert path[-1] == name
-        assert all(parents[child] == parent for parent, child in zip(path, path[1:], strict=False))
+        assert all(parents[child] == parent for parent, child in itertools.pairwise(path))
 
 
 def test_a_task_is_read_from_a_toml_file(tmp_path):

@@ -6,8 +6,9 @@ never needs an extra that the command does not use.
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -21,6 +22,20 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="A first quick look at every chest radiograph, so that the urgent one does not wait. Research use only.",
 )
+
+
+# The extra that brings a module which the base install lacks.
+_EXTRAS = {
+    "torch": "train",
+    "timm": "train",
+    "mlflow": "train",
+    "onnx": "train",
+    "optuna": "train",
+    "nncf": "train",
+    "ray": "cluster",
+    "psycopg": "postgres",
+    "s3fs": "s3",
+}
 
 
 def _version(show: bool) -> None:
@@ -38,26 +53,30 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line: an error on purpose is one line and exit code 2, never a traceback."""
+    """Run the command line: an error is one line and exit code 2, never a traceback."""
     try:
-        app()
-    except WetreadError as error:
-        typer.echo(f"wetread: {error}", err=True)
-        sys.exit(2)
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="wetread", standalone_mode=False))
+    except typer.TyperException as error:  # wrong usage
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "wetread"
+        _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`")
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except ModuleNotFoundError as error:
-        extra = {
-            "torch": "train",
-            "timm": "train",
-            "mlflow": "train",
-            "onnx": "train",
-            "optuna": "train",
-            "ray": "cluster",
-        }
         name = (error.name or "").split(".")[0]
-        if name not in extra:
+        if name not in _EXTRAS:
             raise
-        typer.echo(f"wetread: {name} is not installed; pip install 'wetread[{extra[name]}]'", err=True)
-        sys.exit(2)
+        _fail(f"{name} is not installed; pip install 'wetread[{_EXTRAS[name]}]'")
+    except (WetreadError, OSError) as error:  # on purpose, or the machine's: permission, disk full, port in use
+        _fail(str(error))
+    except typer.Abort:
+        sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"wetread: {' '.join(message.splitlines())}", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""The command line as a whole: help for everything, one line for every error."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from wetread import __version__, cli
+from wetread.errors import ReadError, WetreadError
+
+
+def commands(group=None, path=()):
+    """Every command with the words that call it, sub-commands included."""
+    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(commands())
+
+
+def run(monkeypatch, capsys, *arguments):
+    """Run the command line in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["wetread", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out, err = capsys.readouterr()
+    return end.value.code or 0, out, err
+
+
+def raising(error):
+    def app(*arguments, **options):
+        raise error
+
+    return app
+
+
+def test_the_version_is_the_package_s(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version") == (0, f"wetread {__version__}\n", "")
+
+
+def test_without_arguments_the_help_lists_every_command(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys)
+    assert code == 0
+    assert all(re.search(rf"│ {words[0]}\b", out) for words in COMMANDS)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_help_of_a_command_says_what_it_does_and_what_each_option_is(monkeypatch, capsys, words):
+    code, out, err = run(monkeypatch, capsys, *words, "--help")
+    assert (code, err) == (0, "")
+    assert "Usage: wetread " + " ".join(words) in out
+    command = COMMANDS[words]
+    assert (command.help or "").strip()
+    for parameter in command.params:
+        assert (parameter.help or "").strip(), f"{parameter.name} has no help text"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["no-such-command"], ["--no-such-option"], *([*w, "--no-such"] for w in COMMANDS)]
+)
+def test_wrong_usage_is_one_line_that_points_to_the_help(monkeypatch, capsys, arguments):
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"wetread: .+; see `wetread.* --help`\n", err)
+    assert "o such" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ReadError("a.dcm: not an image; convert it"), "wetread: a.dcm: not an image; convert it\n"),
+        (WetreadError("two\nlines"), "wetread: two lines\n"),
+        (PermissionError(13, "Permission denied", "/x"), "wetread: [Errno 13] Permission denied: '/x'\n"),
+        (ModuleNotFoundError(name="torch"), "wetread: torch is not installed; pip install 'wetread[train]'\n"),
+        (ModuleNotFoundError(name="ray.train"), "wetread: ray is not installed; pip install 'wetread[cluster]'\n"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(monkeypatch, capsys, error, line):
+    monkeypatch.setattr(cli, "app", raising(error))
+    assert run(monkeypatch, capsys, "anything") == (2, "", line)
+
+
+def test_a_module_that_no_extra_brings_is_a_bug_and_shows_where(monkeypatch):
+    monkeypatch.setattr(cli, "app", raising(ModuleNotFoundError(name="numpy")))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main()
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(cli, "app", raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_a_reader_that_stops_reading_ends_the_command_without_noise():
+    script = f"{sys.executable} -m wetread --help | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in result.stderr
