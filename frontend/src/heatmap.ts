@@ -1,0 +1,99 @@
+/** A finding's heatmap over the radiograph, in image coordinates, on a canvas of its own: never part of the picture. */
+import type { Viewer } from "./viewer";
+
+export interface HeatMap {
+  rows: number;
+  columns: number;
+  /** Row by row; only positive values speak for the finding. */
+  values: number[];
+  /** The part of the image that the model saw: left, top, width, height as fractions of the image. */
+  box: [number, number, number, number];
+}
+
+/** Cividis (Nuñez, Anderton, Renslow 2018), nine anchors: the same order for readers with any colour vision. */
+const CIVIDIS = [
+  [0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115],
+  [138, 134, 120], [165, 156, 116], [195, 180, 104], [254, 232, 56],
+] as const; // prettier-ignore
+
+export function colour(value: number): [number, number, number] {
+  const at = Math.min(1, Math.max(0, value)) * (CIVIDIS.length - 1);
+  const low = CIVIDIS[Math.floor(at)]!;
+  const high = CIVIDIS[Math.ceil(at)]!;
+  return [0, 1, 2].map((c) => low[c]! + (high[c]! - low[c]!) * (at % 1)) as [number, number, number];
+}
+
+/** Bilinear, aligned at cell centres, held constant beyond the outermost ones. */
+export function sample(map: HeatMap, x: number, y: number): number {
+  const at = (fraction: number, count: number) => Math.min(count - 1, Math.max(0, fraction * count - 0.5));
+  const [cx, cy] = [at(x, map.columns), at(y, map.rows)];
+  const [x0, y0] = [Math.floor(cx), Math.floor(cy)];
+  const [x1, y1] = [Math.min(x0 + 1, map.columns - 1), Math.min(y0 + 1, map.rows - 1)];
+  const value = (r: number, c: number) => map.values[r * map.columns + c] ?? 0;
+  const top = value(y0, x0) * (1 - (cx - x0)) + value(y0, x1) * (cx - x0);
+  const bottom = value(y1, x0) * (1 - (cx - x0)) + value(y1, x1) * (cx - x0);
+  return top * (1 - (cy - y0)) + bottom * (cy - y0);
+}
+
+const SIDE = 160;
+
+function picture(map: HeatMap): HTMLCanvasElement {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = SIDE;
+  const context = canvas.getContext("2d")!;
+  const image = context.createImageData(SIDE, SIDE);
+  const strongest = Math.max(...map.values, 0);
+  for (let row = 0; row < SIDE; row++) {
+    for (let column = 0; column < SIDE; column++) {
+      const value = strongest > 0 ? Math.max(0, sample(map, (column + 0.5) / SIDE, (row + 0.5) / SIDE)) / strongest : 0;
+      image.data.set([...colour(value), 255 * Math.sqrt(value)], 4 * (row * SIDE + column));
+    }
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+export class Overlay {
+  private source: HTMLCanvasElement | null = null;
+  private box: HeatMap["box"] = [0, 0, 1, 1];
+  opacity = 0.5;
+
+  constructor(
+    private readonly viewer: Viewer,
+    private readonly canvas: HTMLCanvasElement,
+  ) {
+    viewer.onRendered(() => this.draw());
+  }
+
+  get shown(): boolean {
+    return this.source !== null;
+  }
+
+  show(map: HeatMap | null): void {
+    this.source = map && picture(map);
+    if (map) this.box = map.box;
+    this.draw();
+  }
+
+  draw(): void {
+    const { clientWidth, clientHeight } = this.canvas;
+    const ratio = window.devicePixelRatio;
+    this.canvas.width = Math.round(clientWidth * ratio);
+    this.canvas.height = Math.round(clientHeight * ratio);
+    if (!this.source) return;
+    const context = this.canvas.getContext("2d")!;
+    const [x, y, width, height] = this.box;
+    const [left, top] = this.viewer.toScreen(x, y);
+    const [right, topRight] = this.viewer.toScreen(x + width, y);
+    const [leftBottom, bottom] = this.viewer.toScreen(x, y + height);
+    context.globalAlpha = this.opacity;
+    context.imageSmoothingQuality = "high";
+    // Affine, so that the map follows a flip or a rotation as well as zoom and pan.
+    context.setTransform(
+      (ratio * (right - left)) / SIDE, (ratio * (topRight - top)) / SIDE,
+      (ratio * (leftBottom - left)) / SIDE, (ratio * (bottom - top)) / SIDE,
+      ratio * left, ratio * top,
+    ); // prettier-ignore
+    context.drawImage(this.source, 0, 0);
+  }
+}
