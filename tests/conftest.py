@@ -1,0 +1,30 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Give the folder of real radiographs beside the repository; skip the test where it is absent."""
+    folder = Path(os.environ.get("WETREAD_SHARED") or Path(__file__).parents[2] / "shared")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs the real radiographs in {folder}/data")
+    return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn every skip into a failure when WETREAD_REQUIRE=all: nothing may go untested unnoticed."""
+    report = yield
+    if report.skipped and os.environ.get("WETREAD_REQUIRE") == "all" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped although WETREAD_REQUIRE=all: {report.longrepr}"
+    return report
