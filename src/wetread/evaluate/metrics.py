@@ -157,8 +157,9 @@ class Counts:
 
     def average_precision(self) -> FloatArray:
         """Return the sum of precision times step in recall, as scikit-learn defines it, float64 [R]."""
-        precision = np.nan_to_num(ratio(self.tp, self.tp + self.fp))
-        return ratio((np.diff(self.tp) * precision[:, 1:]).sum(axis=1), self.tp[:, -1])
+        found, flagged = self.tp[:, 1:], self.tp[:, 1:] + self.fp[:, 1:]
+        precision = found / np.maximum(flagged, np.finfo(np.float64).tiny)  # 0 where nothing is flagged yet
+        return ratio((np.diff(self.tp) * precision).sum(axis=1), self.tp[:, -1])
 
     def at(self, threshold: float) -> Confusion:
         """Return the confusion when scores at or above `threshold` are flagged."""
@@ -197,10 +198,9 @@ class Ranking:
             One row per resample; by default every image once (R = 1).
         """
         chosen = np.ones((1, self.rows.size)) if weights is None else weights[:, self.rows]
-        tp = np.zeros((chosen.shape[0], self.thresholds.size))
-        fp = np.zeros_like(tp)
-        np.cumsum(chosen, axis=1).take(self._last, axis=1, out=fp[:, 1:])
-        np.cumsum(chosen * self.positive, axis=1).take(self._last, axis=1, out=tp[:, 1:])
+        tp, fp = np.zeros((2, chosen.shape[0], self.thresholds.size))
+        tp[:, 1:] = np.cumsum(chosen * self.positive, axis=1)[:, self._last]
+        fp[:, 1:] = np.cumsum(chosen, axis=1)[:, self._last]
         fp -= tp
         return Counts(self.thresholds, tp, fp)
 
