@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -50,6 +51,32 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None: ...
+
+
+@app.command()
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="Radiographs, or folders of them.", metavar="FILES…")],
+    model: Annotated[str, typer.Option(help="Model package: name, id or path.")] = "pneumonia",
+    point: Annotated[str | None, typer.Option(help="Operating point: screen or balanced.")] = None,
+    heatmap: Annotated[Path | None, typer.Option(help="Write overlays into this folder.", metavar="DIR")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one entry per file in order.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Data folder whose models are known by name.")] = None,
+) -> None:
+    """Analyse radiographs: suitability, view, and probability, operating point and call per finding.
+
+    A file that cannot be read or does not suit the model is reported with its code, never guessed at.
+
+    Examples: `wetread predict chest.jpg`; `wetread predict --point balanced --heatmap maps --json folder/`
+    """
+    from wetread import config
+    from wetread.infer import files as infer_files
+    from wetread.infer.predict import Predictor
+
+    settings = config.load(Path("wetread.toml"), point=point)
+    with Predictor.open(model, settings, data) as predictor:
+        results = infer_files.run(predictor, files, heatmaps=heatmap, progress=sys.stderr.isatty())
+        for piece in infer_files.render(results, as_json=as_json):
+            typer.echo(piece, nl=False)
 
 
 def main() -> None:

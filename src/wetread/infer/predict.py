@@ -1,0 +1,300 @@
+"""From a radiograph to an analysis: suitability, pixels, graph, familiarity, thresholds, calls."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wetread.config import Settings
+from wetread.errors import Code, ModelError, ReadError
+from wetread.infer.batcher import Batcher
+from wetread.infer.runtime import open_engine
+from wetread.model.golden import Outputs
+from wetread.model.package import Package
+from wetread.radiograph.pixels import Seen
+from wetread.radiograph.read import Limits, Radiograph
+from wetread.radiograph.suitability import suit
+
+Call = Literal["likely", "unsure", "unlikely"]
+Point = Literal["screen", "balanced"]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class FindingResult:
+    """One finding of one image.
+
+    Attributes
+    ----------
+    finding : str
+    probability : float
+        Calibrated, 0 to 1.
+    threshold : float
+        The operating point in force.
+    flagged : bool
+        Whether the probability reaches it; this is what ranks a study.
+    call : {"likely", "unsure", "unlikely"}
+        For the reader, from the package's two cut-offs.
+    """
+
+    finding: str
+    probability: float
+    threshold: float
+    flagged: bool
+    call: Call
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What a model says about one image, or why it says nothing.
+
+    Attributes
+    ----------
+    model, model_id : str
+        Short name, and SHA-256 of the package.
+    point : {"screen", "balanced"}
+        The operating point of the thresholds.
+    suitable : bool
+        False when the image was refused; then `code` and `reason` say why and there are no findings.
+    cautions : tuple of str
+        What a reader should know although the image was analysed.
+    view : {"PA", "AP", "LATERAL"} or None
+        None when the file does not say.
+    abnormal : float or None
+        Calibrated chance of any abnormality.
+    seen : Seen or None
+        What the model saw, and of which part of the image.
+    maps : float32 array, shape [F, h, w], or None
+        One map per finding, in order; `heatmap.to_image` brings them to image coordinates.
+    features : float32 array, shape [D], or None
+        Pooled features, for drift.
+    familiarity : float or None
+    """
+
+    model: str
+    model_id: str
+    point: Point
+    suitable: bool
+    code: Code | None = None
+    reason: str = ""
+    cautions: tuple[str, ...] = ()
+    view: str | None = None
+    abnormal: float | None = None
+    findings: tuple[FindingResult, ...] = ()
+    seen: Seen | None = field(default=None, repr=False)
+    maps: NDArray[np.float32] | None = field(default=None, repr=False)
+    features: NDArray[np.float32] | None = field(default=None, repr=False)
+    familiarity: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-ready part: everything but the arrays."""
+        return {
+            "model": self.model,
+            "model_id": self.model_id,
+            "point": self.point,
+            "suitable": self.suitable,
+            "code": self.code.value if self.code else None,
+            "reason": self.reason,
+            "cautions": list(self.cautions),
+            "view": self.view,
+            "abnormal": self.abnormal,
+            "familiarity": self.familiarity,
+            "findings": [asdict(result) for result in self.findings],
+        }
+
+
+class Predictor:
+    """A package ready to analyse radiographs; close it, or use it as a context.
+
+    Any number of threads may call `analyse` at once: their images run in common batches.
+
+    Attributes
+    ----------
+    package : Package
+    runtime : str
+        The runtime in use.
+    """
+
+    def __init__(self, package: Package, settings: Settings | None = None) -> None:
+        self.package = package
+        self.settings = settings or Settings.model_validate({})
+        self._limits = Limits(max_bytes=self.settings.max_bytes, max_pixels=self.settings.max_pixels)
+        engine = open_engine(package, self.settings.runtime, self.settings.threads)
+        self.runtime = engine.runtime
+
+        def run(pixels: Sequence[NDArray[np.uint8]]) -> list[Outputs]:
+            together = engine.run(np.stack(pixels)[:, None])
+            return [Outputs(*(values[i] for values in together)) for i in range(len(pixels))]
+
+        self._batcher: Batcher[NDArray[np.uint8], Outputs] = Batcher(
+            run,
+            size=self.settings.batch_size,
+            delay_s=self.settings.batch_delay_ms / 1000,
+            limit=self.settings.queue_limit,
+        )
+
+    @classmethod
+    def open(cls, name: str | Path, settings: Settings | None = None, data: Path | None = None) -> Predictor:
+        """Open a package by path or name (see `Package.open`) and prove it on its golden radiographs.
+
+        Raises
+        ------
+        ModelError
+            When there is none, or it is not sound, or does not run here as it was packaged.
+        """
+        return cls(Package.open(name, data), settings)
+
+    def close(self) -> None:
+        """Finish what is queued and stop."""
+        self._batcher.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, source: Path | bytes, name: str = "") -> Radiograph:
+        """Read a file as this model wants it: large ones at reduced scale.
+
+        Raises
+        ------
+        ReadError
+            With its code.
+        """
+        return self.package.transform.read(source, name=name, limits=self._limits)
+
+    def analyse(self, radiograph: Radiograph, point: Point | None = None, *, wait_s: float = 60.0) -> Analysis:
+        """Analyse one radiograph.
+
+        Parameters
+        ----------
+        radiograph : Radiograph
+        point : {"screen", "balanced"}, optional
+            Operating point; by default the settings'.
+        wait_s : float
+            Longest wait for room in the queue, in s.
+
+        Raises
+        ------
+        BusyError
+            When the queue stays full that long.
+        ModelError
+            When the graph fails on this image.
+        """
+        return self._start(radiograph, point or self.settings.point, wait_s)()
+
+    def analyse_many(
+        self, sources: Iterable[Radiograph | Path | bytes], point: Point | None = None, *, workers: int = 2
+    ) -> Iterator[Analysis]:
+        """Analyse many radiographs or files, in order, decoding in threads while the graph runs.
+
+        A file that cannot be read is an analysis with its code, as is one on which the graph fails; memory
+        stays flat however many there are.
+
+        Parameters
+        ----------
+        sources : iterable of Radiograph, Path or bytes
+        point : {"screen", "balanced"}, optional
+            Operating point; by default the settings'.
+        workers : int
+            Decoding threads.
+        """
+        chosen = point or self.settings.point
+
+        def start(source: Radiograph | Path | bytes) -> Callable[[], Analysis]:
+            radiograph = source if isinstance(source, Radiograph) else self.read(source)
+            return self._start(radiograph, chosen, wait_s=600.0)
+
+        ahead = workers + 2 * self.settings.batch_size
+        for prepared in _ahead(start, sources, workers, ahead):
+            try:
+                yield prepared.result()()
+            except ReadError as error:
+                yield self.refused(error.code, str(error), chosen)
+            except ModelError as error:
+                yield self.refused(Code.MODEL_FAILED, str(error), chosen)
+
+    def refused(self, code: Code, reason: str, point: Point | None = None, view: str | None = None) -> Analysis:
+        """Return the analysis of an image that this model does not answer for."""
+        return Analysis(
+            self.package.name, self.package.id, point or self.settings.point, False, code, reason, view=view
+        )
+
+    def _start(self, radiograph: Radiograph, point: Point, wait_s: float) -> Callable[[], Analysis]:
+        """Queue a radiograph; the callable that comes back waits for its analysis."""
+        meta = self.package.meta
+        fit = suit(radiograph, population=meta.population, views=meta.views)
+        if not fit.suitable:
+            refused = self.refused(fit.code or Code.NOT_CHEST, fit.reason, point, radiograph.view)
+            return lambda: refused
+        seen = self.package.transform(radiograph)
+        future = self._batcher.submit(seen.array, wait_s)
+        return lambda: self._finish(future.result(), radiograph.view, fit.cautions, seen, point)
+
+    def _finish(
+        self, outputs: Outputs, view: str | None, cautions: tuple[str, ...], seen: Seen, point: Point
+    ) -> Analysis:
+        meta = self.package.meta
+        familiarity = float(outputs.familiarity)
+        common: dict[str, Any] = {
+            "model": self.package.name,
+            "model_id": self.package.id,
+            "point": point,
+            "cautions": cautions,
+            "view": view,
+            "seen": seen,
+            "features": outputs.features,
+            "familiarity": familiarity,
+        }
+        if familiarity < meta.familiarity_threshold:
+            reason = (
+                f"unlike the images that {self.package.name} was trained on "
+                f"(familiarity {familiarity:.3g}, at least {meta.familiarity_threshold:.3g} wanted)"
+            )
+            return Analysis(suitable=False, code=Code.UNFAMILIAR, reason=reason, **common)
+        thresholds = meta.points[point]
+        findings = []
+        for finding, value in zip(self.package.task.findings, outputs.probability, strict=True):
+            probability = float(value)
+            low, high = meta.cutoffs[finding]
+            findings.append(
+                FindingResult(
+                    finding,
+                    probability,
+                    thresholds[finding],
+                    probability >= thresholds[finding],
+                    "likely" if probability >= high else "unlikely" if probability < low else "unsure",
+                )
+            )
+        return Analysis(
+            suitable=True,
+            abnormal=float(outputs.abnormal),
+            findings=tuple(findings),
+            maps=outputs.maps,
+            **common,
+        )
+
+
+def _ahead(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[Future[R]]:
+    """Yield futures of `function` over `items` in order, with at most `ahead` begun and not yet taken."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        begun: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                begun.append(pool.submit(function, item))
+                if len(begun) >= ahead:
+                    yield begun.popleft()
+            while begun:
+                yield begun.popleft()
+        finally:
+            for future in begun:
+                future.cancel()
