@@ -1,0 +1,169 @@
+"""What a file says it is: its format, its identifiers, its patient. Pixels are not touched here.
+
+Every value is hostile: clipped, freed of control characters, and replaced by a derived identifier when it is no
+DICOM UID. UIDs that are derived are ``2.25.{uuid5}`` (DICOM PS3.5 B.2) of what they stand for, so that sending
+the same again gives the same.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from wetread.radiograph import headers
+
+_NAMESPACE = uuid.UUID("6f0a3c1e-57e7-5ead-8f11-9a4b5f0c2d3e")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_TAGS = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "StudyDate",
+    "StudyTime",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "AccessionNumber",
+    "StudyDescription",
+    "SeriesDescription",
+    "Modality",
+    "BodyPartExamined",
+    "ViewPosition",
+    "RequestedProcedurePriority",
+)
+_VIEWS = {"PA": "PA", "AP": "AP", "LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL", "LATERAL": "LATERAL"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who and what a file is about, as far as it says so."""
+
+    format: str
+    study_uid: str | None = None
+    series_uid: str | None = None
+    sop_uid: str | None = None
+    patient_id: str = ""
+    patient_name: str = ""
+    birth_date: str | None = None
+    sex: str | None = None
+    age_years: float | None = None
+    accession: str | None = None
+    description: str | None = None
+    series_description: str | None = None
+    modality: str | None = None
+    body_part: str | None = None
+    acquired_at: str | None = None
+    view: str | None = None
+    priority: str | None = None
+    cautions: tuple[str, ...] = ()
+
+
+def sniff(head: bytes) -> str:
+    """Return the format of a file by its first bytes: dicom, jpeg, png, webp, tiff, zip or other."""
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return "zip"
+    return headers.sniff(head) or "other"
+
+
+def derive(*parts: str) -> str:
+    """Return the UID that stands for these words."""
+    return f"2.25.{uuid.uuid5(_NAMESPACE, chr(0).join(parts)).int}"
+
+
+def of(path: Path, head: bytes) -> Identity:
+    """Read what a file says about itself. Never raises for what the file contains.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    head : bytes
+        Its first 4 KiB.
+    """
+    kind = sniff(head)
+    if kind != "dicom":
+        return Identity(kind)
+    try:
+        # pydicom raises nearly anything on hostile bytes; the reader of pixels says later what is wrong.
+        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+        return _dicom({tag: _text(dataset, tag) for tag in _TAGS})
+    except Exception:
+        return Identity("dicom", cautions=("DICOM header unreadable: identifiers unknown",))
+
+
+def _dicom(tags: dict[str, str]) -> Identity:
+    cautions = []
+    uids: dict[str, str | None] = {}
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        value = tags[name]
+        uids[name] = value or None
+        if value and (len(value) > 64 or not _UID.fullmatch(value)):
+            uids[name] = derive(name, value)
+            cautions.append(f"{name} is not a valid UID")
+    born, studied = _date(tags["PatientBirthDate"]), _date(tags["AcquisitionDate"] or tags["StudyDate"])
+    time = re.sub(r"\D", "", tags["AcquisitionTime"] or tags["StudyTime"])[:6]
+    sex = tags["PatientSex"].upper()
+    return Identity(
+        format="dicom",
+        study_uid=uids["StudyInstanceUID"],
+        series_uid=uids["SeriesInstanceUID"],
+        sop_uid=uids["SOPInstanceUID"],
+        patient_id=tags["PatientID"],
+        patient_name=", ".join(part for part in tags["PatientName"].split("=")[0].split("^")[:2] if part),
+        birth_date=born.isoformat() if born else None,
+        sex=sex if sex in {"M", "F", "O"} else None,
+        age_years=_age(tags["PatientAge"], born, studied),
+        accession=tags["AccessionNumber"] or None,
+        description=tags["StudyDescription"] or None,
+        series_description=tags["SeriesDescription"] or None,
+        modality=tags["Modality"][:16] or None,
+        body_part=tags["BodyPartExamined"] or None,
+        acquired_at=f"{studied.isoformat()}T{time[:2]}:{time[2:4]}" if studied and len(time) >= 4 else _iso(studied),
+        view=_VIEWS.get(tags["ViewPosition"].upper()),
+        priority=tags["RequestedProcedurePriority"] or None,
+        cautions=tuple(cautions),
+    )
+
+
+def _text(dataset: Any, tag: str) -> str:
+    """Return a value as short clean text; what cannot be decoded is absent."""
+    try:
+        return clean(str(dataset.get(tag) or ""))
+    except Exception:
+        return ""
+
+
+def clean(text: str, limit: int = 256) -> str:
+    """Return text without control characters (a database refuses NUL), on one line, clipped."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return printable.encode("utf-8", "replace").decode().strip()[:limit]
+
+
+def _date(text: str) -> date | None:
+    try:
+        return date(int(text[:4]), int(text[4:6]), int(text[6:8]))
+    except ValueError:
+        return None
+
+
+def _iso(day: date | None) -> str | None:
+    return day.isoformat() if day else None
+
+
+def _age(text: str, born: date | None, studied: date | None) -> float | None:
+    """Return the age in years from (0010,1010), e.g. ``063Y`` or ``011M``, or else from the dates."""
+    if found := re.fullmatch(r"(\d{1,3})([DWMY])", text.strip().upper()):
+        return round(int(found[1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[found[2]], 2)
+    if born and studied and born <= studied:
+        return round((studied - born).days / 365.25, 2)
+    return None

@@ -1,0 +1,233 @@
+"""Claiming a study, answering the model, signing.
+
+A claim says who is reading, so that two do not read the same study; it runs out by itself. A signed review is
+never changed; a new image after the signature opens the study again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from wetread.clinic import audit, store, triage
+from wetread.clinic.store import Store
+from wetread.errors import ClinicError, ConflictError, NotFoundError
+
+CLAIM_LIFE = timedelta(minutes=15)
+ANSWERS = ("agree", "disagree", "unsure")
+Verdict = Literal["right", "wrong"]
+
+
+def claim(database: Store, site: str, study: str, reader: str, *, now: datetime | None = None) -> datetime:
+    """Claim a study, or prolong one's own claim; return until when it holds.
+
+    Raises
+    ------
+    NotFoundError
+        When the site has no such study.
+    ConflictError
+        When it is signed, or another reader holds it.
+    """
+    now = now or store.now()
+    with database.write() as connection:
+        _open_study(connection, site, study)
+        return _hold(connection, site, study, reader, now)
+
+
+def release(database: Store, site: str, study: str, reader: str) -> None:
+    """Give one's claim back; nothing happens when there is none.
+
+    Raises
+    ------
+    NotFoundError
+        When the site has no such study.
+    """
+    with database.write() as connection:
+        _study(connection, site, study)
+        gone = connection.execute(
+            store.claim.delete().where(store.claim.c.study == study, store.claim.c.reader == reader)
+        )
+        if gone.rowcount:
+            store.emit(connection, "study.released", site, study)
+            audit.record(connection, site, reader, "study.released", study)
+
+
+def save(
+    database: Store,
+    site: str,
+    study: str,
+    reader: str,
+    *,
+    answers: Mapping[str, str] | None = None,
+    added: Sequence[str] = (),
+    verdict: Verdict | None = None,
+    normal: bool = False,
+    note: str = "",
+    sign: bool = False,
+    now: datetime | None = None,
+) -> str:
+    """Save a reader's draft, or sign it; return the review's id.
+
+    Parameters
+    ----------
+    answers : mapping, optional
+        Finding of a model → ``agree``, ``disagree`` or ``unsure``. A finding that is not there stays unanswered.
+    added : sequence of str
+        Findings that the reader sees and no model named.
+    verdict : {"right", "wrong"}, optional
+        The model over all.
+    normal : bool
+        The reader calls the study normal; then findings nobody touched count as absent.
+    note : str
+        Free text, at most 10,000 characters.
+    sign : bool
+        Make it final.
+
+    Raises
+    ------
+    NotFoundError
+        When the site has no such study.
+    ConflictError
+        When it is signed already, or another reader holds it.
+    ClinicError
+        For an answer, finding or note that cannot be.
+    """
+    now = now or store.now()
+    answers = dict(answers or {})
+    for finding, answer in answers.items():
+        if answer not in ANSWERS:
+            raise ClinicError(f"answers: {finding[:64]} = {answer!r}: not one of {', '.join(ANSWERS)}")
+    if verdict not in (None, "right", "wrong"):
+        raise ClinicError(f"verdict {verdict!r}: not right or wrong")
+    if len(note) > 10_000:
+        raise ClinicError(f"note: {len(note)} characters; at most 10000 are kept")
+    for finding in added:
+        if not 0 < len(finding) <= 64 or not finding.isprintable():
+            raise ClinicError(f"added: {finding[:80]!r} is no finding; 1 to 64 printable characters")
+    if normal and (added or "agree" in answers.values()) and sign:
+        touched = [*added, *(f for f, a in answers.items() if a == "agree")]
+        raise_if_abnormal(touched)
+    with database.write() as connection:
+        row = _open_study(connection, site, study)
+        _hold(connection, site, study, reader, now)
+        said = _said(connection, study)
+        if unknown := sorted(set(answers) - set(said)):
+            raise ClinicError(f"answers: {unknown[0]!r} is no finding of this study's models; put it into `added`")
+        review = _draft(connection, study, reader, now)
+        connection.execute(
+            store.review.update()
+            .where(store.review.c.id == review)
+            .values(
+                state="signed" if sign else "draft",
+                model_verdict=verdict,
+                normal=normal,
+                note=note.replace("\0", ""),
+                models=sorted({finding["model"] for finding in said.values()}),
+                signed_at=now if sign else None,
+            )
+        )
+        connection.execute(store.review_finding.delete().where(store.review_finding.c.review == review))
+        rows = [{"finding": f, "answer": a} for f, a in answers.items()]
+        rows += [{"finding": f, "answer": "added"} for f in dict.fromkeys(added) if f not in answers]
+        for values in rows:
+            model = said.get(values["finding"], {})
+            connection.execute(
+                store.review_finding.insert().values(
+                    review=review, call=model.get("call"), probability=model.get("probability"), **values
+                )
+            )
+        connection.execute(
+            store.study.update().where(store.study.c.id == study).values(reading="signed" if sign else "draft")
+        )
+        detail: dict[str, Any] = {"review": review, "answers": len(answers), "added": len(added), "verdict": verdict}
+        if sign:
+            connection.execute(store.claim.delete().where(store.claim.c.study == study))
+            store.emit(connection, "review.signed", row.site, study, {"review": review, "verdict": verdict})
+            audit.record(connection, site, reader, "review.signed", study, detail)
+        else:
+            store.emit(connection, "review.saved", row.site, study, {"review": review})
+            audit.record(connection, site, reader, "review.saved", study, detail)
+    return review
+
+
+def raise_if_abnormal(findings: Sequence[str]) -> None:
+    """Raise `ClinicError` when a study called normal has a finding that is neither normal nor a mere device."""
+    from wetread.findings import TASKS
+
+    harmless = {task.normal for task in TASKS.values()} | {f for task in TASKS.values() for f in task.neutral}
+    if abnormal := [finding for finding in findings if finding not in harmless]:
+        raise ClinicError(f"normal: contradicts {abnormal[0]!r}; take back one of the two")
+
+
+def _study(connection: Connection, site: str, study: str) -> Row[Any]:
+    row = connection.execute(
+        sa.select(store.study).where(store.study.c.id == study, store.study.c.site == site)
+    ).first()
+    if row is None:
+        raise NotFoundError(f"study {study[:64]}: no such study at this site")
+    return row
+
+
+def _open_study(connection: Connection, site: str, study: str) -> Row[Any]:
+    row = _study(connection, site, study)
+    if row.reading == "signed":
+        raise ConflictError(f"study {study}: signed already; it cannot be changed")
+    return row
+
+
+def _hold(connection: Connection, site: str, study: str, reader: str, now: datetime) -> datetime:
+    """Take or prolong the claim on a study."""
+    table = store.claim
+    held = connection.execute(sa.select(table).where(table.c.study == study)).first()
+    if held is not None and held.reader != reader and held.expires_at > now:
+        raise ConflictError(f"study {study}: claimed by {held.reader} until {held.expires_at:%H:%M} UTC")
+    until = now + CLAIM_LIFE
+    mine = held is not None and held.reader == reader and held.expires_at > now
+    if held is not None:
+        since = held.at if mine else now
+        connection.execute(
+            table.update().where(table.c.study == study).values(reader=reader, at=since, expires_at=until)
+        )
+    else:
+        connection.execute(table.insert().values(study=study, reader=reader, at=now, expires_at=until))
+    if not mine:
+        store.emit(connection, "study.claimed", site, study, {"reader": reader})
+        audit.record(connection, site, reader, "study.claimed", study)
+    return until
+
+
+def _said(connection: Connection, study: str) -> dict[str, dict[str, Any]]:
+    """Return what the models said: finding → call, probability and model; the highest of several models."""
+    images = list(
+        connection.execute(
+            sa.select(store.instance.c.id).where(store.instance.c.study == study, store.instance.c.state == "stored")
+        ).scalars()
+    )
+    said: dict[str, dict[str, Any]] = {}
+    for model in triage.merge([r for r in triage.latest(connection, images) if r["suitable"]]):
+        for finding in model["findings"]:
+            name = finding["finding"]
+            if name not in said or finding["probability"] > said[name]["probability"]:
+                said[name] = {**finding, "model": model["model"]}
+    return said
+
+
+def _draft(connection: Connection, study: str, reader: str, now: datetime) -> str:
+    """Return the reader's draft for this study, a new one when there is none."""
+    table = store.review
+    found = connection.execute(
+        sa.select(table.c.id).where(table.c.study == study, table.c.reader == reader, table.c.state == "draft")
+    ).scalar()
+    if found is not None:
+        return str(found)
+    key = store.new_id()
+    connection.execute(
+        table.insert().values(
+            id=key, study=study, reader=reader, state="draft", normal=False, note="", models=[], created_at=now
+        )
+    )
+    return key

@@ -1,0 +1,401 @@
+"""The clinic's one database: its tables, and how a transaction is opened.
+
+SQLite (WAL, ``synchronous=FULL``, ``BEGIN IMMEDIATE``, long busy timeout) by default, PostgreSQL when
+configured. On both, writers take turns: on SQLite by its own lock, on PostgreSQL by one advisory lock, so
+that the order of events is the order of commits and a follower of ``event.seq`` never misses one.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Column, ForeignKey, Index, Table, UniqueConstraint
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from wetread.errors import ClinicError, ConfigError
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class Moment(sa.types.TypeDecorator[datetime]):
+    """An instant in UTC; SQLite keeps no zone, so it is added again on the way out."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Refuse a naive time, which could mean anything, and turn the rest into UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone cannot be stored; use datetime.now(UTC)")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Return the instant with its zone."""
+        return value if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+Key = sa.String(36)
+Name = sa.String(64)
+# SQLite numbers rows only under INTEGER, PostgreSQL should not run out of them.
+Serial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+site = Table(
+    "site",
+    metadata,
+    Column("name", Name, primary_key=True),
+    Column("ai", sa.Boolean, nullable=False),
+    Column("created_at", Moment, nullable=False),
+)
+account = Table(
+    "account",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("name", Name, nullable=False),
+    Column("role", Name, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("disabled_at", Moment),
+    UniqueConstraint("site", "name"),
+)
+token = Table(
+    "token",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("kind", Name, nullable=False),  # api, login (one use) or session (cookie)
+    Column("name", Name, nullable=False),
+    Column("role", Name, nullable=False),
+    Column("hash", sa.String(64), nullable=False, unique=True),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Column("revoked_at", Moment),
+)
+study = Table(
+    "study",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("study_uid", Name, nullable=False),
+    Column("patient_id", sa.Text, nullable=False),
+    Column("patient_name", sa.Text, nullable=False),
+    Column("birth_date", sa.String(10)),
+    Column("sex", sa.String(1)),
+    Column("age_years", sa.Float),
+    Column("accession", sa.Text),
+    Column("description", sa.Text),
+    Column("acquired_at", sa.String(32)),
+    Column("views", Name, nullable=False),
+    Column("images", sa.Integer, nullable=False),
+    Column("cautions", sa.JSON, nullable=False),
+    Column("received_at", Moment, nullable=False),
+    Column("analysis", Name, nullable=False),  # received, analysed, not_analysed
+    Column("code", Name),
+    Column("reading", Name, nullable=False),  # unread, draft, signed
+    Column("floor", Name, nullable=False),  # the priority that the requester gave
+    Column("priority", Name, nullable=False),
+    Column("finding", Name),
+    Column("model", Name),
+    Column("reason", sa.Text, nullable=False),
+    Column("overdue", sa.Boolean, nullable=False),
+    Column("overdue_at", Moment, nullable=False),
+    Column("rank", sa.Integer, nullable=False),
+    UniqueConstraint("site", "study_uid", "patient_id"),
+)
+_unread = study.c.reading != "signed"
+for _columns in (
+    ("site", "rank", "received_at", "id"),
+    ("site", "priority", "analysis", "overdue"),
+    ("overdue", "overdue_at"),
+):
+    Index(
+        f"ix_study_unread_{'_'.join(_columns)}",
+        *(study.c[name] for name in _columns),
+        sqlite_where=_unread,
+        postgresql_where=_unread,
+    )
+Index("ix_study_site_received_at", study.c.site, study.c.received_at, study.c.id)
+series = Table(
+    "series",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("study.id"), nullable=False),
+    Column("series_uid", Name, nullable=False),
+    Column("modality", sa.String(16)),
+    Column("body_part", sa.Text),
+    Column("description", sa.Text),
+    UniqueConstraint("study", "series_uid"),
+)
+instance = Table(
+    "instance",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("study", Key, ForeignKey("study.id"), nullable=False, index=True),
+    Column("series", Key, ForeignKey("series.id"), nullable=False),
+    Column("sop_uid", Name, nullable=False),
+    Column("sha256", sa.String(64), nullable=False, index=True),
+    Column("bytes", sa.BigInteger, nullable=False),
+    Column("format", Name, nullable=False),
+    Column("name", sa.Text, nullable=False),
+    Column("view", sa.String(16)),
+    Column("state", Name, nullable=False),  # stored, quarantined
+    Column("received_at", Moment, nullable=False),
+    UniqueConstraint("site", "sop_uid", "sha256"),
+)
+image_result = Table(
+    "image_result",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("instance", Key, ForeignKey("instance.id"), nullable=False),
+    Column("model", Name, nullable=False),  # SHA-256 of the package
+    Column("model_name", Name, nullable=False),
+    Column("suitable", sa.Boolean, nullable=False),
+    Column("code", Name),
+    Column("reason", sa.Text, nullable=False),
+    Column("cautions", sa.JSON, nullable=False),
+    Column("view", sa.String(16)),
+    Column("abnormal", sa.Float),
+    Column("point", Name, nullable=False),
+    Column("findings", sa.JSON, nullable=False),
+    Column("box", sa.JSON),
+    Column("maps", sa.LargeBinary),
+    Column("seconds", sa.Float, nullable=False),
+    Column("at", Moment, nullable=False),
+    UniqueConstraint("instance", "model"),
+)
+study_result = Table(
+    "study_result",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("study.id"), nullable=False),
+    Column("images", sa.String(64), nullable=False),  # SHA-256 over the sorted ids of the images
+    Column("model", Name, nullable=False),
+    Column("model_name", Name, nullable=False),
+    Column("abnormal", sa.Float),
+    Column("findings", sa.JSON, nullable=False),
+    Column("at", Moment, nullable=False),
+    UniqueConstraint("study", "images", "model"),
+)
+job = Table(
+    "job",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("instance", Key, ForeignKey("instance.id"), nullable=False),
+    Column("model", Name, nullable=False),
+    Column("floor", sa.Integer, nullable=False),
+    Column("state", Name, nullable=False),  # queued, running, done
+    Column("tries", sa.Integer, nullable=False),
+    Column("due_at", Moment, nullable=False),
+    Column("lease_until", Moment),
+    Column("worker", sa.Text),
+    Column("error", sa.Text),
+    UniqueConstraint("instance", "model"),
+    sqlite_autoincrement=True,
+)
+_open = job.c.state != "done"
+Index("ix_job_open", job.c.floor, job.c.id, sqlite_where=_open, postgresql_where=_open)
+claim = Table(
+    "claim",
+    metadata,
+    Column("study", Key, ForeignKey("study.id"), primary_key=True),
+    Column("reader", Name, nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+)
+review = Table(
+    "review",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("study.id"), nullable=False, index=True),
+    Column("reader", Name, nullable=False),
+    Column("state", Name, nullable=False),  # draft, signed
+    Column("model_verdict", Name),  # right, wrong
+    Column("normal", sa.Boolean, nullable=False),
+    Column("note", sa.Text, nullable=False),
+    Column("models", sa.JSON, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("signed_at", Moment),
+)
+review_finding = Table(
+    "review_finding",
+    metadata,
+    Column("review", Key, ForeignKey("review.id"), primary_key=True),
+    Column("finding", Name, primary_key=True),
+    Column("answer", Name, nullable=False),  # agree, disagree, unsure, or added by the reader
+    Column("call", Name),  # what the model had said
+    Column("probability", sa.Float),
+)
+event = Table(
+    "event",
+    metadata,
+    Column("seq", Serial, primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("site", Name, nullable=False),
+    Column("kind", Name, nullable=False),
+    Column("study", Key, index=True),
+    Column("payload", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Serial, primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("site", Name, nullable=False),
+    Column("actor", Name, nullable=False),
+    Column("action", Name, nullable=False),
+    Column("object", Name, nullable=False),
+    Column("detail", sa.JSON, nullable=False),
+    Column("prev_hash", sa.String(64), nullable=False),
+    Column("hash", sa.String(64), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+BUSY_TIMEOUT_MS = 30_000
+_WRITERS_LOCK = 0x57E7  # any number, the same in every process
+
+
+def now() -> datetime:
+    """Return this instant in UTC."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """Return a random UUID as text."""
+    return str(uuid.uuid4())
+
+
+class Store:
+    """The database, ready for use: opened, migrated to this version's schema.
+
+    Parameters
+    ----------
+    url : str
+        SQLAlchemy URL, ``sqlite:////path/clinic.db`` or ``postgresql+psycopg://…``.
+
+    Raises
+    ------
+    ConfigError
+        When the URL is none, or its driver is not installed.
+    ClinicError
+        When the database cannot be reached or migrated.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.url = sa.make_url(url)
+            self.engine = _engine(self.url)
+        except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
+            raise ConfigError(f"database: not a usable SQLAlchemy URL ({_line(error)}); see docs/clinic.md") from None
+        try:
+            self._migrate()
+        except SQLAlchemyError as error:
+            self.engine.dispose()
+            raise ClinicError(
+                f"database {self.url.render_as_string(hide_password=True)}: cannot be opened ({_line(error)}); "
+                "check that it exists and may be written"
+            ) from None
+
+    @classmethod
+    def open(cls, data: Path, url: str = "") -> Store:
+        """Open the database at `url`, by default the SQLite file in the folder `data`, which is made."""
+        if url:
+            return cls(url)
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--data {data}: cannot be made ({error.strerror}); name a folder you may write"
+            ) from None
+        return cls(sa.URL.create("sqlite", database=str(data.resolve() / "clinic.db")).render_as_string())
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        with self.write() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open a transaction that may write; one at a time; committed at the end, undone by an exception."""
+        with self.engine.connect().execution_options(wetread_write=True) as connection, connection.begin():
+            if self.url.get_backend_name() == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITERS_LOCK)))
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a transaction that only reads: one consistent picture, never blocked by a writer."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+
+def _engine(url: sa.URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True)
+    engine = sa.create_engine(
+        url,
+        poolclass=sa.pool.QueuePool,
+        pool_size=8,
+        max_overflow=24,
+        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000},
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, _: Any) -> None:
+        # pysqlite would begin transactions by its own rules; we begin them in `_begin`.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("wetread_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+def _line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+
+
+def emit(
+    connection: Connection, kind: str, site: str, study: str | None = None, payload: Mapping[str, Any] | None = None
+) -> None:
+    """Add an event to the outbox, in the transaction of what it tells."""
+    connection.execute(
+        event.insert().values(
+            at=now(), site=site, kind=kind, study=study, payload=json.loads(json.dumps(payload or {}))
+        )
+    )
+
+
+def ensure_site(connection: Connection, name: str) -> None:
+    """Make the site when it is not there yet."""
+    if connection.execute(sa.select(site.c.name).where(site.c.name == name)).first() is None:
+        connection.execute(site.insert().values(name=name, ai=True, created_at=now()))

@@ -1,0 +1,180 @@
+"""What is known about a study, put together again whenever something about it changes.
+
+One function looks at a study's images, their results and what is still to come, and writes the study's state,
+place and reason. It is called in the same transaction by whoever changed something: intake, worker, AI switch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from wetread.clinic import priority, store
+from wetread.clinic.priority import Priority, Rule, Scored
+from wetread.errors import Code
+
+# When no model analysed an image, the reader is told the reason that says most about the image itself.
+_TELLING = (
+    Code.UNREADABLE,
+    Code.TOO_LARGE,
+    Code.NOT_RADIOGRAPH,
+    Code.NOT_CHEST,
+    Code.LATERAL_ONLY,
+    Code.FOR_PROCESSING,
+    Code.MODEL_FAILED,
+    Code.CHILD,
+    Code.ADULT,
+    Code.UNFAMILIAR,
+)
+_VIEWS = ("PA", "AP", "LATERAL")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How studies are ranked: the site's rule, and whether AI may reorder at all."""
+
+    rule: Rule = field(default_factory=Rule)
+    ai: bool = True
+
+
+def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -> None:
+    """Write a study's analysis, priority, rank and reason from its images and their results."""
+    row = connection.execute(sa.select(store.study).where(store.study.c.id == study)).one()
+    images = connection.execute(
+        sa.select(store.instance.c.id, store.instance.c.view).where(
+            store.instance.c.study == study, store.instance.c.state == "stored"
+        )
+    ).all()
+    ids = sorted(image.id for image in images)
+    results = latest(connection, ids)
+    waiting = connection.execute(
+        sa.select(sa.func.count()).where(store.job.c.instance.in_(ids), store.job.c.state != "done")
+    ).scalar_one()
+    analysed = [result for result in results if result["suitable"]]
+    if analysed:
+        analysis, code, refusal = "analysed", None, None
+    elif waiting or not results:
+        analysis, code, refusal = "received", None, None
+    else:
+        worst = min(results, key=lambda r: (_TELLING.index(Code(r["code"])) if r["code"] else 99, r["model_name"]))
+        analysis, code, refusal = "not_analysed", worst["code"], worst["reason"] or worst["code"]
+
+    floor = Priority(row.floor)
+    merged = merge(analysed)
+    if policy.ai:
+        decision = priority.decide(policy.rule, floor, scores(merged), refusal=refusal)
+    else:
+        said = "AI is off: first come, first served"
+        decision = priority.Decision(floor, None, None, said if refusal is None else f"{said}; {refusal}")
+    due = priority.overdue_at(policy.rule, decision.priority, row.received_at)
+    overdue = due <= now and row.reading != "signed"
+    reason = decision.reason
+    if overdue:
+        reason = priority.promoted(reason, policy.rule.cap(decision.priority))
+    views = [view for view in _VIEWS if any(image.view == view for image in images)]
+    connection.execute(
+        store.study.update()
+        .where(store.study.c.id == study)
+        .values(
+            images=len(images),
+            views="+".join("LAT" if view == "LATERAL" else view for view in views),
+            analysis=analysis,
+            code=code,
+            priority=str(decision.priority),
+            finding=decision.finding,
+            model=decision.model,
+            reason=reason,
+            overdue=overdue,
+            overdue_at=due,
+            rank=priority.rank(decision.priority, overdue),
+        )
+    )
+    if overdue and not row.overdue:
+        store.emit(connection, "study.overdue", row.site, study, {"priority": str(decision.priority)})
+    if not waiting:
+        _keep(connection, study, ids, merged, now)
+
+
+def latest(connection: Connection, images: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the newest result of each model name for each image, without the maps, oldest first."""
+    table = store.image_result
+    columns = [column for column in table.c if column.name != "maps"]
+    rows = connection.execute(sa.select(*columns).where(table.c.instance.in_(images)).order_by(table.c.at, table.c.id))
+    newest = {(row["instance"], row["model_name"]): dict(row) for row in rows.mappings()}
+    return list(newest.values())
+
+
+def merge(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put the images of a study together: per model and finding, the image with the highest probability."""
+    models: dict[str, dict[str, Any]] = {}
+    for result in results:
+        merged = models.setdefault(
+            result["model"],
+            {"model": result["model"], "model_name": result["model_name"], "abnormal": None, "findings": {}},
+        )
+        if result["abnormal"] is not None:
+            merged["abnormal"] = max(result["abnormal"], merged["abnormal"] or 0.0)
+        for finding in result["findings"]:
+            before = merged["findings"].get(finding["finding"])
+            if before is None or finding["probability"] > before["probability"]:
+                merged["findings"][finding["finding"]] = {**finding, "image": result["instance"]}
+    return [{**merged, "findings": list(merged["findings"].values())} for merged in models.values()]
+
+
+def scores(merged: Sequence[Mapping[str, Any]]) -> list[Scored]:
+    """Return all findings of all models as the priority rule takes them."""
+    return [
+        Scored(model["model_name"], f["finding"], f["probability"], f["flagged"], f["call"])
+        for model in merged
+        for f in model["findings"]
+    ]
+
+
+def _keep(
+    connection: Connection, study: str, images: Sequence[str], merged: Sequence[Mapping[str, Any]], now: datetime
+) -> None:
+    """Keep the study's result, one for each (set of images, model)."""
+    key = hashlib.sha256("\n".join(images).encode()).hexdigest()
+    table = store.study_result
+    there = set(
+        connection.execute(sa.select(table.c.model).where(table.c.study == study, table.c.images == key)).scalars()
+    )
+    for model in merged:
+        if model["model"] not in there:
+            connection.execute(table.insert().values(id=store.new_id(), study=study, images=key, at=now, **model))
+
+
+def rerank(connection: Connection, policy: Policy, site: str | None, now: datetime) -> int:
+    """Refresh every unread study, after the rule or the AI switch changed; return how many there were."""
+    chosen = sa.select(store.study.c.id).where(sa.text("study.reading != 'signed'"))
+    if site is not None:
+        chosen = chosen.where(store.study.c.site == site)
+    studies = list(connection.execute(chosen).scalars())
+    for study in studies:
+        refresh(connection, study, policy, now)
+    return len(studies)
+
+
+def sweep(connection: Connection, rule: Rule, now: datetime) -> list[str]:
+    """Promote the unread studies that have reached their waiting cap, and raise the alarm for each; return them."""
+    table = store.study
+    due = connection.execute(
+        sa.select(table.c.id, table.c.site, table.c.priority, table.c.reason).where(
+            sa.text("study.reading != 'signed'"), table.c.overdue.is_(False), table.c.overdue_at <= now
+        )
+    ).all()
+    for row in due:
+        cls = Priority(row.priority)
+        connection.execute(
+            table.update()
+            .where(table.c.id == row.id)
+            .values(overdue=True, rank=priority.rank(cls, True), reason=priority.promoted(row.reason, rule.cap(cls)))
+        )
+        store.emit(connection, "study.overdue", row.site, row.id, {"priority": row.priority})
+    return [row.id for row in due]
