@@ -350,6 +350,22 @@ def classes(labels: ArrayLike) -> NDArray[np.intp]:
     return np.where(present.sum(axis=1) == 1, present.argmax(axis=1), -1)
 
 
+def class_hits(labels: ArrayLike, probability: ArrayLike) -> FloatArray:
+    """Tell for which images of an exclusive task the most probable class is the true one.
+
+    Parameters
+    ----------
+    labels, probability : array_like of float [N, F]
+
+    Returns
+    -------
+    ndarray of float64 [N]
+        1 right, 0 wrong, NaN where not exactly one finding is known to be present.
+    """
+    truth = classes(labels)
+    return np.where(truth >= 0, truth == np.asarray(probability).argmax(axis=1), np.nan)
+
+
 def class_confusion(labels: ArrayLike, probability: ArrayLike) -> NDArray[np.intp]:
     """Count true class (row) against most probable class (column) of an exclusive task.
 
@@ -370,5 +386,5 @@ def class_confusion(labels: ArrayLike, probability: ArrayLike) -> NDArray[np.int
 
 def class_accuracy(labels: ArrayLike, probability: ArrayLike) -> float:
     """Return the share of images whose most probable class is the true one; NaN without images."""
-    table = class_confusion(labels, probability)
-    return float(ratio(np.trace(table), table.sum()))
+    hits = class_hits(labels, probability)
+    return float(ratio(np.nansum(hits), (~np.isnan(hits)).sum()))
