@@ -48,16 +48,15 @@ def about(result: FindingResult, *, normal: bool = False) -> tuple[str, ...]:
                 f"At screen the sensitivity is {screen.sensitivity.value:.1%}, below the "
                 f"{operating_points.SENSITIVITY:.0%} that the threshold is meant for."
             )
-        if screen.tp + screen.fp > FLAGS_NEARLY_ALL * result.images and result.prevalence.value < FLAGS_NEARLY_ALL:
-            cautions.append(
-                f"Screen flags {(screen.tp + screen.fp) / result.images:.0%} of the images: it ranks nothing."
-            )
+        flagged = (screen.tp + screen.fp) / result.images
+        if flagged > FLAGS_NEARLY_ALL > result.prevalence.value:
+            cautions.append(f"Screen flags {flagged:.0%} of the images: it ranks nothing.")
     defaults = {"screen": operating_points.DEFAULT_SCREEN, "balanced": operating_points.DEFAULT_BALANCED}
     if result.cutoffs == operating_points.DEFAULT_CUTOFFS and all(
         point.threshold == defaults.get(name) for name, point in result.points.items()
     ):
         cautions.append("The thresholds are defaults: validation held too few images of either class to fit them.")
-    if result.ece_equal_mass > MISCALIBRATED:
+    if result.ece_equal_mass > MISCALIBRATED and result.images >= FEW:
         cautions.append(
             f"Probabilities are off by {result.ece_equal_mass:.2f} on average: they rank, but are no chances here."
         )

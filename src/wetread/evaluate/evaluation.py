@@ -79,9 +79,7 @@ def evaluate(
     for finding in task.findings:
         for name, given_for in {**(points or {}), **({"cutoffs": cutoffs} if cutoffs else {})}.items():
             if finding not in given_for:
-                raise WetreadError(
-                    f"{name}: nothing for {finding!r}; give a value for each finding of task {task.name}"
-                )
+                raise WetreadError(f"{name}: nothing for {finding!r}; give a value for each finding of {task.name}")
 
     columns = [
         _Column(y[:, f], p[:, f], {name: float(at[finding]) for name, at in (points or {}).items()})
@@ -163,6 +161,7 @@ class _Column:
         value = {name: interval(float(here[name][0]), s) for name, s in samples.items() if s.ndim == 1}
         y, p = self.positive.astype(np.float64), self.probability
         edges = np.linspace(0, 1, 21)
+        collections = source[self.rows]
         return FindingResult(
             finding=finding,
             images=self.rows.size,
@@ -182,9 +181,7 @@ class _Column:
             precision_recall=_curve(here["precision_recall"], samples["precision_recall"]),
             reliability=calibration.reliability(y, p, bins=bins),
             histogram=(np.histogram(p[self.positive], edges)[0], np.histogram(p[~self.positive], edges)[0]),
-            sources={
-                str(name): self._split(source[self.rows] == name) for name in np.unique(source[self.rows]) if name
-            },
+            sources={str(name): self._split(collections == name) for name in np.unique(collections) if name},
             cautions=(),
         )
 

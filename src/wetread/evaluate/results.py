@@ -99,7 +99,7 @@ class FindingResult:
 
 @dataclass(frozen=True)
 class Classes:
-    """An exclusive task as one question: which finding is it?
+    """An exclusive task as one question, which finding it is.
 
     Attributes
     ----------
