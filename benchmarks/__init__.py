@@ -1,0 +1,1 @@
+"""Measurements beside peers. `python -m benchmarks` lists them, `python -m benchmarks NAME` runs one."""
