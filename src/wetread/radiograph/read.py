@@ -214,9 +214,9 @@ def grey(pixels: Pixels, name: str) -> Pixels:
         (NOT_RADIOGRAPH) when more than 5 % of the pixels are really coloured.
     """
     step = max(1, min(pixels.shape[:2]) // 512)
-    sample = pixels[::step, ::step].astype(np.int32)
-    spread = (sample.max(axis=2) - sample.min(axis=2)) * 255 // np.iinfo(pixels.dtype).max
-    if float((spread > _COLOUR_SPREAD).mean()) > _COLOUR_SHARE:
+    b, g, r = (pixels[::step, ::step, channel] for channel in range(3))  # ten times faster than along an axis of three
+    spread = np.maximum(np.maximum(b, g), r) - np.minimum(np.minimum(b, g), r)
+    if float((spread > _COLOUR_SPREAD * (np.iinfo(pixels.dtype).max // 255)).mean()) > _COLOUR_SHARE:
         raise ReadError(f"{name}: a coloured picture; radiographs are grey", Code.NOT_RADIOGRAPH)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)  # type: ignore[return-value]
 

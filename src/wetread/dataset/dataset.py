@@ -1,0 +1,186 @@
+"""A packed dataset: a folder that is opened in no time, whatever its size, and never changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from wetread.dataset import labels
+from wetread.dataset.layouts import COLUMNS
+from wetread.dataset.split import SPLITS
+from wetread.errors import DatasetError, WetreadError
+from wetread.findings import ABSENT, PRESENT, UNCERTAIN, Task
+from wetread.radiograph.pixels import Transform
+
+SCHEMA_VERSION = 1
+MANIFEST, PIXELS, INFO, TRANSFORM = "manifest.parquet", "pixels.npy", "dataset.json", "transform.npz"
+_BLOCK = 8 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Pixels as a model sees them, with labels and splits.
+
+    Attributes
+    ----------
+    path : Path
+    info : dict
+        The contents of ``dataset.json``.
+    task : Task
+    transform : Transform
+        What made the pixels; service must use the same.
+    manifest : DataFrame
+        `image, patient, study, view, sex, age_years, split, source` and one Int8 column per finding (null: not
+        mentioned).
+    pixels : uint8 array, shape [N, H, W]
+        Memory-mapped, read-only.
+    labels : float32 array, shape [N, F]
+        1, 0, -1 (uncertain), NaN (not mentioned), in the order of the task's findings.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    task: Task
+    transform: Transform
+    manifest: pl.DataFrame
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return self.manifest.height
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over task, transform, manifest and pixels, as recorded when packed."""
+        return str(self.info["sha256"])
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Return the row numbers of a split, ascending.
+
+        Raises
+        ------
+        DatasetError
+            When `split` is none of train, valid and test.
+        """
+        if split not in SPLITS:
+            raise DatasetError(f"{self.path}: split {split!r}: known are {', '.join(SPLITS)}")
+        return np.flatnonzero((self.manifest["split"] == split).to_numpy()).astype(np.int64)
+
+    def verify(self) -> None:
+        """Read every byte and compare it with the recorded hash.
+
+        Raises
+        ------
+        DatasetError
+            When the contents are not those that were packed.
+        """
+        found = digest(self.task, self.transform, self.manifest, self.path / PIXELS)
+        if found != self.hash:
+            raise DatasetError(f"{self.path}: sha256 is {found}, recorded is {self.hash}; pack the dataset again")
+
+    @classmethod
+    def open(cls, path: Path | str) -> Dataset:
+        """Open a packed dataset; the pixels stay on disk.
+
+        Raises
+        ------
+        DatasetError
+            When a file is missing or damaged, or the files do not fit each other.
+        """
+        path = Path(path)
+        info = _info(path)
+        try:
+            task = Task.from_dict(info["task"])
+            transform = Transform.load(path / TRANSFORM)
+            manifest = pl.read_parquet(path / MANIFEST)
+            pixels = np.load(path / PIXELS, mmap_mode="r", allow_pickle=False)
+        except (KeyError, OSError, ValueError, EOFError, WetreadError, pl.exceptions.PolarsError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DatasetError(f"{path}: not a packed dataset: {first}; pack it again") from None
+        if missing := [name for name in COLUMNS if name not in manifest.columns]:
+            raise DatasetError(f"{path / MANIFEST}: no column {missing[0]!r}; pack it again")
+        shape = (manifest.height, transform.size, transform.size)
+        if pixels.dtype != np.uint8 or pixels.shape != shape:
+            raise DatasetError(
+                f"{path / PIXELS}: {pixels.dtype} {list(pixels.shape)}, but manifest and transform ask for uint8 "
+                f"{list(shape)}; pack it again"
+            )
+        if stray := sorted(set(manifest["split"].fill_null("null")) - set(SPLITS)):
+            raise DatasetError(f"{path / MANIFEST}: split {stray[0]!r} is none of {', '.join(SPLITS)}")
+        values = labels.to_array(manifest, task)
+        if task.exclusive and (bad := np.flatnonzero((values == PRESENT).sum(axis=1) != 1)).size:
+            raise DatasetError(
+                f"{path / MANIFEST}: row {bad[0]}: task {task.name!r} is exclusive, exactly one finding must be present"
+            )
+        return cls(path, info, task, transform, manifest, pixels, values)
+
+
+def counts(manifest: pl.DataFrame, task: Task) -> dict[str, Any]:
+    """Return how many images, patients and labels of each value every split holds."""
+    splits = {}
+    for split in SPLITS:
+        part = manifest.filter(pl.col("split") == split)
+        splits[split] = {
+            "images": part.height,
+            "patients": part["patient"].n_unique(),
+            "labels": {
+                finding: {
+                    "present": int((part[finding] == PRESENT).sum()),
+                    "absent": int((part[finding] == ABSENT).sum()),
+                    "uncertain": int((part[finding] == UNCERTAIN).sum()),
+                    "not_mentioned": part[finding].null_count(),
+                }
+                for finding in task.findings
+            },
+        }
+    return {"images": manifest.height, "patients": manifest["patient"].n_unique(), "splits": splits}
+
+
+def digest(task: Task, transform: Transform, manifest: pl.DataFrame, pixels: Path) -> str:
+    """Return the SHA-256 over what a dataset says: task, transform, manifest row by row, pixels.
+
+    It does not depend on how a library writes Parquet or where the collection lay.
+    """
+    sha = hashlib.sha256(canonical({"task": task.to_dict(), "transform": transform.parameters()}))
+    for line in canonical_rows(manifest.select(*COLUMNS, *task.findings)):
+        sha.update(line)
+    with pixels.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """Return JSON in which equal values are equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def canonical_rows(frame: pl.DataFrame) -> Iterator[bytes]:
+    """Yield the column names, then each row, as canonical JSON; memory stays flat."""
+    yield canonical(frame.columns)
+    for row in frame.iter_rows():
+        yield canonical(row)
+
+
+def _info(path: Path) -> dict[str, Any]:
+    file = path / INFO
+    if not file.is_file():
+        raise DatasetError(f"{path}: not a packed dataset (no {INFO}); make one with `wetread pack`")
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{file}: not JSON: {error}; pack the dataset again") from None
+    if not isinstance(info, dict) or info.get("schema_version") != SCHEMA_VERSION:
+        found = info.get("schema_version") if isinstance(info, dict) else None
+        raise DatasetError(f"{file}: schema_version = {found!r}, this version reads {SCHEMA_VERSION}; pack it again")
+    if not isinstance(info.get("sha256"), str):
+        raise DatasetError(f"{file}: sha256 is missing; pack the dataset again")
+    return info

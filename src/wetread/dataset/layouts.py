@@ -1,0 +1,357 @@
+"""How the files of the public collections are laid out: label tables and folder names to rows.
+
+A reader takes the listed files, the task (or None), the name of another label table (or None) and the root, and returns
+rows with a `reason` column (null: fine) and the task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+
+from wetread.dataset import files, labels
+from wetread.errors import DatasetError
+from wetread.findings import CHEXPERT, COVID, NIH, PNEUMONIA, Task
+
+COLUMNS = {
+    "image": pl.String,
+    "patient": pl.String,
+    "study": pl.String,
+    "view": pl.String,
+    "sex": pl.String,
+    "age_years": pl.Float32,
+    "split": pl.String,
+    "source": pl.String,
+}
+PLACE = ("file", "member", "bytes")
+_OLDEST_YEARS = 120
+_MOST_CLASSES = 64
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "valid",
+    "valid": "valid",
+    "validation": "valid",
+    "test": "test",
+    "testing": "test",
+}
+
+
+# --- CheXpert ---------------------------------------------------------------------------------------------------------
+
+_CHEXPERT_TABLES = {
+    "train": ("train.csv",),
+    "valid": ("valid.csv", "val_labels.csv"),
+    "test": ("test.csv", "test_labels.csv", "groundtruth.csv"),
+}
+# The published batches drop "train/" and put their own name first; from the patient on, all layouts agree.
+_CHEXPERT_KEY = r"(patient\d+/study\d+/[^/]+)$"
+_CHEXPERT_STUDY = r"(patient\d+/study\d+)"
+
+
+def chexpert(listed: pl.DataFrame, task: Task | None, other: str | None, root: Path) -> tuple[pl.DataFrame, Task]:
+    """Read ``train.csv``, ``valid.csv``, ``test.csv``; images by patient, study and view in folders or batches."""
+    task = task or CHEXPERT
+    images = listed.with_columns(key=pl.col("path").str.extract(_CHEXPERT_KEY)).drop_nulls("key")
+    images, again = _first_of_each(images)
+    parts = []
+    for split, names in _CHEXPERT_TABLES.items():
+        names = (other,) if other and split == "train" else names
+        table = _table(listed, names, root, required=bool(other) and split == "train")
+        if table is None:
+            continue
+        if missing := [finding for finding in task.findings if finding not in table.columns]:
+            raise DatasetError(f"{root}: the {split} table has no column {missing[0]!r} of task {task.name!r}")
+        if "Path" in table.columns:
+            table = table.with_columns(key=pl.col("Path").str.extract(_CHEXPERT_KEY))
+        elif "Study" in table.columns:  # the test set's ground truth is one row a study
+            table = table.with_columns(study=pl.col("Study").str.extract(_CHEXPERT_STUDY))
+            of_study = images.select("key", study=pl.col("key").str.extract(_CHEXPERT_STUDY))
+            table = table.join(of_study, on="study", how="left").drop("study").rename({"Study": "Path"})
+        else:
+            raise DatasetError(f"{root}: the {split} table has neither a column 'Path' nor 'Study'")
+        optional = [name for name in ("Sex", "Age", "Frontal/Lateral", "AP/PA") if name not in table.columns]
+        table = table.with_columns(pl.lit(None, pl.String).alias(name) for name in optional)
+        columns = ("key", "Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *task.findings)
+        parts.append(table.select(*columns).with_columns(split=pl.lit(split)))
+    if not parts:
+        raise DatasetError(f"{root}: no label table (train.csv, valid.csv or test.csv); give the collection's root")
+    rows = pl.concat(parts)
+    unlabelled = _leftover(images.join(rows, on="key", how="anti"), "unlabelled: no table has a row for it")
+    side = pl.coalesce(pl.col("Frontal/Lateral").str.to_lowercase(), pl.col("key").str.extract("_(frontal|lateral)"))
+    bad = [(labels.is_bad(f), pl.format(f"unknown label: {f} = '{{}}'", f)) for f in task.findings]
+    rows = (
+        rows.join(images, on="key", how="left")
+        .with_columns(_sex("Sex"), _age("Age"))
+        .with_columns(
+            image=pl.coalesce(pl.format("{}/{}", "split", "key"), pl.format("{}/{}", "split", "Path"), pl.lit("?")),
+            patient=pl.col("key").str.extract(r"^(patient\d+)"),
+            study=pl.col("key").str.extract(_CHEXPERT_STUDY),
+            view=pl.when(side == "lateral").then(pl.lit("LATERAL")).when(_among("AP/PA", "AP", "PA")).then("AP/PA"),
+            reason=_first_reason(
+                (pl.col("key").is_null() & pl.col("file").is_null(), pl.lit("missing file: no image for this row")),
+                _bad_age("Age"),
+                *bad,
+            ),
+        )
+        .with_columns(labels.parse(finding) for finding in task.findings)
+    )
+    return _together(rows, unlabelled, again, task), task
+
+
+# --- NIH ChestX-ray14 -------------------------------------------------------------------------------------------------
+
+
+def nih(listed: pl.DataFrame, task: Task | None, other: str | None, root: Path) -> tuple[pl.DataFrame, Task]:
+    """Read ``Data_Entry_2017*.csv`` and the published lists of images; images by name, wherever they lie."""
+    task = task or NIH
+    known = (*NIH.findings, "No Finding")
+    if missing := [finding for finding in task.findings if finding not in known]:
+        raise DatasetError(f"task {task.name!r}: {missing[0]!r} is no NIH label; these are {', '.join(known)}")
+    entries = [name.rsplit("/", 1)[-1] for name in listed["path"] if re.search(r"(^|/)Data_Entry[^/]*\.csv$", name)]
+    table = _table(listed, (other,) if other else tuple(sorted(set(entries))), root, required=True)
+    assert table is not None
+    table = table.rename({"Patient Sex": "Patient Gender"}, strict=False)
+    wanted = ("Image Index", "Finding Labels", "Follow-up #", "Patient Age", "Patient Gender", "View Position")
+    if absent := [name for name in wanted if name not in table.columns]:
+        raise DatasetError(f"{root}: the label table has no column {absent[0]!r}; it is not Data_Entry_2017*.csv")
+    names = pl.col("path").str.extract(r"([^/]+)$")
+    images = listed.filter(pl.col("path").str.contains(r"(?i)\.(png|jpe?g|dcm)$")).with_columns(key=names)
+    images, again = _first_of_each(images)
+    unlabelled = _leftover(
+        images.join(table, left_on="key", right_on="Image Index", how="anti"), "unlabelled: no table has a row for it"
+    )
+    published = [
+        pl.DataFrame({"key": text.split(), "split": split}, schema={"key": pl.String, "split": pl.String})
+        for name, split in (("train_val_list.txt", "train"), ("test_list.txt", "test"))
+        if (text := _text(listed, name)) is not None
+    ]
+    splits = pl.concat(published or [pl.DataFrame(schema={"key": pl.String, "split": pl.String})]).unique("key")
+    found = pl.col("Finding Labels").fill_null("").str.split("|").list.eval(pl.element().str.strip_chars())
+    unknown = found.list.set_difference(list(known))
+    rows = (
+        table.select(key="Image Index", **{name: pl.col(name) for name in wanted})
+        .join(images, on="key", how="left")
+        .join(splits, on="key", how="left")
+        .with_columns(_sex("Patient Gender"), _age("Patient Age"), found=found, unknown=unknown)
+        .with_columns(
+            image="key",
+            patient=pl.col("key").str.extract(r"^(\d{8})"),
+            view=pl.when(_among("View Position", "PA", "AP")).then("View Position"),
+        )
+        .with_columns(
+            study=pl.format("{}-{}", "patient", pl.col("Follow-up #").fill_null("")),
+            reason=_first_reason(
+                (pl.col("patient").is_null(), pl.lit("unknown patient: the name does not begin with eight digits")),
+                (pl.col("unknown").list.len() > 0, pl.format("unknown label: '{}'", "Finding Labels")),
+                (
+                    pl.col("found").list.contains("No Finding") & (pl.col("found").list.len() > 1),
+                    pl.format("contradiction: '{}'", "Finding Labels"),
+                ),
+                _bad_age("Patient Age"),
+            ),
+        )
+        .with_columns(pl.col("found").list.contains(f).cast(pl.Int8).alias(f) for f in task.findings)
+    )
+    return _together(rows, unlabelled, again, task), task
+
+
+# --- a folder per class -----------------------------------------------------------------------------------------------
+
+# Kermany's names count bacterial and viral pneumonia apart: 979 numbers occur as both and are different children.
+_KERMANY = (
+    (re.compile(r"person(\d+)_(bacteria|virus)_"), r"\2-\1"),
+    (re.compile(r"((?:NORMAL2-)?IM-\d+)-"), r"\1"),
+    (re.compile(r"(BACTERIA|VIRUS|NORMAL)-(\d+)-"), r"\1-\2"),  # the names of the Mendeley release, version 3
+)
+_SPELLINGS = {"covid": "covid19", "turberculosis": "tuberculosis", "tb": "tuberculosis", "nofinding": "normal"}
+
+
+def kermany(listed: pl.DataFrame, task: Task | None, other: str | None, root: Path) -> tuple[pl.DataFrame, Task]:
+    """Read a folder per class, with the patient in the file name."""
+    rows, task = folders(listed, task, other, root)
+    known = pl.Series([_kermany_patient(image) is not None for image in rows["image"]], dtype=pl.Boolean)
+    unknown = pl.lit("unknown patient: the name follows none of the collection's patterns")
+    # The published validation folder has 16 images: too few to be one, so they join the training images.
+    split = pl.when(pl.col("split") == "valid").then(pl.lit("train")).otherwise("split")
+    reason = pl.coalesce("reason", pl.when(~known).then(unknown))
+    return rows.with_columns(view=pl.lit("AP"), split=split, reason=reason), task
+
+
+def folders(listed: pl.DataFrame, task: Task | None, other: str | None, root: Path) -> tuple[pl.DataFrame, Task]:
+    """Read a folder per class, with or without a folder per split above it."""
+    if other:
+        raise DatasetError(f"{root}: labels {other!r}: this kind of collection has its labels in the folder names")
+    task = task or _infer(listed, root)
+    by_name = {_plain(finding): finding for finding in task.findings}
+    out = []
+    for path, file, member, size in listed.iter_rows():
+        *above, name = path.split("/")
+        at = next((i for i in range(len(above) - 1, -1, -1) if _plain(above[i]) in by_name), None)
+        start = at if at is not None else 0
+        split_at = next((i for i in range(start - 1, -1, -1) if above[i].lower() in _SPLITS), None)
+        image = "/".join([*above[split_at if split_at is not None else start :], name])
+        finding = by_name[_plain(above[at])] if at is not None else None
+        reason = None
+        if not above:
+            reason = "no class: not in a class folder"
+        elif finding is None:
+            reason = f"unknown label: folder {above[-1]!r} is no finding of task {task.name!r}"
+        split = _SPLITS[above[split_at].lower()] if split_at is not None else None
+        patient = _kermany_patient(image) or name.rsplit(".", 1)[0]
+        out.append((image, patient, name.rsplit(".", 1)[0], split, finding, file, member, size, reason))
+    columns = ("image", "patient", "study", "split", "finding", *PLACE, "reason")
+    schema = dict.fromkeys(columns, pl.String) | {"bytes": pl.Int64}
+    rows = pl.DataFrame(out, schema=schema, orient="row")
+    rows = _join_identical(rows)
+    rows = rows.with_columns(
+        *[(pl.col("finding") == finding).cast(pl.Int8).alias(finding) for finding in task.findings],
+        *[pl.lit(None, dtype).alias(name) for name, dtype in COLUMNS.items() if name not in rows.columns],
+    )
+    return rows.select(*COLUMNS, *task.findings, *PLACE, "reason"), task
+
+
+def _kermany_patient(image: str) -> str | None:
+    name = image.rsplit("/", 1)[-1]
+    for pattern, key in _KERMANY:
+        if match := pattern.match(name):
+            return match.expand(key)
+    return None
+
+
+def _plain(name: str) -> str:
+    letters = "".join(character for character in name.casefold() if character.isalnum())
+    return _SPELLINGS.get(letters, letters)
+
+
+def _infer(listed: pl.DataFrame, root: Path) -> Task:
+    """Return the task that the class folders spell: a built-in one, or one exclusive finding per folder."""
+    parents = {path.split("/")[-2] for path in listed["path"] if "/" in path}
+    classes = sorted(name for name in parents if name.lower() not in _SPLITS)
+    if not 2 <= len(classes) <= _MOST_CLASSES:
+        raise DatasetError(
+            f"{root}: {len(classes)} class folders found, need 2 to {_MOST_CLASSES}; lay the images out as a folder "
+            "per class, or name the findings with a task file"
+        )
+    for known in (PNEUMONIA, COVID):
+        if {_plain(name) for name in classes} == {_plain(finding) for finding in known.findings}:
+            return known
+    spelled: dict[str, str] = {}
+    for name in classes:
+        spelled.setdefault(_plain(name), name)
+    normal = spelled.get("normal")
+    names = sorted(spelled.values(), key=lambda name: (name != normal, name))
+    return Task("folders", tuple(names), exclusive=True, normal=normal)
+
+
+def _join_identical(rows: pl.DataFrame) -> pl.DataFrame:
+    """Give patients that share a byte-identical file one key, and refuse identical files of different classes."""
+    alike: dict[str, list[int]] = {}
+    sizes = Counter(rows["bytes"])
+    for at, (file, member, size, reason) in enumerate(rows.select(*PLACE, "reason").iter_rows()):
+        if sizes[size] > 1 and reason is None:
+            try:
+                alike.setdefault(hashlib.sha256(files.read(file, member)).hexdigest(), []).append(at)
+            except DatasetError:
+                continue  # packing will refuse it, with the reason
+    patients, findings, images = rows["patient"].to_list(), rows["finding"].to_list(), rows["image"].to_list()
+    reasons = rows["reason"].to_list()
+    leader: dict[str, str] = {}
+
+    def lead(patient: str) -> str:
+        while patient in leader:
+            patient = leader[patient]
+        return patient
+
+    for group in alike.values():
+        if len({findings[at] for at in group}) > 1:
+            for at in group:
+                twin = next(i for i in group if findings[i] != findings[at])
+                reasons[at] = f"contradiction: byte-identical to {images[twin]}"
+        first, *others = sorted({lead(patients[at]) for at in group})
+        leader.update(dict.fromkeys(others, first))
+    return rows.with_columns(
+        patient=pl.Series([lead(patient) for patient in patients], dtype=pl.String),
+        reason=pl.Series(reasons, dtype=pl.String),
+    )
+
+
+# --- shared by the tables ---------------------------------------------------------------------------------------------
+
+
+def _text(listed: pl.DataFrame, name: str) -> str | None:
+    match = listed.filter(pl.col("path").str.split("/").list.last() == name)
+    if match.is_empty():
+        return None
+    file, member = match.select("file", "member").row(0)
+    try:
+        return files.read(file, member).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file}: not UTF-8 text: {error}") from None
+
+
+def _table(listed: pl.DataFrame, names: tuple[str, ...], root: Path, *, required: bool) -> pl.DataFrame | None:
+    """Return the first table of these names, in the collection or by path, every column as text."""
+    for name in names:
+        text = _text(listed, name)
+        if text is None and Path(name).is_file():
+            text = Path(name).read_text(encoding="utf-8-sig", errors="strict")
+        if text is None:
+            continue
+        try:
+            table = pl.read_csv(io.StringIO(text), infer_schema=False, truncate_ragged_lines=True)
+        except pl.exceptions.PolarsError as error:
+            raise DatasetError(f"{root}: {name}: not a CSV table: {str(error).splitlines()[0]}") from None
+        return table.rename({column: column.strip() for column in table.columns})
+    if required:
+        raise DatasetError(f"{root}: no label table {' or '.join(names) or 'Data_Entry_2017*.csv'}")
+    return None
+
+
+def _first_of_each(images: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    first = pl.col("key").is_first_distinct()
+    again = _leftover(images.filter(~first), "duplicate: an image before it has the same key")
+    return images.filter(first).select("key", *PLACE), again
+
+
+def _leftover(images: pl.DataFrame, reason: str) -> pl.DataFrame:
+    return images.select("file", image=pl.coalesce("member", "file")).with_columns(reason=pl.lit(reason))
+
+
+def _together(rows: pl.DataFrame, unlabelled: pl.DataFrame, again: pl.DataFrame, task: Task) -> pl.DataFrame:
+    missing = [name for name in COLUMNS if name not in rows.columns]
+    rows = rows.with_columns(pl.lit(None, COLUMNS[name]).alias(name) for name in missing)
+    return pl.concat([rows.select(*COLUMNS, *task.findings, *PLACE, "reason"), unlabelled, again], how="diagonal")
+
+
+def _first_reason(*cases: tuple[pl.Expr, pl.Expr]) -> pl.Expr:
+    return pl.coalesce(pl.when(condition).then(reason) for condition, reason in cases)
+
+
+def _among(column: str, *values: str) -> pl.Expr:
+    return pl.col(column).is_in(values)
+
+
+def _sex(column: str) -> pl.Expr:
+    letter = pl.col(column).str.strip_chars().str.slice(0, 1).str.to_uppercase()
+    return pl.when(letter.is_in(["M", "F", "O"])).then(letter).alias("sex")
+
+
+def _years(column: str) -> pl.Expr:
+    text = pl.col(column).str.strip_chars()  # "58", or "058Y", "011M", "004D" in the first NIH release
+    per_year = text.str.extract("([MD])$").replace_strict({"M": 12.0, "D": 365.25}, default=1.0)
+    return text.str.extract(r"^(\d+(?:\.\d+)?)[YMD]?$").cast(pl.Float64) / per_year
+
+
+def _age(column: str) -> pl.Expr:
+    return _years(column).cast(pl.Float32).alias("age_years")
+
+
+def _bad_age(column: str) -> tuple[pl.Expr, pl.Expr]:
+    blank = pl.col(column).str.strip_chars().fill_null("") == ""
+    return ~blank & (_years(column).is_null() | (_years(column) > _OLDEST_YEARS)), pl.format("bad age: '{}'", column)
