@@ -1,0 +1,341 @@
+"""From a body to a picture: healthy anatomy into a scene, and a scene onto film."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wetread.radiograph.anatomy import SIGN, Array, Body, Solid, clavicle, rib, vessel_tree
+from wetread.radiograph.projection import SUPERSAMPLING, Scene, capsule_path, cloud, ease, ellipsoid_path
+
+# Effective linear attenuation in 1/cm near 75 keV (NIST XCOM, hardened beam); bone is cortical.
+TISSUE, LUNG, BONE, METAL = 0.19, 0.048, 0.52, 3.0
+
+
+def build(scene: Scene) -> None:
+    """Fill a scene with healthy anatomy."""
+    scene.body_path = _outline(scene)
+    _mediastinum(scene)
+    _skeleton(scene)
+    _lung_vessels(scene)
+    _abdomen(scene)
+
+
+def _outline(scene: Scene) -> Array:
+    """Return the path through neck, trunk, shoulders, arms and breasts, on half the grid as it is smooth."""
+    body = scene.body
+    u, v = scene.u[::2, ::2], scene.v[::2, ::2]
+    layer = body.muscle + 0.8 * body.fat
+    rows = np.clip(v, 0, body.height)
+    deep = body.half_depth(np.maximum(rows, 4)) + 1.6 + 0.5 * body.fat
+    fall = ease((v + 4.0) / 9.0)
+    if scene.frontal:
+        wide = (
+            (body.width + layer)
+            * (0.45 + 0.55 * fall)
+            * (1 - 0.05 * ease((v - body.height * 0.55) / 12) * (body.fat < 2))
+        )
+        x = u / wide
+        path = 2 * deep * np.sqrt(np.maximum(1 - x * x * (0.4 + 0.6 * x * x), 0)) * (v > -6)
+        neck = 2 * 5.2 * np.sqrt(np.maximum(1 - (u / (5.2 + 0.35 * body.fat)) ** 2, 0)) * (1 - ease((v - 1) / 5))
+        path = np.maximum(path * (0.35 + 0.65 * fall), neck)
+        for sign in SIGN:
+            shoulder = (sign * (body.width + 2.6), 2.6)
+            elbow = (shoulder[0] + sign * 24 * np.sin(body.arms), 2.6 + 24 * np.cos(body.arms))
+            thick = 3.6 + 0.5 * layer
+            path = np.maximum(path, 0.95 * capsule_path(u, v, shoulder, elbow, (thick + 0.8, thick - 0.6)))
+            path = np.maximum(path, capsule_path(u, v, (sign * 3, -2.0), shoulder, (4.2, thick + 1.0)))
+    else:
+        z = -u + 0.6
+        path = 2 * (body.width + layer) * np.sqrt(np.maximum(1 - (z / (deep + 1.2)) ** 4, 0)) * (0.4 + 0.6 * fall)
+        neck = 10.4 * np.sqrt(np.maximum(1 - ((z + 1.5) / 5.4) ** 2, 0)) * (1 - ease((v - 1) / 5))
+        path = np.maximum(path, neck)
+        arm = capsule_path(u, v, (-2, 3), (-14, -9), (4.6 + 0.4 * body.fat, 4.2))
+        path = path + 0.9 * np.where(v < 5, arm, arm * 0.8)
+    if body.breast:
+        low = body.height * 0.66
+        r = body.breast
+        for sign in SIGN:
+            mound = scene.plane(np.array([[sign * 0.56 * body.width, low, body.depth + 2]]))[0]
+            if scene.frontal:
+                path = path + 0.5 * ellipsoid_path(u, v, (mound[0], mound[1]), (r * 1.05, r * 0.92, r * 0.95))
+            else:
+                path = np.maximum(path, ellipsoid_path(u, v, (mound[0], mound[1]), (r * 0.9, r * 0.9, r)) * 1.6)
+    path = cv2.GaussianBlur(np.asarray(path, np.float32), (0, 0), 0.35 / scene.cm)
+    return np.asarray(cv2.resize(path, (scene.size, scene.size), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def _mediastinum(scene: Scene) -> None:
+    body = scene.body
+    k = scene.magnification
+    hearts = [Solid(s.centre, (s.radii[0] * k, s.radii[1] * k, s.radii[2]), s.tilt) for s in body.heart_solids()]
+    scene.heart = scene.union(hearts)
+    scene.central = scene.union(body.great_vessels())
+    solid = np.maximum(scene.heart, scene.central)
+    if scene.frontal:
+        spine = 7.0 * np.sqrt(np.maximum(1 - (scene.u / 3.4) ** 4, 0))
+        solid = np.maximum(solid, np.asarray(spine, np.float32))
+    else:
+        z = -scene.u
+        solid = solid + 2.0 * ease((3.0 - np.abs(z + body.depth * 0.75)) / 2.0)
+    if scene.frontal:
+        for side in range(2):
+            scene.lung[side] = np.asarray(np.maximum(scene.lung[side] - solid, 0), np.float32)
+    else:
+        for side in range(2):
+            scene.lung[side] = np.asarray(np.maximum(scene.lung[side] - 0.5 * solid, 0), np.float32)
+    # airways
+    canvas = scene.canvas()
+    carina = np.array([0.3 + 0.6 * body.shift, 0.3 * body.height, -1.2])
+    top = np.array([0.0, -6.0, 0.5])
+    scene.carina, scene.trachea_top = carina, top
+    scene.stroke(canvas, np.stack([top, carina]), 0.85, 200)
+    for side, sign in enumerate(SIGN):
+        hilum = body.hilum(side)
+        scene.stroke(canvas, np.stack([carina, hilum + [-sign * 0.6, 0.6, 0]]), 0.6, 150)
+        scene.stroke(canvas, np.stack([hilum + [-sign * 0.6, 0.6, 0], hilum + [sign * 0.8, 3.5, -1]]), 0.4, 90)
+    scene.gas += scene.blur(scene.shrink(canvas, 1.9), 0.18)
+
+
+def _tube(scene: Scene, canvas: NDArray[np.uint8], line: NDArray[np.float64], radius: float, value: float) -> None:
+    """Fill a bony tube: bright cortex, darker marrow, brighter where it runs along the ray."""
+    pixels = scene.pixel(line)
+    along = np.linalg.norm(np.diff(line, axis=0), axis=1)
+    across = np.linalg.norm(np.diff(pixels, axis=0), axis=1) * scene.cm
+    slope = np.clip(along / np.maximum(across, 1e-3), 1, 2.6)
+    way = np.gradient(pixels, axis=0)
+    normal = np.stack([-way[:, 1], way[:, 0]], 1)
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6
+    for share, level in ((1.0, 1.0), (0.72, 0.72)):
+        edge = normal * (radius * share / scene.cm)
+        rim = np.round(((np.stack([pixels + edge, pixels - edge], 1)) * SUPERSAMPLING + 0.5) * 16).astype(np.int32)
+        quads = np.concatenate([rim[:-1], rim[1:, ::-1]], 1)
+        for quad, steep in zip(quads, slope, strict=True):
+            cv2.fillConvexPoly(canvas, quad, float(value * level * steep), cv2.LINE_8, 4)
+
+
+def _skeleton(scene: Scene) -> None:
+    body = scene.body
+    back, front, upper, callus = (scene.canvas() for _ in range(4))
+    broken = scene.canvas()
+    for side in range(2):
+        for index in range(12):
+            line = rib(body, index, side)
+            split = int(len(line) * 0.52)
+            for piece, gap in _pieces(scene, line, ("rib", index, side), broken, callus):
+                first, last = gap
+                rear, fore = piece[: max(split + 1 - first, 0)], piece[max(split - first, 0) :]
+                if len(rear) > 1:
+                    _tube(scene, back, rear, 0.62, 95)
+                if len(fore) > 1:
+                    _tube(scene, front, fore, 0.66, 85)
+        for piece, _ in _pieces(scene, clavicle(body, side), ("clavicle", 0, side), broken, callus):
+            _tube(scene, upper, piece, 0.62, 105)
+    scene.broken = scene.shrink(broken, 1.0) > 0.4
+    scene.bone += scene.blur(scene.shrink(callus, 0.5), 0.15)
+    ribs = scene.shrink(back, 1.5) + scene.shrink(front, 1.25)
+    scene.bone += scene.blur(ribs, 0.1) * body.bone
+    scene.bone += scene.blur(scene.shrink(upper, 1.6), 0.1) * body.bone
+    scene.bone += _spine(scene) * body.bone
+    if scene.frontal:
+        _shoulders(scene)
+    else:
+        z = -scene.u
+        sternum = ease((0.8 - np.abs(z - body.half_depth(np.maximum(scene.v, 4)) - 1.0)) / 0.5) * ease(
+            (scene.v - 2.5) / 1.5
+        )
+        scene.bone += np.asarray(1.2 * body.bone * sternum * (1 - ease((scene.v - 0.72 * body.height) / 2)), np.float32)
+
+
+def _pieces(
+    scene: Scene,
+    line: NDArray[np.float64],
+    name: tuple[str, int, int],
+    broken: NDArray[np.uint8],
+    callus: NDArray[np.uint8],
+) -> list[tuple[NDArray[np.float64], tuple[int, int]]]:
+    """Return the pieces of a bone, with the points of `line` that each takes: one, or two when it is broken."""
+    if name not in scene.breaks:
+        return [(line, (0, len(line)))]
+    place, shift, swelling = scene.breaks[name]
+    at = int(np.clip(round(place * len(line)), 3, len(line) - 4))
+    fade = np.linspace(1, 0, len(line) - at)[:, None]
+    first, second = line[:at], line[at:] + shift * fade
+    if swelling > 0.3:
+        scene.stroke(callus, np.stack([first[-1], second[0]]), 0.55 + swelling, 200)
+    scene.stroke(broken, np.stack([first[-1], second[0]]), 1.3, 255)
+    return [(first, (0, at)), (second, (at, len(line)))]
+
+
+def _spine(scene: Scene) -> Array:
+    body, v = scene.body, scene.v
+    pitch = body.height * 0.093
+    phase = (v + 1.6) / pitch
+    disc = np.exp(-(((phase - np.round(phase)) * pitch / 0.3) ** 2))
+    if scene.frontal:
+        x = np.abs(scene.u - scene.yaw * body.depth * 0.7)
+        column = ease((2.05 - x + 0.25 * np.cos(2 * np.pi * phase)) / 0.4)
+        bone = column * (1.25 - 0.55 * disc)
+        near = (phase - np.floor(phase) - 0.62) * pitch
+        bone = bone + 0.8 * np.exp(-(((x - 1.45) / 0.35) ** 2) - (near / 0.5) ** 2)
+        bone = bone + 0.6 * np.exp(-((x / 0.3) ** 2) - ((near - 0.4) / 0.7) ** 2)
+        return np.asarray(bone * 0.9, np.float32)
+    z = -scene.u
+    bend = -body.depth * 0.78 - 0.9 * np.sin(np.clip(v / body.height, -0.2, 1.3) * np.pi) + 1.2
+    column = ease((1.6 - np.abs(z - bend)) / 0.35)
+    tail = ease((0.9 - np.abs(z - bend + 3.4)) / 0.6) * (0.5 + 0.5 * np.cos(2 * np.pi * phase))
+    return np.asarray(column * (2.0 - 1.2 * disc) + 0.8 * tail, np.float32)
+
+
+def _shoulders(scene: Scene) -> None:
+    body = scene.body
+    blade, edge = scene.canvas(), scene.canvas()
+    turned = 2.2 * body.scapula - (1.5 if scene.view == "AP" else 0.0)
+    for sign in SIGN:
+        x0 = body.width + 1.5 + turned
+        corner = np.array(
+            [[x0 - 4.5, 1.5], [x0 - 3.6, 8.0], [x0 - 2.0, 14.0], [x0 - 0.6, 9.5], [x0 + 1.8, 4.5], [x0 + 0.5, 2.6]]
+        )
+        points = np.stack([sign * corner[:, 0], corner[:, 1], np.full(6, -7.0)], 1)
+        pixels = scene.pixel(points)
+        fixed = np.round((pixels * SUPERSAMPLING + 0.5) * 16).astype(np.int32)
+        cv2.fillPoly(blade, [fixed], 60, cv2.LINE_AA, 4)
+        scene.stroke(edge, points[2:5], 0.35, 120)
+        ridge = np.array([[sign * (x0 - 4.4), 4.5, -8], [sign * (x0 - 1), 2.0, -8], [sign * (x0 + 3.2), 0.2, -7]])
+        scene.stroke(edge, ridge, 0.5, 90)
+        head = np.array([sign * (x0 + 3.6), 2.8, -5.0])
+        scene.bone += 0.26 * scene.solid(Solid(tuple(head), (2.3, 2.4, 2.3))) * body.bone
+        end = head + [sign * 24 * np.sin(body.arms), 24 * np.cos(body.arms), 0]
+        shaft = capsule_path(scene.u, scene.v, scene.plane(head)[0], scene.plane(end)[0], (1.5, 1.1))
+        marrow = capsule_path(scene.u, scene.v, scene.plane(head)[0], scene.plane(end)[0], (0.9, 0.6))
+        scene.bone += np.asarray((0.5 * shaft - 0.45 * marrow) * body.bone, np.float32)
+    scene.bone += (
+        scene.blur(scene.shrink(blade, 0.9), 0.25) * body.bone + scene.blur(scene.shrink(edge, 1.2), 0.2) * body.bone
+    )
+
+
+def _lung_vessels(scene: Scene) -> None:
+    body = scene.body
+    canvas = scene.canvas()
+    rng = np.random.default_rng([body.seed, 4])
+    for side in range(2):
+        segments, radii = vessel_tree(body, side, rng)
+        order = np.argsort(radii, kind="stable")
+        ends = scene.pixel(segments.reshape(-1, 3)).reshape(-1, 2, 2)
+        fixed = np.round((ends * SUPERSAMPLING + 0.5) * 16).astype(np.int32)
+        wide = 2 * radii / scene.cm * SUPERSAMPLING
+        thick = np.maximum(1, np.round(wide)).astype(int)
+        value = np.clip(radii / 0.4, 0, 1) * 255 * np.minimum(1, wide / thick)
+        for n in order:
+            cv2.line(canvas, fixed[n, 0], fixed[n, 1], float(value[n]), int(thick[n]), cv2.LINE_AA, 4)
+    tree = scene.shrink(canvas, 0.8 * 1.5)
+    scene.vessels = cv2.GaussianBlur(tree, (0, 0), 0.06 / scene.cm)
+    hila = np.zeros_like(tree)
+    for side, sign in enumerate(SIGN):
+        x, y, z = body.hilum(side)
+        hila += 0.28 * scene.solid(Solid((x + sign * 0.1, y, z), (1.1, 2.0, 1.6), -sign * 0.35))
+        hila += 0.25 * scene.solid(Solid((x + sign * 0.7, y + 2.2, z - 0.6), (0.75, 2.6, 1.4), -sign * 0.3))
+    scene.vessels = scene.vessels + scene.blur(hila, 0.15)
+    scene.texture = cloud(rng, scene.size, scene.size // 20, 4, 0.75)
+
+
+def _abdomen(scene: Scene) -> None:
+    body = scene.body
+    rng = np.random.default_rng([body.seed, 5, body.study])
+    if rng.random() < 0.75:
+        wide = rng.uniform(1.6, 3.6)
+        y = body.top(1) + rng.uniform(1.6, 2.4)
+        bubble = scene.solid(
+            Solid((rng.uniform(4.5, 7), y + 0.6, 1.0), (wide, rng.uniform(1.0, 1.7), wide * 0.8), rng.normal(0, 0.2))
+        )
+        scene.gas += bubble * ease((scene.v - y + 3) / 2)
+    gas = cloud(rng, scene.size, 7, 2)
+    under = ease((scene.v - body.top(1) - 4) / 4) * ease((8 + scene.u) / 5 if scene.frontal else np.ones_like(scene.u))
+    scene.gas += np.asarray(np.maximum(gas - 1.3, 0) * 1.6 * under * rng.uniform(0, 1), np.float32)
+
+
+def expose(scene: Scene, *, grain: float | None = None) -> NDArray[np.uint8]:
+    """Take the picture: Beer-Lambert, scatter, blur, quantum noise, the display curve, collimation and marker.
+
+    Returns
+    -------
+    uint8 array [H, W]
+        Dense tissue bright.
+    """
+    body, size = scene.body, scene.size
+    rng = np.random.default_rng([body.seed, 6, body.study, ("PA", "AP", "LATERAL").index(scene.view)])
+    air = scene.lung[0] + scene.lung[1]
+    lung = scene.lung[0] * scene.density[0] + scene.lung[1] * scene.density[1]
+    tissue = np.maximum(scene.body_path - air - scene.gas, 0) + scene.soft
+    visible = ease(air / 4)
+    tissue = tissue + scene.vessels * visible + 0.28 * visible * scene.texture * np.sqrt(np.maximum(air, 0) / 14)
+    line = TISSUE * tissue + LUNG * lung + (BONE - TISSUE) * scene.bone + METAL * scene.metal
+    primary = np.exp(-np.maximum(line, 0))
+    scatter = scene.blur(primary, 3.0) * np.float32(rng.uniform(0.5, 1.0)) + np.float32(0.006)
+    signal = cv2.GaussianBlur(primary, (0, 0), max(0.45, 0.05 / scene.cm)) + scatter
+    dose = rng.uniform(1.0, 2.2) if grain is None else grain
+    noise = rng.standard_normal((size, size), dtype=np.float32)
+    log = -np.log(np.maximum(signal, 1e-5))
+    log = log + noise * np.float32(0.0028 * dose) / np.sqrt(signal)
+    return _display(scene, log, rng)
+
+
+def _display(scene: Scene, log: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
+    fields = (scene.whole[0] + scene.whole[1]) > 6
+    low = float(np.quantile(log[fields][::7], 0.05)) if fields.any() else 1.0
+    inner = scene.body_path > 12
+    high = float(np.quantile(log[inner][::17], 0.95)) if inner.any() else 4.0
+    x = (log - low) / max(high - low, 0.5)
+    contrast = np.float32(rng.uniform(0.85, 1.2))
+    level = np.float32(rng.uniform(-0.08, 0.1))
+    y = 1 / (1 + np.exp(-(x - 0.30 + level) * 4.2 * contrast))
+    image = np.asarray(255 * (0.03 + 0.93 * y), np.float32)
+    picture = np.clip(_collimate(scene, image, rng), 0, 255).astype(np.uint8)
+    if rng.random() < 0.85:
+        _mark(scene, picture, rng)
+    return picture
+
+
+def _collimate(scene: Scene, image: Array, rng: np.random.Generator) -> Array:
+    size = scene.size
+    if rng.random() < 0.35:
+        margin = size * rng.uniform(0.0, 0.035, 4)
+        tilt = rng.normal(0, 0.012)
+        n = np.arange(size, dtype=np.float32)
+        rows, cols = n[:, None], n[None]
+        slant = tilt * (rows - size / 2)
+        edge = np.minimum(
+            np.minimum(cols - margin[0] + slant, size - margin[1] - cols - slant),
+            np.minimum(rows - margin[2], size - margin[3] - rows),
+        )
+        image = image * ease(edge / max(1.0, size / 200) + 0.5)
+    return image
+
+
+def _mark(scene: Scene, image: NDArray[np.uint8], rng: np.random.Generator) -> None:
+    size = scene.size
+    side = "L" if rng.random() < 0.7 or not scene.frontal else "R"
+    scale = size / 320 * rng.uniform(0.45, 0.75)
+    thick = max(1, round(size / 320 * rng.uniform(1.0, 2.2)))
+    (wide, tall), _ = cv2.getTextSize(side, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
+    x = int(size * (rng.uniform(0.86, 0.94) if side == "L" else rng.uniform(0.03, 0.1)))
+    y = int(size * rng.uniform(0.07, 0.17)) + tall
+    bright = float(rng.uniform(225, 252))
+    cv2.putText(image, side, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, bright, thick, cv2.LINE_AA)
+    if rng.random() < 0.4:
+        text = (
+            {"PA": "PA", "AP": "AP", "LATERAL": "LAT"}[scene.view]
+            if rng.random() < 0.5
+            else "".join(rng.choice(list("ABCDGHJKMSTW"), 2))
+        )
+        cv2.putText(
+            image,
+            text,
+            (x - wide // 3, y + int(tall * 0.9)),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            scale * 0.5,
+            bright,
+            1,
+            cv2.LINE_AA,
+        )
