@@ -54,6 +54,47 @@ def _root(
 
 
 @app.command()
+def pack(
+    kind: Annotated[str, typer.Argument(help="Collection: chexpert, nih, kermany, phantom or folders.")],
+    root: Annotated[Path, typer.Argument(help="Its folder, or its zip archive; archives are read in place.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new dataset.")],
+    task: Annotated[str | None, typer.Option(help="Task name or TOML file; default: the collection's own.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Other label table for training, e.g. train_cheXbert.csv.", metavar="FILE")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many images, by whole patients.")] = None,
+    views: Annotated[str, typer.Option(help="frontal, lateral or all.")] = "frontal",
+    size: Annotated[int | None, typer.Option(help="Side of the arrays in pixels; default 224.")] = None,
+    transform: Annotated[str, typer.Option(help="plain (the whole radiograph) or lungs (a crop).")] = "plain",
+    template: Annotated[
+        Path | None, typer.Option(help="Lung template for --transform lungs; see `wetread template`.", metavar="FILE")
+    ] = None,
+    valid: Annotated[
+        float | None, typer.Option(help="Validation: fraction of patients, or number of images; default: published.")
+    ] = None,
+    test: Annotated[float | None, typer.Option(help="Test: the same; default: the published one, if any.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of patients.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print dataset.json instead of the summary.")] = False,
+) -> None:
+    """Pack a collection of radiographs into a dataset: splits by patient, pixels as a model sees them.
+
+    Interrupted? The same command resumes. Nothing is dropped in silence: refusals are listed with reasons.
+
+    Examples: `wetread pack kermany chest_xray data/kermany --valid 500`;
+    `wetread pack chexpert CheXpert-v1.0 data/chexpert --labels train_visualCheXbert.csv --limit 20000`
+    """
+    from wetread.dataset import command
+
+    command.run(
+        command.Request(
+            kind, root, out, task, labels, limit, views, size, transform, template, valid, test, seed, workers
+        ),
+        as_json=as_json,
+    )
+
+
+@app.command()
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Radiographs, or folders of them.", metavar="FILES…")],
     model: Annotated[str, typer.Option(help="Model package: name, id or path.")] = "pneumonia",
