@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -51,6 +52,50 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None: ...
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    count: Annotated[int, typer.Argument(help="Number of radiographs.")] = 100,
+    dicom: Annotated[
+        bool, typer.Option("--dicom", help="DICOM files instead of CheXpert-format JPEG and CSV.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same patients.")] = 0,
+    start: Annotated[int, typer.Option(help="Skip so many patients of the seed.")] = 0,
+    size: Annotated[int, typer.Option(help="Side in pixels, 64 to 2048.")] = 320,
+    label_noise: Annotated[
+        bool, typer.Option("--label-noise", help="Training labels as read from reports: uncertain, unmentioned, wrong.")
+    ] = False,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Write where each finding is as PNG beside the image.")
+    ] = False,
+    valid: Annotated[float, typer.Option(help="Share of the patients in valid.csv.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of the patients in test.csv.")] = 0.0,
+    laterals: Annotated[float, typer.Option(help="Share of the studies with a lateral view too.")] = 0.15,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """Make chest phantoms: synthetic radiographs whose findings and places are known. No patient is shown.
+
+    Examples: `wetread phantom phantoms 8000 --label-noise`; `wetread phantom inbox 20 --dicom --seed 7`
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wetread.radiograph import phantom as phantoms
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        step = partial(bar.advance, bar.add_task("phantoms", total=count))
+        if dicom:
+            phantoms.write_dicom(
+                out, count, seed, size=size, start=start, laterals=laterals, workers=workers, progress=step
+            )
+        else:
+            phantoms.write_chexpert(
+                out, count, seed, size=size, label_noise=label_noise, workers=workers, start=start,
+                valid=valid, test=test, laterals=laterals, masks=masks, progress=step,
+            )  # fmt: skip
+    typer.echo(f"{out}: {count} phantoms")
 
 
 @app.command()

@@ -8,11 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -31,6 +32,9 @@ from wetread.radiograph.read import View
 from wetread.radiograph.synthesis import PREVALENCE, Phantom, make
 
 __all__ = ["PREVALENCE", "Phantom", "dicom", "jpeg", "make", "patient_seed", "write_chexpert", "write_dicom"]
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 COLLECTION = "CheXpert-v1.0-small"
 MARK = b"wetread-phantom"
@@ -89,6 +93,7 @@ def write_chexpert(
     laterals: float = 0.15,
     masks: bool = False,
     quality: int = 92,
+    progress: Callable[[], object] | None = None,
 ) -> Path:
     """Write a collection of phantoms in CheXpert's layout.
 
@@ -117,6 +122,8 @@ def write_chexpert(
         Also write ``<image>.<finding>.png`` (0 or 255) for each finding present, and ``<image>.lungs.png``.
     quality : int
         JPEG quality, 1 to 100.
+    progress : callable, optional
+        Called after each image.
 
     Returns
     -------
@@ -129,14 +136,16 @@ def write_chexpert(
         For a number out of range.
     """
     _check(count=(count, 1, 10**7), workers=(workers, 1, 256), seed=(seed, 0, 2**63), start=(start, 0, 10**7))
-    _check(size=(size, 64, 2048), quality=(quality, 1, 100), valid=(valid, 0, 1), test=(test, 0, 1 - valid))
+    _check(
+        size=(size, 64, 2048),
+        quality=(quality, 1, 100),
+        valid=(valid, 0, 1),
+        test=(test, 0, 1 - valid),
+        laterals=(laterals, 0, 1),
+    )
     plan = list(_plan(count, seed, start, valid, test, laterals))
     jobs = [(folder, view, seed, size, label_noise and view.split == "train", masks, quality) for view in plan]
-    if workers == 1:
-        rows = list(map(_write_view, jobs))
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            rows = list(pool.map(_write_view, jobs, chunksize=16))
+    rows = _each(_write_view, jobs, workers, progress)
     for split in ("train", "valid", "test"):
         chosen = [row for row, view in zip(rows, plan, strict=True) if view.split == split]
         if chosen:
@@ -152,6 +161,19 @@ def _check(**limits: tuple[float, float, float]) -> None:
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise WetreadError(f"phantom: {name} = {value}: must be {low} to {high}")
+
+
+def _each(
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, progress: Callable[[], object] | None
+) -> list[Result]:
+    """Return the results of `work` on each job, in order, from one or several processes."""
+    results = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        for result in map(work, jobs) if workers == 1 else pool.map(work, jobs, chunksize=8):
+            results.append(result)
+            if progress:
+                progress()
+    return results
 
 
 def _one_thread() -> None:
@@ -276,7 +298,15 @@ def dicom(
 
 
 def write_dicom(
-    folder: Path, count: int, seed: int, *, size: int = 320, start: int = 0, laterals: float = 0.15
+    folder: Path,
+    count: int,
+    seed: int,
+    *,
+    size: int = 320,
+    start: int = 0,
+    laterals: float = 0.15,
+    workers: int = 1,
+    progress: Callable[[], object] | None = None,
 ) -> list[Path]:
     """Write phantoms as DICOM files `patient00001_study1_view1.dcm` …; every fifth is MONOCHROME1.
 
@@ -286,23 +316,30 @@ def write_dicom(
         Made when absent.
     count : int
         Number of images.
-    seed, start, size, laterals
+    size, seed, start, laterals, workers, progress
         As for `write_chexpert`: the same patients as in that collection.
+
+    Returns
+    -------
+    list of Path
 
     Raises
     ------
     WetreadError
         For a number out of range.
     """
-    _check(count=(count, 1, 10**7), seed=(seed, 0, 2**63), start=(start, 0, 10**7), size=(size, 64, 2048))
+    _check(count=(count, 1, 10**7), workers=(workers, 1, 256), seed=(seed, 0, 2**63), start=(start, 0, 10**7))
+    _check(size=(size, 64, 2048), laterals=(laterals, 0, 1))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for index, view in enumerate(_plan(count, seed, start, 0.0, 0.0, laterals)):
-        phantom = make(patient_seed(seed, view.patient), view=view.view, size=size, study=view.study - 1)
-        path = folder / f"patient{view.patient:05d}_study{view.study}_view{view.number}.dcm"
-        patient = f"P{seed}-{view.patient:05d}"
-        path.write_bytes(
-            dicom(phantom, patient=patient, study=str(view.study), number=view.number, inverted=index % 5 == 4)
-        )
-        paths.append(path)
-    return paths
+    plan = enumerate(_plan(count, seed, start, 0.0, 0.0, laterals))
+    jobs = [(folder, view, seed, size, index % 5 == 4) for index, view in plan]
+    return _each(_write_dicom, jobs, workers, progress)
+
+
+def _write_dicom(job: tuple[Path, _View, int, int, bool]) -> Path:
+    folder, view, seed, size, inverted = job
+    phantom = make(patient_seed(seed, view.patient), view=view.view, size=size, study=view.study - 1)
+    path = folder / f"patient{view.patient:05d}_study{view.study}_view{view.number}.dcm"
+    patient = f"P{seed}-{view.patient:05d}"
+    path.write_bytes(dicom(phantom, patient=patient, study=str(view.study), number=view.number, inverted=inverted))
+    return path
