@@ -27,6 +27,10 @@ class TooLargeError(ClinicError):
     """A file is larger than the setting `max_bytes` allows."""
 
 
+class ArchiveError(ClinicError):
+    """The disk refuses: full, read-only or broken."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """One file of the archive: its SHA-256 (hexadecimal), its size in bytes, and its first 4 KiB."""
@@ -88,7 +92,7 @@ class Archive:
         ------
         TooLargeError
             When the stream is longer than `limit`.
-        ClinicError
+        ArchiveError
             When the disk is full or cannot be written. Nothing is left behind.
         """
         digest, size, head = hashlib.sha256(), 0, b""
@@ -116,7 +120,7 @@ class Archive:
             return Stored(sha256, size, head)
         except OSError as error:
             reason = "disk full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-            raise ClinicError(
+            raise ArchiveError(
                 f"archive {self.root}: {reason}; the file was not accepted, send it again later"
             ) from None
         finally:

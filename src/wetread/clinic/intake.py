@@ -199,7 +199,13 @@ class Intake:
         return adopted, sorted(row.id for row in rows if row.sha256 not in on_disk)
 
     def backfill(self) -> int:
-        """Queue what a change of models left undone: unread images that no job waits for and no model analysed."""
+        """Queue what a change of models left undone, and drop what waits for a model no longer in service.
+
+        Returns
+        -------
+        int
+            How many jobs were queued: one for each unread image and model that has not seen it.
+        """
         models = list(self._models()) or [READ_ONLY]
         images, jobs = store.instance, store.job
         wanted = (
@@ -209,6 +215,7 @@ class Intake:
         )
         count, now = 0, store.now()
         with self.database.write() as connection:
+            connection.execute(jobs.delete().where(jobs.c.state != "done", jobs.c.model.not_in(models)))
             for model in models:
                 done = sa.select(jobs.c.instance).where(jobs.c.model == model)
                 for image in connection.execute(wanted.where(images.c.id.not_in(done))).scalars().all():

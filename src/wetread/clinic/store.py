@@ -8,6 +8,7 @@ that the order of events is the order of commits and a follower of ``event.seq``
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ site = Table(
     metadata,
     Column("name", Name, primary_key=True),
     Column("ai", sa.Boolean, nullable=False),
+    Column("policy", sa.String(64), nullable=False),  # fingerprint of the rule by which the list is ordered now
     Column("created_at", Moment, nullable=False),
 )
 account = Table(
@@ -168,6 +170,7 @@ image_result = Table(
     Column("instance", Key, ForeignKey("instance.id"), nullable=False),
     Column("model", Name, nullable=False),  # SHA-256 of the package
     Column("model_name", Name, nullable=False),
+    Column("version", Name, nullable=False),
     Column("suitable", sa.Boolean, nullable=False),
     Column("code", Name),
     Column("reason", sa.Text, nullable=False),
@@ -301,6 +304,8 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        # SQLite lets waiting writers poll; a lock of our own wakes the next one at once.
+        self._turn = threading.Lock()
         try:
             self.url = sa.make_url(url)
             self.engine = _engine(self.url)
@@ -338,7 +343,11 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """Open a transaction that may write; one at a time; committed at the end, undone by an exception."""
-        with self.engine.connect().execution_options(wetread_write=True) as connection, connection.begin():
+        with (
+            self._turn,
+            self.engine.connect().execution_options(wetread_write=True) as connection,
+            connection.begin(),
+        ):
             if self.url.get_backend_name() == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITERS_LOCK)))
             yield connection
@@ -398,4 +407,4 @@ def emit(
 def ensure_site(connection: Connection, name: str) -> None:
     """Make the site when it is not there yet."""
     if connection.execute(sa.select(site.c.name).where(site.c.name == name)).first() is None:
-        connection.execute(site.insert().values(name=name, ai=True, created_at=now()))
+        connection.execute(site.insert().values(name=name, ai=True, policy="", created_at=now()))

@@ -13,10 +13,11 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from wetread.clinic import priority, store
 from wetread.clinic.priority import Priority, Rule, Scored
+from wetread.clinic.store import Store
 from wetread.errors import Code
 
 # When no model analysed an image, the reader is told the reason that says most about the image itself.
@@ -41,6 +42,11 @@ class Policy:
 
     rule: Rule = field(default_factory=Rule)
     ai: bool = True
+
+    @property
+    def id(self) -> str:
+        """A fingerprint: two policies that order alike have the same."""
+        return hashlib.sha256(f"{self.ai} {self.rule.model_dump_json()}".encode()).hexdigest()
 
 
 def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -> None:
@@ -116,7 +122,13 @@ def merge(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for result in results:
         merged = models.setdefault(
             result["model"],
-            {"model": result["model"], "model_name": result["model_name"], "abnormal": None, "findings": {}},
+            {
+                "model": result["model"],
+                "model_name": result["model_name"],
+                "version": result["version"],
+                "abnormal": None,
+                "findings": {},
+            },
         )
         if result["abnormal"] is not None:
             merged["abnormal"] = max(result["abnormal"], merged["abnormal"] or 0.0)
@@ -130,7 +142,7 @@ def merge(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def scores(merged: Sequence[Mapping[str, Any]]) -> list[Scored]:
     """Return all findings of all models as the priority rule takes them."""
     return [
-        Scored(model["model_name"], f["finding"], f["probability"], f["flagged"], f["call"])
+        Scored(f"{model['model_name']} {model['version']}", f["finding"], f["probability"], f["flagged"], f["call"])
         for model in merged
         for f in model["findings"]
     ]
@@ -147,29 +159,50 @@ def _keep(
     )
     for model in merged:
         if model["model"] not in there:
-            connection.execute(table.insert().values(id=store.new_id(), study=study, images=key, at=now, **model))
+            values = {name: model[name] for name in ("model", "model_name", "abnormal", "findings")}
+            connection.execute(table.insert().values(id=store.new_id(), study=study, images=key, at=now, **values))
 
 
-def rerank(connection: Connection, policy: Policy, site: str | None, now: datetime) -> int:
-    """Refresh every unread study, after the rule or the AI switch changed; return how many there were."""
-    chosen = sa.select(store.study.c.id).where(sa.text("study.reading != 'signed'"))
-    if site is not None:
-        chosen = chosen.where(store.study.c.site == site)
-    studies = list(connection.execute(chosen).scalars())
-    for study in studies:
-        refresh(connection, study, policy, now)
-    return len(studies)
+def rerank(database: Store, policy: Policy, site: str) -> int:
+    """Refresh every unread study of a site when its policy is not the one the list is ordered by; return how many.
+
+    In pieces, so that intake and readers get their turn in between.
+    """
+    with database.read() as connection:
+        if connection.execute(sa.select(store.site.c.policy).where(store.site.c.name == site)).scalar() == policy.id:
+            return 0
+        studies = connection.execute(
+            sa.select(store.study.c.id)
+            .where(store.study.c.site == site, sa.text("study.reading != 'signed'"))
+            .order_by(store.study.c.rank, store.study.c.received_at)
+        )
+        keys = list(studies.scalars())
+    for start in range(0, len(keys), 100):
+        with database.write() as connection:
+            for key in keys[start : start + 100]:
+                refresh(connection, key, policy, store.now())
+    with database.write() as connection:
+        connection.execute(store.site.update().where(store.site.c.name == site).values(policy=policy.id))
+        store.emit(connection, "worklist.reordered", site)
+    return len(keys)
+
+
+def due(connection: Connection, now: datetime) -> list[Row[Any]]:
+    """Return the unread studies that have reached their waiting cap and are not promoted yet."""
+    table = store.study
+    return list(
+        connection.execute(
+            sa.select(table.c.id, table.c.site, table.c.priority, table.c.reason).where(
+                sa.text("study.reading != 'signed'"), table.c.overdue.is_(False), table.c.overdue_at <= now
+            )
+        )
+    )
 
 
 def sweep(connection: Connection, rule: Rule, now: datetime) -> list[str]:
-    """Promote the unread studies that have reached their waiting cap, and raise the alarm for each; return them."""
-    table = store.study
-    due = connection.execute(
-        sa.select(table.c.id, table.c.site, table.c.priority, table.c.reason).where(
-            sa.text("study.reading != 'signed'"), table.c.overdue.is_(False), table.c.overdue_at <= now
-        )
-    ).all()
-    for row in due:
+    """Promote the unread studies that have reached their waiting cap, raise the alarm for each, and return them."""
+    table, found = store.study, due(connection, now)
+    for row in found:
         cls = Priority(row.priority)
         connection.execute(
             table.update()
@@ -177,4 +210,4 @@ def sweep(connection: Connection, rule: Rule, now: datetime) -> list[str]:
             .values(overdue=True, rank=priority.rank(cls, True), reason=priority.promoted(row.reason, rule.cap(cls)))
         )
         store.emit(connection, "study.overdue", row.site, row.id, {"priority": row.priority})
-    return [row.id for row in due]
+    return [row.id for row in found]

@@ -39,6 +39,7 @@ def upgrade() -> None:
         "site",
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("ai", sa.Boolean(), nullable=False),
+        sa.Column("policy", sa.String(length=64), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_site")),
     )
@@ -215,6 +216,7 @@ def upgrade() -> None:
         sa.Column("instance", sa.String(length=36), nullable=False),
         sa.Column("model", sa.String(length=64), nullable=False),
         sa.Column("model_name", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
         sa.Column("suitable", sa.Boolean(), nullable=False),
         sa.Column("code", sa.String(length=64), nullable=True),
         sa.Column("reason", sa.Text(), nullable=False),

@@ -1,0 +1,238 @@
+"""One clinic: everything that `wetread serve` runs, put together, started and stopped in order."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from wetread.clinic import audit, priority, store, triage
+from wetread.clinic.archive import Archive
+from wetread.clinic.intake import Intake
+from wetread.clinic.store import Store
+from wetread.clinic.triage import Policy
+from wetread.clinic.worker import Model, Worker
+from wetread.config import Settings
+from wetread.errors import ClinicError, ConfigError, WetreadError
+from wetread.infer.predict import Analysis, Predictor
+from wetread.radiograph.read import Limits
+
+log = logging.getLogger(__name__)
+
+FAILING = 3  # failures in a row after which a model counts as failing
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """One model of the setting `models`: ``serving``, ``failing`` on recent images, or ``missing`` with a reason."""
+
+    name: str
+    id: str
+    version: str
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class AiState:
+    """Whether AI orders the list; `banner` says so in one sentence when it does not, or not fully."""
+
+    on: bool
+    banner: str | None
+    models: tuple[ModelState, ...]
+
+
+class Served:
+    """A predictor as the worker uses it."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.id, self.name = predictor.package.id, predictor.package.name
+        self.version = predictor.package.meta.code_version
+
+    def analyse(self, path: Path, name: str) -> Analysis:
+        """Read a file as the model wants it and analyse it."""
+        return self.predictor.analyse(self.predictor.read(path, name))
+
+
+class Clinic:
+    """The clinic of one data folder.
+
+    Parameters
+    ----------
+    data : Path
+        The folder of database and archive; made when missing. Only one service at a time may use it.
+    settings : Settings
+    models : sequence of Model, optional
+        The models in service; by default those of the setting `models`, opened by `start`.
+
+    Raises
+    ------
+    ConfigError, ClinicError
+        When the folder cannot be used, or another service uses it.
+    """
+
+    def __init__(self, data: Path, settings: Settings, *, models: Sequence[Model] | None = None) -> None:
+        self.data, self.settings = data, settings
+        self.rule = priority.load(Path(settings.priority)) if settings.priority else priority.Rule()
+        self._lock = _lock(data)
+        self.database = Store.open(data, settings.database)
+        self.archive = Archive(data / "archive")
+        self._given = models
+        self._missing: list[ModelState] = []
+        self.models: dict[str, Model] = {}
+        self.worker: Worker | None = None
+        self.intake = Intake(
+            self.database,
+            self.archive,
+            policy=self.policy,
+            models=lambda: list(self.models),
+            max_bytes=settings.max_bytes,
+            wake=self._wake,
+        )
+        self.stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Open the models, set right what a crash left, and begin to work."""
+        settings = self.settings
+        if settings.ai:
+            self._open_models()
+        with self.database.write() as connection:
+            store.ensure_site(connection, settings.site)
+        self.archive.clean()
+        adopted, missing = self.intake.adopt(settings.site)
+        if adopted:
+            log.warning("%d files without a row were taken in: studies %s", len(adopted), ", ".join(adopted))
+        for image in missing:
+            log.error("image %s: its file is missing from the archive; restore it from a backup", image)
+        self.intake.backfill()
+        limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+        self.worker = Worker(
+            self.database, self.archive, self.models, self.policy, threads=settings.threads, limits=limits
+        )
+        self.worker.start()
+        self._every(1.0, self._sweep)
+        threading.Thread(target=self._rerank_all, name="rerank", daemon=True).start()
+
+    def stop(self) -> None:
+        """Finish what is at hand and close everything."""
+        self.stopping.set()
+        for thread in self._threads:
+            thread.join()
+        if self.worker is not None:
+            self.worker.stop()
+        for model in self.models.values():
+            if isinstance(model, Served):
+                model.predictor.close()
+        self.database.close()
+        self._lock.close()
+
+    def policy(self, connection: Connection, site: str) -> Policy:
+        """Return how the studies of a site are ranked now."""
+        switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == site)).scalar()
+        return Policy(self.rule, ai=self.settings.ai and bool(self.models) and switch is not False)
+
+    def ai(self, site: str) -> AiState:
+        """Return whether AI orders this site's list, and what to tell the reader when it does not."""
+        with self.database.read() as connection:
+            switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == site)).scalar()
+        failures = self.worker.failures if self.worker else {}
+        states = [
+            ModelState(m.name, m.id, m.version, "failing" if failures.get(m.id, 0) >= FAILING else "serving")
+            for m in self.models.values()
+        ]
+        states += self._missing
+        on = self.settings.ai and bool(self.models) and switch is not False
+        banner = None
+        if not self.settings.ai or switch is False:
+            banner = "AI is switched off: studies are listed first come, first served."
+        elif not self.models:
+            banner = "AI is not available: studies are listed first come, first served."
+        elif broken := [state.name for state in states if state.state != "serving"]:
+            banner = (
+                f"AI is incomplete: model {', '.join(broken)} is not working; its studies wait in order of arrival."
+            )
+        return AiState(on, banner, tuple(states))
+
+    def switch_ai(self, site: str, on: bool, actor: str) -> None:
+        """Turn the site's AI switch and order its list anew."""
+        with self.database.write() as connection:
+            store.ensure_site(connection, site)
+            connection.execute(store.site.update().where(store.site.c.name == site).values(ai=on))
+            store.emit(connection, "ai.switched", site, None, {"on": on})
+            audit.record(connection, site, actor, "ai.switched", site, {"on": on})
+            policy = self.policy(connection, site)
+        triage.rerank(self.database, policy, site)
+
+    def _open_models(self) -> None:
+        if self._given is not None:
+            self.models = {model.id: model for model in self._given}
+            return
+        for name in self.settings.models:
+            try:
+                served = Served(Predictor.open(name, self.settings, self.data))
+            except WetreadError as error:
+                log.error("model %s is not served: %s", name, error)
+                self._missing.append(ModelState(Path(name).name, "", "", "missing", str(error)))
+            else:
+                self.models[served.id] = served
+
+    def _wake(self) -> None:
+        if self.worker is not None:
+            self.worker.wake()
+
+    def _every(self, seconds: float, task: Callable[[], None]) -> None:
+        """Run a task again and again in its own thread; a failure is logged and does not end it."""
+
+        def loop() -> None:
+            while not self.stopping.wait(seconds):
+                try:
+                    task()
+                except Exception as error:
+                    log.error("%s: %s", task.__name__, type(error).__name__)
+
+        thread = threading.Thread(target=loop, name=task.__name__, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _sweep(self) -> None:
+        with self.database.read() as connection:
+            due = triage.due(connection, store.now())
+        if due:
+            with self.database.write() as connection:
+                triage.sweep(connection, self.rule, store.now())
+
+    def _rerank_all(self) -> None:
+        try:
+            with self.database.read() as connection:
+                sites = list(connection.execute(sa.select(store.site.c.name)).scalars())
+                policies = {site: self.policy(connection, site) for site in sites}
+            for site, policy in policies.items():
+                triage.rerank(self.database, policy, site)
+        except Exception as error:
+            log.error("rerank: %s", type(error).__name__)
+
+
+def _lock(data: Path) -> IO[str]:
+    """Take the lock that lets only one service use a data folder; it goes with the process."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        handle = (data / "serve.lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--data {data}: cannot be written ({error.strerror}); name a folder you may write") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise ClinicError(
+            f"--data {data}: another `wetread serve` uses it; stop that one or name another folder"
+        ) from None
+    return handle
