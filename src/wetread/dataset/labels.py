@@ -33,7 +33,12 @@ def parse(column: str) -> pl.Expr:
     What is none of these becomes null too; `is_bad` finds it.
     """
     number = pl.col(column).str.strip_chars().cast(pl.Float64, strict=False)
-    return pl.when(number.is_in([PRESENT, ABSENT, UNCERTAIN])).then(number).cast(pl.Int8).alias(column)
+    return (
+        pl.when(number.is_in([float(PRESENT), float(ABSENT), float(UNCERTAIN)]))
+        .then(number)
+        .cast(pl.Int8)
+        .alias(column)
+    )
 
 
 def is_bad(column: str) -> pl.Expr:

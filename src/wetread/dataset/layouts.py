@@ -28,7 +28,7 @@ COLUMNS = {
     "split": pl.String,
     "source": pl.String,
 }
-PLACE = ("file", "member", "bytes")
+PLACE = ("path", "file", "member", "bytes")
 _OLDEST_YEARS = 120
 _MOST_CLASSES = 64
 _SPLITS = {
@@ -50,7 +50,7 @@ _CHEXPERT_TABLES = {
     "test": ("test.csv", "test_labels.csv", "groundtruth.csv"),
 }
 # The published batches drop "train/" and put their own name first; from the patient on, all layouts agree.
-_CHEXPERT_KEY = r"(patient\d+/study\d+/[^/]+)$"
+_CHEXPERT_KEY = r"(patient\d+/study\d+/[^/.]+\.[A-Za-z]+)$"
 _CHEXPERT_STUDY = r"(patient\d+/study\d+)"
 
 
@@ -204,7 +204,7 @@ def folders(listed: pl.DataFrame, task: Task | None, other: str | None, root: Pa
             reason = f"unknown label: folder {above[-1]!r} is no finding of task {task.name!r}"
         split = _SPLITS[above[split_at].lower()] if split_at is not None else None
         patient = _kermany_patient(image) or name.rsplit(".", 1)[0]
-        out.append((image, patient, name.rsplit(".", 1)[0], split, finding, file, member, size, reason))
+        out.append((image, patient, name.rsplit(".", 1)[0], split, finding, path, file, member, size, reason))
     columns = ("image", "patient", "study", "split", "finding", *PLACE, "reason")
     schema = dict.fromkeys(columns, pl.String) | {"bytes": pl.Int64}
     rows = pl.DataFrame(out, schema=schema, orient="row")
@@ -253,7 +253,7 @@ def _join_identical(rows: pl.DataFrame) -> pl.DataFrame:
     """Give patients that share a byte-identical file one key, and refuse identical files of different classes."""
     alike: dict[str, list[int]] = {}
     sizes = Counter(rows["bytes"])
-    for at, (file, member, size, reason) in enumerate(rows.select(*PLACE, "reason").iter_rows()):
+    for at, (_, file, member, size, reason) in enumerate(rows.select(*PLACE, "reason").iter_rows()):
         if sizes[size] > 1 and reason is None:
             try:
                 alike.setdefault(hashlib.sha256(files.read(file, member)).hexdigest(), []).append(at)
@@ -320,7 +320,7 @@ def _first_of_each(images: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _leftover(images: pl.DataFrame, reason: str) -> pl.DataFrame:
-    return images.select("file", image=pl.coalesce("member", "file")).with_columns(reason=pl.lit(reason))
+    return images.select("file", image="path").with_columns(reason=pl.lit(reason))
 
 
 def _together(rows: pl.DataFrame, unlabelled: pl.DataFrame, again: pl.DataFrame, task: Task) -> pl.DataFrame:

@@ -15,8 +15,10 @@ import polars as pl
 from wetread.dataset import files, layouts
 from wetread.dataset.layouts import COLUMNS, PLACE
 from wetread.dataset.split import unit
-from wetread.errors import DatasetError
+from wetread.errors import DatasetError, ReadError
 from wetread.findings import CHEXPERT, NIH, PNEUMONIA, Task
+from wetread.radiograph import read as radiograph
+from wetread.radiograph.read import Limits
 
 Views = Literal["frontal", "lateral", "all"]
 Refused = list[dict[str, str]]
@@ -30,7 +32,7 @@ class Collection:
     ----------
     rows : DataFrame
         Sorted by `image`: the columns of `COLUMNS` (`split` is the published one, or null), one Int8 column per
-        finding, and where the bytes lie (`file`, `member`, `bytes`).
+        finding, and where the bytes lie (`PLACE`).
     refused : list of dict
         `image` and `reason` ("kind: details").
     task : Task
@@ -109,7 +111,9 @@ def collect(
     source = SOURCES[kind]
     listed, refused = files.index(root)
     rows, chosen = source.read(listed, task or source.task, labels, root)
-    rows = rows.with_columns(source=pl.lit(kind)).with_columns(reason=_reasons(views)).sort("image", "file")
+    if kind == "chexpert" and _shows_phantoms(rows):  # the same layout, but other terms
+        kind, source = "phantom", SOURCES["phantom"]
+    rows = rows.sort("image", "file").with_columns(source=pl.lit(kind)).with_columns(reason=_reasons(views))
     refused += rows.filter(pl.col("reason").is_not_null()).select("image", "reason").to_dicts()
     rows = rows.filter(pl.col("reason").is_null()).select(*COLUMNS, *chosen.findings, *PLACE)
     if rows.is_empty():
@@ -134,6 +138,16 @@ def collect(
     return Collection(taken, sorted(refused, key=lambda r: (r["image"], r["reason"])), chosen, about)
 
 
+def _shows_phantoms(rows: pl.DataFrame) -> bool:
+    """Return whether the first image that can be read is a phantom; packing refuses a mixture."""
+    for file, member in rows.drop_nulls("file").select("file", "member").head(8).iter_rows():
+        try:
+            return radiograph.read(files.read(file, member, Limits().max_bytes)).source == "phantom"
+        except (DatasetError, ReadError):
+            continue
+    return False
+
+
 def _reasons(views: Views) -> pl.Expr:
     """Return why a row is refused: what its reader found, then what holds for every collection."""
     is_lateral = (pl.col("view") == "LATERAL").fill_null(False)
@@ -145,7 +159,7 @@ def _reasons(views: Views) -> pl.Expr:
         .when(pl.col("file").is_null())
         .then(pl.lit("missing file: listed in the table but not in the collection"))
         .when(~pl.struct("image").is_first_distinct())
-        .then(pl.format("duplicate: {} has the same name as an image before it", "file"))
+        .then(pl.format("duplicate: {} has the same name as an image before it", "path"))
         .when(wrong)
         .then(pl.format(f"wrong view: {{}}, asked for {views}", seen))
     )
