@@ -31,8 +31,19 @@ def weights(findings: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nd
     )
 
 
-def graph(findings: int, seed: int = 0, *, drop: str | None = None, size: int | str = SIZE) -> bytes:
-    """Return the ONNX graph: mean of each cell, 1x1 convolution, ReLU, global average, linear head, sigmoid."""
+def graph(
+    findings: int,
+    seed: int = 0,
+    *,
+    drop: str | None = None,
+    size: int | str = SIZE,
+    kind: int = TensorProto.UINT8,
+    poison: bool = False,
+) -> bytes:
+    """Return the ONNX graph: mean of each cell, 1x1 convolution, ReLU, global average, linear head, sigmoid.
+
+    With `poison`, an image with a white corner has no finite familiarity.
+    """
     stem, bias, head = weights(findings, seed)
     constants = {
         "scale": np.float32(1 / 255),
@@ -59,8 +70,19 @@ def graph(findings: int, seed: int = 0, *, drop: str | None = None, size: int | 
         node("Slice", ["probability", "first", "ends", "axis1"], ["normal"]),
         node("Squeeze", ["normal", "axis1"], ["normal_flat"]),
         node("Sub", ["one", "normal_flat"], ["abnormal"]),
-        node("ReduceMean", ["features", "axis1"], ["familiarity"], keepdims=0),
+        node("ReduceMean", ["features", "axis1"], ["plain_familiarity" if poison else "familiarity"], keepdims=0),
     ]
+    if poison:
+        constants["white"] = np.float32(255)
+        constants["all"] = np.array([1, 2, 3], np.int64)
+        constants["corner_from"], constants["corner_to"] = np.array([0, 0], np.int64), np.array([1, 1], np.int64)
+        nodes += [
+            node("Slice", ["grey", "corner_from", "corner_to", "last"], ["corner_pixel"]),
+            node("ReduceMean", ["corner_pixel", "all"], ["corner"], keepdims=0),
+            node("Sub", ["white", "corner"], ["darkness"]),
+            node("Div", ["darkness", "darkness"], ["unity"]),  # 0/0 where the corner is white
+            node("Mul", ["plain_familiarity", "unity"], ["familiarity"]),
+        ]
     shapes = {
         "probability": ["B", findings],
         "abnormal": ["B"],
@@ -72,7 +94,7 @@ def graph(findings: int, seed: int = 0, *, drop: str | None = None, size: int | 
         helper.make_graph(
             nodes,
             "tiny",
-            [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["B", 1, size, size])],
+            [helper.make_tensor_value_info("pixels", kind, ["B", 1, size, size])],
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items() if n != drop],
             [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
         ),
@@ -117,10 +139,12 @@ def meta(task: Task, transform: Transform, **changes: Any) -> package.Meta:
     return package.Meta(**(values | changes))
 
 
-def write(folder: Path, task: Task = PNEUMONIA, *, seed: int = 0, **changes: Any) -> package.Package:
+def write(
+    folder: Path, task: Task = PNEUMONIA, *, seed: int = 0, poison: bool = False, **changes: Any
+) -> package.Package:
     """Write the tiny package; keyword arguments change its `Meta`."""
     transform = plain(size=SIZE, source=SIZE)
-    content = graph(len(task.findings), seed)
+    content = graph(len(task.findings), seed, poison=poison)
     engine = runtime.load(content, precision=changes.get("precision", "fp32"))
     return package.write(
         folder,

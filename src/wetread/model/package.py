@@ -283,8 +283,8 @@ class _Files:
 
     def _list_folder(self) -> dict[str, int]:
         sizes = {}
-        for entry in os.scandir(self.path):
-            status = entry.stat(follow_symlinks=False)
+        for entry in sorted(self.path.iterdir()):
+            status = entry.lstat()
             if not stat.S_ISREG(status.st_mode):  # a link may leave the package, a pipe blocks for ever
                 raise ModelError(f"{self.path}: {entry.name} is not a regular file; a package holds only {_NAMES}")
             sizes[entry.name] = status.st_size
