@@ -112,6 +112,15 @@ def test_setting_stop_ends_an_endless_department():
     assert summary.to_dict()["accepted"] >= 1
 
 
+def test_ctrl_c_ends_it_with_the_summary_of_what_was_sent():
+    def interrupted():
+        yield PATIENTS[0]
+        raise KeyboardInterrupt
+
+    summary = send(interrupted(), repeat(0.0), client(lambda request: httpx.Response(201)))
+    assert summary.to_dict()["accepted"] == 1
+
+
 def test_latency_is_quoted_for_accepted_studies_only_and_in_ms():
     summary = Summary(2.0, [("accepted", 0.1), ("accepted", 0.3), ("HTTP 500", 9.0)]).to_dict()
     assert summary["latency_ms"] == {"p50": 200.0, "p95": 290.0, "max": 300.0}

@@ -1,13 +1,16 @@
 """Arrivals are a Poisson process: checked against the distributions that it must have."""
 
+from datetime import datetime
+from io import BytesIO
 from itertools import accumulate, islice, takewhile
 
 import numpy as np
+import pydicom
 import pytest
 from scipy import stats
 
 from wetread.errors import ConfigError
-from wetread.simulate.department import folder, gaps
+from wetread.simulate.department import folder, gaps, phantoms, weights
 
 
 def test_waits_of_a_constant_rate_are_exponential():
@@ -61,6 +64,42 @@ def test_a_rate_that_is_none_is_refused(rate):
 def test_a_pattern_that_is_none_is_refused(hourly):
     with pytest.raises(ConfigError, match="24 weights"):
         gaps(1.0, seed=0, hourly=hourly)
+
+
+def studies(seed, patients, clock, **options):
+    """The studies of the first patients, as another program reads them."""
+    sent = islice(phantoms(seed, size=64, clock=clock, **options), patients)
+    return [[pydicom.dcmread(BytesIO(data)) for _, data in patient.files] for patient in sent]
+
+
+def test_phantoms_are_dicom_studies_of_patients_of_their_own():
+    images = [image for [image] in studies(1, 9, lambda: datetime(2026, 3, 4, 5, 6, 7), laterals=0.0)]
+    for key in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        assert len({image[key].value for image in images}) == 9
+    assert {(image.StudyDate, image.StudyTime) for image in images} == {("20260304", "050607")}
+    assert {image.ViewPosition for image in images} == {"PA", "AP"}
+
+
+def test_a_lateral_view_belongs_to_the_study_of_its_frontal_one():
+    for frontal, lateral in studies(2, 3, lambda: datetime(2026, 3, 4), laterals=1.0):
+        assert (frontal.StudyInstanceUID, frontal.PatientID) == (lateral.StudyInstanceUID, lateral.PatientID)
+        assert frontal.SOPInstanceUID != lateral.SOPInstanceUID
+        assert lateral.ViewPosition in ("LL", "RL")
+
+
+def test_the_seed_decides_the_patients_and_the_time_the_study():
+    [[first]], [[again]] = (studies(3, 1, lambda: datetime(2026, 3, 4), laterals=0.0) for _ in range(2))
+    [[later]] = studies(3, 1, lambda: datetime(2026, 3, 5), laterals=0.0)
+    assert first == again
+    assert first.PatientID == later.PatientID
+    assert first.PixelData == later.PixelData
+    assert first.StudyInstanceUID != later.StudyInstanceUID
+
+
+def test_weights_are_numbers_between_commas():
+    assert weights("0, 1.5,2") == [0.0, 1.5, 2.0]
+    with pytest.raises(ConfigError, match="'1;2'"):
+        weights("1;2")
 
 
 def test_a_folder_is_sent_in_order_and_over_again(tmp_path):

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +88,7 @@ def send(
     client : httpx.Client
         From `connect`.
     stop : threading.Event, optional
-        Set it to end the simulation early; what was sent is still answered and counted.
+        Set it to end the simulation early, as Ctrl-C does; what was sent is still answered and counted.
     senders : int
         Most requests in flight.
 
@@ -118,7 +119,7 @@ def send(
         summary.outcomes.append((outcome, time.monotonic() - due))
 
     start = due = time.monotonic()
-    with ThreadPoolExecutor(senders, "arrivals") as pool:
+    with ThreadPoolExecutor(senders, "arrivals") as pool, suppress(KeyboardInterrupt):
         for patient, gap in zip(patients, gaps, strict=False):
             due += gap
             if stop.wait(max(0.0, due - time.monotonic())):

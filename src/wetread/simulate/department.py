@@ -6,13 +6,17 @@ hour of the day. Patients are phantoms, or the files of a folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from wetread.errors import ConfigError
+from wetread.radiograph import phantom
+from wetread.radiograph.read import View
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,26 @@ def gaps(
     """
     if not (np.isfinite(per_minute) and per_minute > 0):
         raise ConfigError(f"rate = {per_minute}: arrivals per minute must be more than 0")
-    weights = np.asarray([1.0] * 24 if hourly is None else hourly, dtype=float)
-    if weights.shape != (24,) or not np.all(np.isfinite(weights)) or weights.min() < 0 or weights.max() == 0:
-        raise ConfigError(f"hourly: 24 weights >= 0 that are not all 0 are needed, got {list(weights)}")
-    keep = weights / weights.max()
-    fastest = per_minute / 60 / weights.mean() * weights.max()
+    share = np.asarray([1.0] * 24 if hourly is None else hourly, dtype=float)
+    if share.shape != (24,) or not np.all(np.isfinite(share)) or share.min() < 0 or share.max() == 0:
+        raise ConfigError(f"hourly: 24 weights >= 0 that are not all 0 are needed, got {share.tolist()}")
+    keep = share / share.max()
+    fastest = per_minute / 60 / share.mean() * share.max()
     return _thinned(np.random.default_rng(seed), fastest, keep, start_hour * 3600)
+
+
+def weights(text: str) -> list[float]:
+    """Read the weights of the hours from numbers separated by commas.
+
+    Raises
+    ------
+    ConfigError
+        When one is not a number.
+    """
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"hourly = {text!r}: 24 numbers separated by commas are needed") from None
 
 
 def _thinned(rng: np.random.Generator, fastest: float, keep: np.ndarray, now: float) -> Iterator[float]:
@@ -74,6 +92,40 @@ def _thinned(rng: np.random.Generator, fastest: float, keep: np.ndarray, now: fl
         if rng.random() < keep[int(now // 3600) % 24]:
             yield now - last
             last = now
+
+
+def phantoms(
+    seed: int, *, size: int = 512, laterals: float = 0.2, clock: Callable[[], datetime] = datetime.now
+) -> Iterator[Patient]:
+    """Yield phantom patients as DICOM studies, without end.
+
+    Parameters
+    ----------
+    seed : int
+        Not negative. The same seed gives the same patients in the same order.
+    size : int
+        Side of the radiographs in pixels, 64 to 2048.
+    laterals : float
+        Share of patients with a lateral view beside the frontal one, 0 to 1.
+    clock : callable
+        Tells when a radiograph is acquired; a patient seen at another time has another study.
+    """
+    for number in count(1):
+        rng = np.random.default_rng([seed, number])
+        frontal: View = "PA" if rng.random() < 0.6 else "AP"
+        views: tuple[View, ...] = (frontal, "LATERAL") if rng.random() < laterals else (frontal,)
+        body, name, time = phantom.patient_seed(seed, number), f"P{seed}-{number:05d}", clock()
+        files = [
+            phantom.dicom(
+                phantom.make(body, view=view, size=size),
+                patient=name,
+                study=time.isoformat(),
+                number=index,
+                acquired_at=f"{time:%Y%m%d%H%M%S}",
+            )
+            for index, view in enumerate(views, 1)
+        ]
+        yield Patient(name, tuple((f"{name}-{index}.dcm", file) for index, file in enumerate(files, 1)))
 
 
 def folder(path: Path) -> Iterator[Patient]:
