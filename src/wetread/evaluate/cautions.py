@@ -46,7 +46,7 @@ def about(result: FindingResult, *, normal: bool = False) -> tuple[str, ...]:
         if screen.sensitivity.high < operating_points.SENSITIVITY:
             cautions.append(
                 f"At screen the sensitivity is {screen.sensitivity.value:.1%}, below the "
-                f"{operating_points.SENSITIVITY:.0%} that the threshold is meant for."
+                f"{operating_points.SENSITIVITY:.0%} that screening aims at."
             )
         flagged = (screen.tp + screen.fp) / result.images
         if flagged > FLAGS_NEARLY_ALL > result.prevalence.value:

@@ -108,7 +108,11 @@ def evaluate(
         findings=tuple(results),
         mean_auroc=_mean([result.auroc.value for result in results], areas),
         classes=Classes(
-            accuracy=interval(float(ratio(right.sum(), usable.sum())), np.concatenate(accuracies)),
+            accuracy=interval(
+                float(ratio(right.sum(), usable.sum())),
+                np.concatenate(accuracies),
+                trials=len(np.unique(patient[usable > 0])),
+            ),
             confusion=metrics.class_confusion(y, p),
         )
         if task.exclusive
@@ -158,7 +162,12 @@ class _Column:
     ) -> FindingResult:
         """Return the values of the images themselves with the intervals that the resamples give."""
         here = self.statistics()
-        value = {name: interval(float(here[name][0]), s) for name, s in samples.items() if s.ndim == 1}
+        trials = self._patients(patient[self.rows])
+        value = {
+            name: interval(float(here[name][0]), sample, trials=trials.get(name, 0))
+            for name, sample in samples.items()
+            if sample.ndim == 1
+        }
         y, p = self.positive.astype(np.float64), self.probability
         edges = np.linspace(0, 1, 21)
         collections = source[self.rows]
@@ -167,7 +176,7 @@ class _Column:
             images=self.rows.size,
             positives=int(self.positive.sum()),
             left_out=self.left_out,
-            patients=len(np.unique(patient[self.rows])),
+            patients=trials["prevalence"],
             prevalence=value["prevalence"],
             auroc=value["auroc"],
             average_precision=value["average_precision"],
@@ -195,6 +204,21 @@ class _Column:
             tn=int(table.tn[0]),
             **{rate: value[f"{name} {rate}"] for rate in RATES},
         )
+
+    def _patients(self, patient: NDArray[Any]) -> dict[str, int]:
+        """Return for each share the number of patients that it is a share of."""
+        everyone = np.ones(self.rows.size, dtype=bool)
+        sets = {"prevalence": everyone}
+        for name, threshold in self.thresholds.items():
+            flagged = self.probability >= threshold
+            sets |= {
+                f"{name} sensitivity": self.positive,
+                f"{name} specificity": ~self.positive,
+                f"{name} ppv": flagged,
+                f"{name} npv": ~flagged,
+                f"{name} accuracy": everyone,
+            }
+        return {name: len(np.unique(patient[rows])) for name, rows in sets.items()}
 
     def _calls(self, low: float, high: float) -> dict[str, tuple[int, int]]:
         p = self.probability

@@ -76,8 +76,8 @@ def resamples(groups: ArrayLike, count: int = 1000, seed: int = 0) -> Iterator[F
         yield times.astype(np.float64)[:, member]
 
 
-def interval(value: float, sample: FloatArray) -> Interval:
-    """Return the percentile interval of a resampled statistic.
+def percentiles(value: float, sample: FloatArray) -> Interval:
+    """Return a statistic with the percentile interval of its resamples.
 
     Parameters
     ----------
@@ -98,10 +98,30 @@ def interval(value: float, sample: FloatArray) -> Interval:
     return Interval(value, float(low), float(high), float(exists.mean()))
 
 
+def interval(value: float, sample: FloatArray, *, trials: int = 0) -> Interval:
+    """Return a statistic with its interval, also where resampling is blind.
+
+    When nothing was missed no resample can miss anything, and the percentiles shrink to the value. A share of
+    `trials` patients then gets its Wilson interval; any other statistic gets no limits.
+
+    Parameters
+    ----------
+    value, sample
+        As `percentiles`.
+    trials : int
+        For a share: the number of patients that it is a share of.
+    """
+    found = percentiles(value, sample)
+    if found.low < found.high or np.isnan(found.low):
+        return found
+    low, high = wilson(value * trials, trials)
+    return Interval(value, float(low), float(high), found.defined)
+
+
 def bootstrap(
     statistic: Callable[[FloatArray], FloatArray], groups: ArrayLike, *, count: int = 1000, seed: int = 0
-) -> Interval:
-    """Return a statistic with its interval over patients.
+) -> tuple[float, FloatArray]:
+    """Return a statistic of the data themselves, and of each resample of patients (float64 [count]).
 
     Parameters
     ----------
@@ -111,13 +131,13 @@ def bootstrap(
         As `resamples`.
     """
     sample = np.concatenate([statistic(weights) for weights in resamples(groups, count, seed)])
-    return interval(float(statistic(np.ones((1, np.asarray(groups).size)))[0]), sample)
+    return float(statistic(np.ones((1, np.asarray(groups).size)))[0]), sample
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, *, count: int = 1000, seed: int = 0) -> Interval:
-    """Return the area under the ROC curve with its interval over patients."""
+    """Return the area under the ROC curve with its interval over patients; none when all are told apart."""
     ranking = Ranking(labels, scores)
-    return bootstrap(lambda weights: ranking.counts(weights).auroc(), groups, count=count, seed=seed)
+    return interval(*bootstrap(lambda weights: ranking.counts(weights).auroc(), groups, count=count, seed=seed))
 
 
 def difference(
@@ -148,8 +168,13 @@ def difference(
         Of metric(new) - metric(old); an interval that holds 0 is no evidence of a difference.
     """
     first, second = Ranking(labels, new), Ranking(labels, old)
-    return bootstrap(
-        lambda weights: metric(first.counts(weights)) - metric(second.counts(weights)), groups, count=count, seed=seed
+    return percentiles(
+        *bootstrap(
+            lambda weights: metric(first.counts(weights)) - metric(second.counts(weights)),
+            groups,
+            count=count,
+            seed=seed,
+        )
     )
 
 

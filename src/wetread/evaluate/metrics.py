@@ -125,8 +125,8 @@ class Confusion:
 
     @property
     def f1(self) -> FloatArray:
-        """Harmonic mean of sensitivity and PPV; NaN when there is neither a positive nor a flag."""
-        return ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+        """Harmonic mean of sensitivity and PPV, 0 when all positives are missed; NaN without a positive."""
+        return np.where(self.tp + self.fn > 0, ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn), np.nan)
 
     @property
     def accuracy(self) -> FloatArray:
@@ -275,7 +275,7 @@ def npv(labels: ArrayLike, scores: ArrayLike, threshold: float) -> float:
 
 
 def f1(labels: ArrayLike, scores: ArrayLike, threshold: float) -> float:
-    """Return the harmonic mean of sensitivity and PPV; NaN when nothing is positive or flagged."""
+    """Return the harmonic mean of sensitivity and PPV; NaN without a positive."""
     return float(confusion(labels, scores, threshold).f1[0])
 
 

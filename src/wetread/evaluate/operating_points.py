@@ -1,18 +1,20 @@
 """Where to cut a probability: two operating points and the cut-offs of the calls, per finding.
 
-Fitted on validation, never on test. With ≥ counting as flagged:
+Fitted on validation, never on test. At or above a threshold counts as flagged.
 
-- **screen** misses as little as the data can prove: the highest threshold at which the one-sided
-  95 % Clopper-Pearson limit of the sensitivity still reaches 98 %. Too few positives to prove it
-  (fewer than 149): the highest threshold that misses none of them; `shown` says what that proves.
+- **screen** comes first to sensitivity: the highest threshold that is *safe*, which means that the one-sided
+  95 % Clopper-Pearson limit of its sensitivity still reaches 98 %. With fewer than 149 positives nothing can prove
+  that, and safe is the highest threshold that misses none of them. A weak finding would pay for this by flagging
+  nearly everybody, which ranks nothing: then screen is the lowest threshold that leaves half of the images without
+  the finding alone. `shown` says what sensitivity is proved in the end.
 - **balanced** gives a missed positive and a false alarm of either class the same weight (Youden 1950).
   Sensitivity + specificity is a flat and noisy hill, so the threshold is the middle, in log-odds, of
   all the neighbours within one standard error of its top. In simulations with 10 to 1,000 positives
   its loss against the true optimum was a tenth to nearly a half smaller than with the top itself.
 - **cut-offs** (low, high) of the three calls: *unlikely* below low, *likely* from high on, *unsure*
-  between. Low is `screen`. High is the lowest threshold from `balanced` up with a specificity
+  between. Low is the safe threshold. High is the lowest threshold from `balanced` up with a specificity
   of 95 % or more at which more than half of the flagged are positive, or 1 (never *likely*) when there
-  is none. So what is *unlikely* is flagged at neither point, and what is *likely* at both.
+  is none. Low ≤ screen ≤ balanced ≤ high: what is *unlikely* is flagged at neither point, what is *likely* at both.
 
 The task's normal finding is the other way round: its thresholds are those of "not normal",
 mirrored, so that at `screen` an image is called normal only where hardly any abnormal one is.
@@ -38,6 +40,7 @@ SENSITIVITY = 0.98
 CONFIDENCE = 0.95
 SPECIFICITY = 0.95
 PPV = 0.5
+SCREEN_SPECIFICITY = 0.5
 MIN_IMAGES = 5
 """Fewest positives, and fewest negatives, in validation; a finding with fewer gets the defaults."""
 
@@ -111,12 +114,13 @@ def fit(task: Task, probability: ArrayLike, labels: ArrayLike, *, sensitivity: f
         counts = ranking.counts()
         misses = allowed_misses(positives, sensitivity)
         balanced = _balanced(counts)
-        screen = min(_screen(counts, misses), balanced)
-        high = max(_high(counts), balanced)
+        low = min(_safe(counts, misses), balanced)
+        screen = min(max(low, _lowest(counts, SCREEN_SPECIFICITY)), balanced)
+        high = max(_lowest(counts, SPECIFICITY, PPV), balanced)
         points.shown[finding] = proved_sensitivity(int(counts.at(screen).fn[0]), positives)
         points.screen[finding] = 1 - screen if mirrored else screen
         points.balanced[finding] = 1 - balanced if mirrored else balanced
-        points.cutoffs[finding] = (1 - high, 1 - screen) if mirrored else (screen, high)
+        points.cutoffs[finding] = (1 - high, 1 - low) if mirrored else (low, high)
     return Points(points.screen, points.balanced, points.cutoffs, points.shown, tuple(defaults))
 
 
@@ -163,7 +167,7 @@ def _between(counts: Counts, first: int, last: int) -> float:
     return middle if lower < middle <= upper else float(upper)  # rounding of neighbours
 
 
-def _screen(counts: Counts, misses: int) -> float:
+def _safe(counts: Counts, misses: int) -> float:
     column = int(np.argmax(counts.tp[0] >= counts.tp[0, -1] - misses))
     column = max(column, 1)
     return _between(counts, column, column)
@@ -181,7 +185,8 @@ def _balanced(counts: Counts) -> float:
     return _between(counts, int(bad[bad < best].max()) + 1, int(bad[bad > best].min()) - 1)
 
 
-def _high(counts: Counts) -> float:
+def _lowest(counts: Counts, specificity: float, ppv: float = 0.0) -> float:
+    """Return the lowest threshold with at least this specificity and more than this PPV, or 1."""
     tp, fp = counts.tp[0], counts.fp[0]
-    enough = (1 - ratio(fp, fp[-1]) >= SPECIFICITY) & (ratio(tp, tp + fp) > PPV)  # NaN > is False: nothing flagged
+    enough = (1 - ratio(fp, fp[-1]) >= specificity) & (ratio(tp, tp + fp) > ppv)  # NaN: nothing flagged
     return _between(counts, last := int(np.flatnonzero(enough).max()), last) if enough.any() else 1.0
