@@ -99,6 +99,70 @@ def phantom(
 
 
 @app.command()
+def template(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A packed dataset (plain transform) or folder of films, and the file to write.",
+            metavar="[FOLDER] OUT.npz",
+        ),
+    ],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Cut it from this one clear film instead.", metavar="FILE")
+    ] = None,
+    box: Annotated[str | None, typer.Option(help="Where the lungs are in it, in pixels.", metavar="X,Y,W,H")] = None,
+    limit: Annotated[int, typer.Option(help="Average over at most so many films.", min=1)] = 500,
+    seed: Annotated[int, typer.Option(help="Of the choice among them.", min=0)] = 0,
+) -> None:
+    """Make a lung template, with which the lungs transform finds the lungs.
+
+    Use it by `wetread pack --transform lungs --template`. Examples: `wetread template data/chexpert lungs.npz`;
+    `wetread template lungs.npz --from clear.dcm --box 40,30,900,950`
+    """
+    from wetread.dataset import template as templates
+    from wetread.errors import ConfigError
+    from wetread.radiograph import lungs, pixels
+
+    if source is not None and len(paths) == 1:
+        corners = (box or "").split(",")
+        if len(corners) != 4 or not all(c.strip().isdecimal() for c in corners):
+            raise ConfigError(f"--box {box}: give X,Y,W,H in whole pixels of the film")
+        x, y, w, h = (int(c) for c in corners)
+        transform = pixels.lungs(lungs.from_file(source, (x, y, w, h)))
+    elif source is None and box is None and len(paths) == 2:
+        transform = templates.average(paths[0], limit=limit, seed=seed)
+    else:
+        raise ConfigError("template: give FOLDER OUT.npz, or --from FILE --box X,Y,W,H OUT.npz")
+    transform.save(paths[-1])
+    typer.echo(paths[-1])
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A radiograph: DICOM, JPEG, PNG, WebP or TIFF.")],
+    out: Annotated[Path, typer.Argument(help="The 8-bit PNG to write.", metavar="OUT.png")],
+    as_model: Annotated[
+        str | None, typer.Option(help="Write the array that this model sees instead.", metavar="MODEL")
+    ] = None,
+) -> None:
+    """Write a radiograph as a reader should see it, or exactly as a model sees it.
+
+    Examples: `wetread show chest.dcm chest.png`; `wetread show chest.dcm seen.png --as-model pneumonia`
+    """
+    from wetread.radiograph import read
+
+    if as_model is None:
+        picture = read.to_8_bit(read.read(file).pixels)
+    else:
+        from wetread.model.package import Package
+
+        transform = Package.open(as_model).transform
+        picture = transform(transform.read(file)).array
+    read.write_png(out, picture)
+    typer.echo(out)
+
+
+@app.command()
 def pack(
     kind: Annotated[str, typer.Argument(help="Collection: chexpert, nih, kermany, phantom or folders.")],
     root: Annotated[Path, typer.Argument(help="Its folder, or its zip archive; archives are read in place.")],

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetread.errors import ReadError
-from wetread.radiograph.read import Radiograph, ramp, read
+from wetread.radiograph.read import Radiograph, ramp, read, to_8_bit
 
 SOURCE, SIZE = 256, 224
 
@@ -30,9 +30,7 @@ def squash(radiograph: Radiograph, size: int) -> NDArray[np.uint8]:
     uint8 array, shape [size, size]
     """
     small: Any = cv2.resize(radiograph.pixels, (size, size), interpolation=cv2.INTER_AREA)
-    if small.dtype == np.uint16:
-        small = ((small.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return small  # type: ignore[no-any-return]
+    return to_8_bit(small)
 
 
 def locate(image: NDArray[np.uint8], template: NDArray[np.uint8]) -> tuple[int, int, float]:
@@ -57,11 +55,12 @@ def locate(image: NDArray[np.uint8], template: NDArray[np.uint8]) -> tuple[int, 
     return int(x), int(y), float(np.clip(scores[y, x], -1, 1))
 
 
-def average(arrays: Iterable[NDArray[np.uint8]], size: int = SIZE, rounds: int = 2) -> NDArray[np.uint8]:
+def average(arrays: Iterable[NDArray[np.uint8]], size: int = SIZE, rounds: int = 1) -> NDArray[np.uint8]:
     """Make a template from many radiographs.
 
-    The first round averages the central regions; each later round averages the regions that match the template so
-    far, so that lungs come to lie upon lungs.
+    The first average is of one region that is central from side to side and three quarters of the way down, because
+    the costophrenic angles reach lower than anything above the apices that matters. Each later round averages the
+    regions that match the template so far, so that lungs come to lie upon lungs.
 
     Parameters
     ----------
@@ -85,8 +84,8 @@ def average(arrays: Iterable[NDArray[np.uint8]], size: int = SIZE, rounds: int =
     if not images or min(min(image.shape) for image in images) < size:
         raise ValueError(f"a template needs at least one radiograph of {size}×{size} pixels or more")
     height, width = images[0].shape
-    regions = [image[(height - size) // 2 :, (width - size) // 2 :][:size, :size] for image in images]
-    template = _mean(regions)
+    x, y = (width - size) // 2, 3 * (height - size) // 4
+    template = _mean([image[y : y + size, x : x + size] for image in images])
     for _ in range(rounds):
         places = [locate(image, template)[:2] for image in images]
         template = _mean([i[y : y + size, x : x + size] for i, (x, y) in zip(images, places, strict=True)])

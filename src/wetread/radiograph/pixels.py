@@ -23,7 +23,7 @@ from wetread.errors import ModelError
 from wetread.radiograph import lungs as _lungs
 from wetread.radiograph.read import Limits, Radiograph, read
 
-MIN_MATCH = 0.35  # of real and synthetic chests practically none match less; see docs/radiographs.md
+MIN_MATCH = 0.5  # below, the region found on real films is as often wrong as right; see docs/radiographs.md
 _MAX_SIDE = 2048
 
 

@@ -229,6 +229,19 @@ def ramp(values: NDArray[Any], low: float, high: float, bits: int) -> Pixels:
     return mapped.astype(np.uint8) if bits == 8 else mapped.astype(np.uint16)
 
 
+def to_8_bit(pixels: Pixels) -> NDArray[np.uint8]:
+    """Return 16-bit pixels rounded to 8 bits, and 8-bit pixels as they are."""
+    if pixels.dtype != np.uint8:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.asarray(pixels, dtype=np.uint8)
+
+
+def write_png(file: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a grey PNG, whatever the file's name; raises OSError where it cannot be written."""
+    _, encoded = cv2.imencode(".png", picture)
+    file.write_bytes(encoded.tobytes())
+
+
 def _bytes(source: Path | bytes, name: str, limits: Limits) -> bytes:
     """Return the file's bytes, never more than the limit."""
     too_large = f"{name}: more than {limits.max_bytes} bytes; raise max_bytes if the file is genuine"
