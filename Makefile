@@ -37,7 +37,8 @@ bench: $(VENV)/.system  ## list the benchmarks; `make bench NAME=packing` runs o
 	$(BIN)/python -m benchmarks $(NAME)
 
 docs: $(VENV)/.docs  ## build the documentation site into site/
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/typer wetread.cli utils docs --name wetread --title "Command line" --output docs/cli.md >/dev/null
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove what was built, the environment included
 	rm -rf $(VENV) site dist build src/wetread/web/static/dist frontend/node_modules
