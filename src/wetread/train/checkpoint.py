@@ -1,0 +1,47 @@
+"""Checkpoints that are whole or not there, and that hold all a run needs to go on exactly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from wetread.errors import TrainError
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part of either."""
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain values are unpickled.
+
+    Raises
+    ------
+    TrainError
+        When the file is not a checkpoint.
+    """
+    try:
+        return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises several unrelated classes for a broken file
+        raise TrainError(
+            f"checkpoint {path}: cannot be read ({type(error).__name__}); delete it to start anew"
+        ) from None
