@@ -71,8 +71,10 @@ class Body:
 
     def outer(self, y: Array | float) -> Array:
         """Return the x of the lateral lung border at height `y`."""
-        t = np.clip(np.asarray(y, np.float32) / (0.86 * self.height), 0, 1)
-        return np.asarray(self.apex_x + (self.width - self.apex_x) * np.power(1 - (1 - t) ** 3.0, 0.62), np.float32)
+        y = np.asarray(y, np.float32)
+        cap = 1 - (1 - np.clip(y / 3.2, 0, 1)) ** 2
+        t = 1 - (1 - np.clip(y / (0.84 * self.height), 0, 1)) ** 2.4
+        return np.asarray(self.apex_x + 2.4 * np.sqrt(cap) + (self.width - self.apex_x - 2.4) * t**0.85, np.float32)
 
     def medial(self, y: Array | float) -> Array:
         """Return the x of the medial lung border at height `y`."""
@@ -96,13 +98,13 @@ class Body:
     def heart_solids(self) -> list[Solid]:
         """Return ventricles, right atrium and outflow tract."""
         k = self.heart * self.heart_gain
-        y = self.top(1) - 3.6 - 0.2 * k
+        y = self.top(1) - 2.5 - 0.25 * k
         x = self.shift + 0.25 * (k - 4.6)
         turn = self.heart_turn
         return [
-            Solid((x + 2.6, y, 2.0), (1.32 * k, 0.95 * k, 1.0 * k), turn),
-            Solid((x - 1.0, y - 0.4, 1.5), (0.72 * k, 0.98 * k, 0.85 * k), 0.15),
-            Solid((x + 1.5, y - 0.95 * k, 1.5), (0.62 * k, 0.95 * k, 0.7 * k), 0.25),
+            Solid((x + 2.75, y, 2.0), (1.4 * k, 0.9 * k, 1.35 * k), turn),
+            Solid((x - 1.0, y - 0.2, 1.5), (0.65 * k, 0.98 * k, 1.2 * k), 0.15),
+            Solid((x + 1.9, y - 0.95 * k, 1.5), (0.68 * k, 1.2 * k, 1.1 * k), -0.38),
         ]
 
     def great_vessels(self) -> list[Solid]:
@@ -111,11 +113,11 @@ class Body:
         knob = 0.265 * h
         bulge = 1 + 0.45 * (self.mediastinum_gain - 1)
         return [
-            Solid((x + m - 0.1, knob, -1.5), (1.45 * a * bulge, 1.5 * a * bulge, 3.2)),
+            Solid((x + m - 0.1, knob, -1.5), (1.4 * a * bulge, 1.6 * a * bulge, 4.5)),
             Solid((x + 1.25 + 0.25 * a, 0.62 * h, -4.6), (1.25 * a, 0.42 * h, 1.35 * a)),
-            Solid((x - m + 0.7, 0.36 * h, 0.8), (1.5 * bulge, 0.3 * h, 1.6)),
-            Solid((x - 0.1, 0.2 * h, -0.5), (m + 0.15, 0.34 * h, 3.6)),
-            Solid((x, 0.0, -1.0), (m + 1.2, 0.16 * h, 3.0)),
+            Solid((x - m + 0.7, 0.36 * h, 0.8), (1.5 * bulge, 0.3 * h, 3.5)),
+            Solid((x - 0.1, 0.2 * h, -0.5), (m + 0.15, 0.36 * h, 7.0)),
+            Solid((x, 0.0, -1.0), (m + 1.4, 0.17 * h, 6.0)),
         ]
 
 
@@ -150,7 +152,7 @@ def draw_body(seed: int, study: int = 0) -> Body:
         dome=[dome, dome + float(np.clip(rng.normal(1.1, 0.5), 0, 2.2))],
         dome_rise=rise,
         heart=4.55 * scale * float(np.clip(rng.normal(1, 0.045), 0.9, 1.09)),
-        heart_turn=float(rng.normal(0.55, 0.09)),
+        heart_turn=float(rng.normal(0.66, 0.09)),
         mediastinum=2.5 * scale * float(np.clip(rng.normal(1, 0.07), 0.85, 1.16)),
         aorta=scale * (0.88 + 0.003 * age) * float(np.clip(rng.normal(1, 0.06), 0.85, 1.15)),
         bone=float(np.clip(rng.normal(1.05 - 0.003 * max(age - 50, 0), 0.08), 0.7, 1.3)),
@@ -165,12 +167,12 @@ def draw_body(seed: int, study: int = 0) -> Body:
 
 def rib(body: Body, index: int, side: int) -> NDArray[np.float64]:
     """Return the centre line of rib `index` (0 to 11) as points [n, 3], from the spine to its front end."""
-    y0 = -1.6 + index * body.height * 0.093
+    y0 = -1.7 + index * body.height * 0.094
     end = (2.3, 2.2, 2.25, 2.3, 2.3, 2.3, 2.25, 2.15, 2.0, 1.75, 1.3, 0.9)[index]
-    phi = np.linspace(-1.32, -1.32 + end, 30 if index < 10 else 20)
-    u = (phi + 1.32) / 2.3
-    drop = (2.6, 4.2, 5.4, 6.3, 7.0, 7.6, 8.2, 8.8, 9.2, 9.2, 8.5, 7.5)[index] * body.height / 26
-    y = y0 + drop * (0.55 * u + 0.45 * u**2) - 0.9 * np.sin(np.clip(u / 0.35, 0, 1) * np.pi)
+    phi = np.linspace(-1.44, -1.44 + end, 30 if index < 10 else 20)
+    u = (phi + 1.44) / 2.4
+    drop = (5.8, 6.6, 7.4, 8.3, 9.0, 9.6, 10.2, 10.6, 10.8, 10.4, 9.0, 7.5)[index] * body.height / 26
+    y = y0 + drop * (0.66 * u**0.85 + 0.24 * u**2) - 0.5 * np.sin(np.clip(u / 0.4, 0, 1) * np.pi)
     wide = body.outer(np.maximum(y + 0.8, 0.6)) + 0.35
     if index == 0:
         wide = np.full_like(wide, body.outer(2.2)) * 0.82
@@ -181,10 +183,10 @@ def rib(body: Body, index: int, side: int) -> NDArray[np.float64]:
 def clavicle(body: Body, side: int) -> NDArray[np.float64]:
     """Return the centre line of a clavicle as points [n, 3], from sternum to shoulder."""
     rng = np.random.default_rng([body.seed, 2])
-    slope = rng.uniform(-0.5, 3.2)
+    rise = rng.uniform(2.2, 5.0)
     u = np.linspace(0, 1, 24)
-    x = 2.0 + u * (body.width + 0.6)
-    y = 3.4 * body.height / 26 - slope * u - 0.9 * np.sin(2 * np.pi * u) * 0.6 - 0.5 * u
+    x = 1.8 + u * (body.width + 0.8)
+    y = 5.0 * body.height / 26 - rise * u**1.2 + 0.55 * np.sin(2 * np.pi * u)
     return np.stack([SIGN[side] * x, y, 5.5 - 6.5 * u], 1)
 
 
@@ -220,18 +222,18 @@ def vessel_tree(body: Body, side: int, rng: np.random.Generator) -> tuple[NDArra
         Thinner at every branching, by Murray's law (the cubes of the daughters' radii add up).
     """
     count = 12
-    angle = np.linspace(-1.35, 1.5, count) + rng.normal(0, 0.12, count)
+    angle = np.linspace(-1.3, 1.55, count) + rng.normal(0, 0.12, count)
     lean = rng.normal(0, 0.5, count)
     way = np.stack([SIGN[side] * np.cos(angle), np.sin(angle) * 1.15, lean], 1)
     way /= np.linalg.norm(way, axis=1, keepdims=True)
     at = np.repeat(body.hilum(side)[None], count, 0) + way * 0.6 + rng.normal(0, 0.35, (count, 3))
-    radius = rng.uniform(0.2, 0.36, count) * body.vessels * np.where(np.abs(angle) < 0.5, 0.75, 1.0)
+    radius = rng.uniform(0.2, 0.38, count) * body.vessels * np.where(np.abs(angle) < 0.5, 0.75, 1.0)
     segments, radii = [], []
     for generation in range(8):
         steps = 2
         length = (2.1 * 0.87**generation) * rng.uniform(0.6, 1.25, len(at))
         for _ in range(steps):
-            bend = way + rng.normal(0, 0.12, way.shape)
+            bend = way + rng.normal(0, 0.17, way.shape)
             bend[:, 1] += 0.035
             way = bend / np.linalg.norm(bend, axis=1, keepdims=True)
             to = at + way * (length / steps)[:, None]

@@ -44,10 +44,11 @@ def ellipsoid_path(
 
 def capsule_path(u: Array, v: Array, start: Sequence[float], end: Sequence[float], radii: tuple[float, float]) -> Array:
     """Return the length of parallel rays through a tapering rod that lies in the image plane."""
-    ax, ay = end[0] - start[0], end[1] - start[1]
-    t = np.clip(((u - start[0]) * ax + (v - start[1]) * ay) / (ax * ax + ay * ay), 0, 1)
-    r = radii[0] + (radii[1] - radii[0]) * t
-    d2 = (u - start[0] - t * ax) ** 2 + (v - start[1] - t * ay) ** 2
+    x, y, ax, ay = (np.float32(value) for value in (*start[:2], end[0] - start[0], end[1] - start[1]))
+    du, dv = u - x, v - y
+    t = np.clip((du * ax + dv * ay) / (ax * ax + ay * ay), 0, 1)
+    r = np.float32(radii[0]) + np.float32(radii[1] - radii[0]) * t
+    d2 = (du - t * ax) ** 2 + (dv - t * ay) ** 2
     return np.asarray(2 * np.sqrt(np.maximum(r * r - d2, 0)), np.float32)
 
 
@@ -95,7 +96,7 @@ class Scene:
         self.frontal = view != "LATERAL"
         rng = np.random.default_rng([body.seed, 3, body.study, ("PA", "AP", "LATERAL").index(view)])
         spread = 1.4 if view == "AP" else 1.0
-        field_width = max(2 * (body.width + 2.6), body.height + 8.5) * rng.uniform(1.0, 1.12)
+        field_width = max(2 * (body.width + 2.6), body.height + 8.5) * rng.uniform(1.02, 1.2)
         if not self.frontal:
             field_width = (body.height + 9) * rng.uniform(1.0, 1.08)
         self.cm = float(field_width / size)
@@ -140,7 +141,8 @@ class Scene:
         a, b, c = solid.radii
         if self.frontal:
             return ellipsoid_path(self.u, self.v, (u, v), (a, b, c), solid.tilt)
-        return ellipsoid_path(self.u, self.v, (u, v), (c, b, a))
+        tall = float(np.hypot(a * np.sin(solid.tilt), b * np.cos(solid.tilt)))
+        return ellipsoid_path(self.u, self.v, (u, v), (c, tall, a * b / tall))
 
     def union(self, solids: Sequence[Solid]) -> Array:
         """Return the path lengths [H, W] through ellipsoids that run into each other."""

@@ -37,31 +37,33 @@ def _outline(scene: Scene) -> Array:
             * (1 - 0.05 * ease((v - body.height * 0.55) / 12) * (body.fat < 2))
         )
         x = u / wide
-        path = 2 * deep * np.sqrt(np.maximum(1 - x * x * (0.4 + 0.6 * x * x), 0)) * (v > -6)
+        path = 2 * deep * np.sqrt(np.maximum(1 - x**4 * (0.5 + 0.5 * x**4), 0)) * (v > -6)
         neck = 2 * 5.2 * np.sqrt(np.maximum(1 - (u / (5.2 + 0.35 * body.fat)) ** 2, 0)) * (1 - ease((v - 1) / 5))
         path = np.maximum(path * (0.35 + 0.65 * fall), neck)
         for sign in SIGN:
             shoulder = (sign * (body.width + 2.6), 2.6)
             elbow = (shoulder[0] + sign * 24 * np.sin(body.arms), 2.6 + 24 * np.cos(body.arms))
-            thick = 3.6 + 0.5 * layer
+            thick = 4.0 + 0.6 * layer
             path = np.maximum(path, 0.95 * capsule_path(u, v, shoulder, elbow, (thick + 0.8, thick - 0.6)))
-            path = np.maximum(path, capsule_path(u, v, (sign * 3, -2.0), shoulder, (4.2, thick + 1.0)))
+            path = np.maximum(path, capsule_path(u, v, (sign * 3, -2.0), shoulder, (5.6, thick + 1.6)))
     else:
         z = -u + 0.6
         path = 2 * (body.width + layer) * np.sqrt(np.maximum(1 - (z / (deep + 1.2)) ** 4, 0)) * (0.4 + 0.6 * fall)
-        neck = 10.4 * np.sqrt(np.maximum(1 - ((z + 1.5) / 5.4) ** 2, 0)) * (1 - ease((v - 1) / 5))
+        neck = 10.4 * np.sqrt(np.maximum(1 - ((z - 0.3) / 6.2) ** 2, 0)) * (1 - ease((v - 1) / 5))
         path = np.maximum(path, neck)
         arm = capsule_path(u, v, (-2, 3), (-14, -9), (4.6 + 0.4 * body.fat, 4.2))
-        path = path + 0.9 * np.where(v < 5, arm, arm * 0.8)
+        path = path + 0.45 * arm
     if body.breast:
         low = body.height * 0.66
         r = body.breast
         for sign in SIGN:
             mound = scene.plane(np.array([[sign * 0.56 * body.width, low, body.depth + 2]]))[0]
             if scene.frontal:
-                path = path + 0.5 * ellipsoid_path(u, v, (mound[0], mound[1]), (r * 1.05, r * 0.92, r * 0.95))
+                fall_off = ease((v - mound[1] + r) / (1.7 * r))
+                mound_path = ellipsoid_path(u, v, (mound[0], mound[1]), (r * 1.1, r * 0.95, r * 0.8))
+                path = path + 0.45 * mound_path * fall_off
             else:
-                path = np.maximum(path, ellipsoid_path(u, v, (mound[0], mound[1]), (r * 0.9, r * 0.9, r)) * 1.6)
+                path = path + 0.22 * ellipsoid_path(u, v, (mound[0] + 0.35 * r, mound[1]), (r * 0.85, r * 0.95, r))
     path = cv2.GaussianBlur(np.asarray(path, np.float32), (0, 0), 0.35 / scene.cm)
     return np.asarray(cv2.resize(path, (scene.size, scene.size), interpolation=cv2.INTER_LINEAR), np.float32)
 
@@ -74,7 +76,7 @@ def _mediastinum(scene: Scene) -> None:
     scene.central = scene.union(body.great_vessels())
     solid = np.maximum(scene.heart, scene.central)
     if scene.frontal:
-        spine = 7.0 * np.sqrt(np.maximum(1 - (scene.u / 3.4) ** 4, 0))
+        spine = 2.6 * np.sqrt(np.maximum(1 - (scene.u / 2.7) ** 2, 0))
         solid = np.maximum(solid, np.asarray(spine, np.float32))
     else:
         z = -scene.u
@@ -95,7 +97,7 @@ def _mediastinum(scene: Scene) -> None:
         hilum = body.hilum(side)
         scene.stroke(canvas, np.stack([carina, hilum + [-sign * 0.6, 0.6, 0]]), 0.6, 150)
         scene.stroke(canvas, np.stack([hilum + [-sign * 0.6, 0.6, 0], hilum + [sign * 0.8, 3.5, -1]]), 0.4, 90)
-    scene.gas += scene.blur(scene.shrink(canvas, 1.9), 0.18)
+    scene.gas += scene.blur(scene.shrink(canvas, 2.5), 0.18)
 
 
 def _tube(scene: Scene, canvas: NDArray[np.uint8], line: NDArray[np.float64], radius: float, value: float) -> None:
@@ -103,11 +105,11 @@ def _tube(scene: Scene, canvas: NDArray[np.uint8], line: NDArray[np.float64], ra
     pixels = scene.pixel(line)
     along = np.linalg.norm(np.diff(line, axis=0), axis=1)
     across = np.linalg.norm(np.diff(pixels, axis=0), axis=1) * scene.cm
-    slope = np.clip(along / np.maximum(across, 1e-3), 1, 2.6)
+    slope = np.clip(along / np.maximum(across, 1e-3), 1, 1.8)
     way = np.gradient(pixels, axis=0)
     normal = np.stack([-way[:, 1], way[:, 0]], 1)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6
-    for share, level in ((1.0, 1.0), (0.72, 0.72)):
+    for share, level in ((1.0, 1.0), (0.78, 0.55)):
         edge = normal * (radius * share / scene.cm)
         rim = np.round(((np.stack([pixels + edge, pixels - edge], 1)) * SUPERSAMPLING + 0.5) * 16).astype(np.int32)
         quads = np.concatenate([rim[:-1], rim[1:, ::-1]], 1)
@@ -127,16 +129,16 @@ def _skeleton(scene: Scene) -> None:
                 first, last = gap
                 rear, fore = piece[: max(split + 1 - first, 0)], piece[max(split - first, 0) :]
                 if len(rear) > 1:
-                    _tube(scene, back, rear, 0.62, 95)
+                    _tube(scene, back, rear, 0.58, 98)
                 if len(fore) > 1:
-                    _tube(scene, front, fore, 0.66, 85)
+                    _tube(scene, front, fore, 0.6, 88)
         for piece, _ in _pieces(scene, clavicle(body, side), ("clavicle", 0, side), broken, callus):
-            _tube(scene, upper, piece, 0.62, 105)
+            _tube(scene, upper, piece, 0.62, 120)
     scene.broken = scene.shrink(broken, 1.0) > 0.4
     scene.bone += scene.blur(scene.shrink(callus, 0.5), 0.15)
-    ribs = scene.shrink(back, 1.5) + scene.shrink(front, 1.25)
-    scene.bone += scene.blur(ribs, 0.1) * body.bone
-    scene.bone += scene.blur(scene.shrink(upper, 1.6), 0.1) * body.bone
+    ribs = scene.shrink(back, 1.9) + scene.shrink(front, 1.35)
+    scene.bone += scene.blur(ribs, 0.045) * body.bone
+    scene.bone += scene.blur(scene.shrink(upper, 2.1), 0.05) * body.bone
     scene.bone += _spine(scene) * body.bone
     if scene.frontal:
         _shoulders(scene)
@@ -180,12 +182,12 @@ def _spine(scene: Scene) -> Array:
         near = (phase - np.floor(phase) - 0.62) * pitch
         bone = bone + 0.8 * np.exp(-(((x - 1.45) / 0.35) ** 2) - (near / 0.5) ** 2)
         bone = bone + 0.6 * np.exp(-((x / 0.3) ** 2) - ((near - 0.4) / 0.7) ** 2)
-        return np.asarray(bone * 0.9, np.float32)
+        return np.asarray(bone * 0.45, np.float32)
     z = -scene.u
     bend = -body.depth * 0.78 - 0.9 * np.sin(np.clip(v / body.height, -0.2, 1.3) * np.pi) + 1.2
     column = ease((1.6 - np.abs(z - bend)) / 0.35)
     tail = ease((0.9 - np.abs(z - bend + 3.4)) / 0.6) * (0.5 + 0.5 * np.cos(2 * np.pi * phase))
-    return np.asarray(column * (2.0 - 1.2 * disc) + 0.8 * tail, np.float32)
+    return np.asarray(column * (1.2 - 0.7 * disc) + 0.5 * tail, np.float32)
 
 
 def _shoulders(scene: Scene) -> None:
@@ -229,15 +231,15 @@ def _lung_vessels(scene: Scene) -> None:
         value = np.clip(radii / 0.4, 0, 1) * 255 * np.minimum(1, wide / thick)
         for n in order:
             cv2.line(canvas, fixed[n, 0], fixed[n, 1], float(value[n]), int(thick[n]), cv2.LINE_AA, 4)
-    tree = scene.shrink(canvas, 0.8 * 1.5)
-    scene.vessels = cv2.GaussianBlur(tree, (0, 0), 0.06 / scene.cm)
+    tree = scene.shrink(canvas, 2.3)
+    scene.vessels = cv2.GaussianBlur(tree, (0, 0), max(0.03 / scene.cm, 0.2))
     hila = np.zeros_like(tree)
     for side, sign in enumerate(SIGN):
         x, y, z = body.hilum(side)
-        hila += 0.28 * scene.solid(Solid((x + sign * 0.1, y, z), (1.1, 2.0, 1.6), -sign * 0.35))
-        hila += 0.25 * scene.solid(Solid((x + sign * 0.7, y + 2.2, z - 0.6), (0.75, 2.6, 1.4), -sign * 0.3))
+        hila += 0.42 * scene.solid(Solid((x + sign * 0.1, y, z), (1.1, 2.0, 1.6), -sign * 0.35))
+        hila += 0.5 * scene.solid(Solid((x + sign * 0.7, y + 2.2, z - 0.6), (0.75, 2.6, 1.4), -sign * 0.3))
     scene.vessels = scene.vessels + scene.blur(hila, 0.15)
-    scene.texture = cloud(rng, scene.size, scene.size // 20, 4, 0.75)
+    scene.texture = cloud(rng, scene.size, round(scene.size * scene.cm / 0.8), 3, 0.9)
 
 
 def _abdomen(scene: Scene) -> None:
@@ -269,15 +271,16 @@ def expose(scene: Scene, *, grain: float | None = None) -> NDArray[np.uint8]:
     lung = scene.lung[0] * scene.density[0] + scene.lung[1] * scene.density[1]
     tissue = np.maximum(scene.body_path - air - scene.gas, 0) + scene.soft
     visible = ease(air / 4)
-    tissue = tissue + scene.vessels * visible + 0.28 * visible * scene.texture * np.sqrt(np.maximum(air, 0) / 14)
+    tissue = tissue + scene.vessels * visible + 0.3 * visible * scene.texture * np.sqrt(np.maximum(air, 0) / 14)
     line = TISSUE * tissue + LUNG * lung + (BONE - TISSUE) * scene.bone + METAL * scene.metal
     primary = np.exp(-np.maximum(line, 0))
-    scatter = scene.blur(primary, 3.0) * np.float32(rng.uniform(0.5, 1.0)) + np.float32(0.006)
+    scatter = scene.blur(np.minimum(primary, 0.2), 3.0) * np.float32(rng.uniform(0.4, 0.9)) + np.float32(0.004)
     signal = cv2.GaussianBlur(primary, (0, 0), max(0.45, 0.05 / scene.cm)) + scatter
     dose = rng.uniform(1.0, 2.2) if grain is None else grain
     noise = rng.standard_normal((size, size), dtype=np.float32)
-    log = -np.log(np.maximum(signal, 1e-5))
-    log = log + noise * np.float32(0.0028 * dose) / np.sqrt(signal)
+    log = -np.log(signal)
+    log = log + np.float32(rng.uniform(0.2, 0.6)) * (log - scene.blur(log, 0.7))  # the edge enhancement of every console
+    log = log + noise * np.float32(0.004 * dose) / np.sqrt(signal)
     return _display(scene, log, rng)
 
 
@@ -289,8 +292,8 @@ def _display(scene: Scene, log: Array, rng: np.random.Generator) -> NDArray[np.u
     x = (log - low) / max(high - low, 0.5)
     contrast = np.float32(rng.uniform(0.85, 1.2))
     level = np.float32(rng.uniform(-0.08, 0.1))
-    y = 1 / (1 + np.exp(-(x - 0.30 + level) * 4.2 * contrast))
-    image = np.asarray(255 * (0.03 + 0.93 * y), np.float32)
+    y = 1 / (1 + np.exp(-(x - 0.24 + level) * 3.7 * contrast))
+    image = np.asarray(255 * (0.0 + 0.93 * y), np.float32)
     picture = np.clip(_collimate(scene, image, rng), 0, 255).astype(np.uint8)
     if rng.random() < 0.85:
         _mark(scene, picture, rng)
