@@ -204,6 +204,60 @@ def pack(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model package: name, id or path.")],
+    dataset: Annotated[Path, typer.Argument(help="Packed dataset, made with the model's transform.")],
+    split: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    out: Annotated[Path, typer.Option(help="Gets report.html, evaluation.json.", metavar="DIR")] = Path("evaluation"),
+    point: Annotated[str | None, typer.Option(help="Operating point of the printed table: screen or balanced.")] = None,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of patients behind the intervals.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print evaluation.json instead of the table.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Data folder whose models are known by name.")] = None,
+) -> None:
+    """Compare a model with the labels of a packed dataset: figures with intervals, curves, calibration, cautions.
+
+    Thresholds and calibration are those of the package and are never fitted here.
+
+    Examples: `wetread evaluate pneumonia data/kermany`; `wetread evaluate runs/a data/nih --split valid --out report`
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
+
+    from wetread import config
+    from wetread.dataset.dataset import Dataset
+    from wetread.evaluate import command
+    from wetread.infer.runtime import open_engine
+    from wetread.model.package import Package
+
+    settings = config.load(Path("wetread.toml"), point=point)
+    package, packed = Package.open(model, data), Dataset.open(dataset)
+    command.fits(packed, package.task, package.transform)
+    rows = command.split_rows(packed, split)
+    engine = open_engine(package, settings.runtime, settings.threads)
+    columns = (TextColumn("evaluating"), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        step = partial(bar.advance, bar.add_task("evaluating", total=len(rows)))
+        evaluation = command.run(
+            packed,
+            split,
+            lambda pixels: engine.run(pixels).probability,
+            task=package.task,
+            transform=package.transform,
+            model=package.meta.model_dump() | {"id": package.id},
+            out=out,
+            resamples=resamples,
+            seed=seed,
+            progress=step,
+        )
+    if as_json:
+        typer.echo((out / "evaluation.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        Console().print(command.render(evaluation, settings.point), soft_wrap=False)
+        typer.echo(out / "report.html")
+
+
+@app.command()
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Radiographs, or folders of them.", metavar="FILES…")],
     model: Annotated[str, typer.Option(help="Model package: name, id or path.")] = "pneumonia",

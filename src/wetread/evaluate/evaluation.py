@@ -5,7 +5,7 @@ One pass over the resamples of patients serves every finding and every metric.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ def evaluate(
     bins: int = 10,
     resamples: int = 1000,
     seed: int = 0,
+    cautions: Sequence[str] = (),
     meta: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Compare probabilities with labels.
@@ -54,6 +55,8 @@ def evaluate(
         Of the reliability curve and the calibration errors.
     resamples, seed : int
         Of the bootstrap.
+    cautions : sequence of str
+        What else a reader must know, put before what the figures themselves show.
     meta : mapping, optional
         What was evaluated; kept as it is.
 
@@ -120,7 +123,7 @@ def evaluate(
         cautions=(),
         meta=dict(meta or {}),
     )
-    return replace(evaluation, cautions=overall(evaluation))
+    return replace(evaluation, cautions=(*cautions, *overall(evaluation)))
 
 
 class _Column:
