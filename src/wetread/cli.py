@@ -258,6 +258,86 @@ def evaluate(
 
 
 @app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, TOML; see `recipes/`.")],
+    dataset: Annotated[Path, typer.Argument(help="A packed dataset.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the run. Interrupted? The same command resumes.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a key of the recipe, e.g. optimise.epochs=3.", metavar="KEY=VALUE"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result and its history as JSON.")] = False,
+) -> None:
+    """Train a network by a recipe; the run is kept in OUT and tracked in MLflow beside it.
+
+    Examples: `wetread train recipes/pneumonia.toml data/kermany runs/pneumonia`;
+    `wetread train recipes/chexpert.toml data/chexpert runs/small --set optimise.epochs=1 --set network.backbone=resnet18`
+    """
+    import json
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wetread.dataset.dataset import Dataset
+    from wetread.train import recipe as recipes
+    from wetread.train.loop import train as run
+
+    chosen = recipes.load(recipe, changes or ())
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        work = bar.add_task("train")
+        result = run(
+            chosen,
+            Dataset.open(dataset),
+            out,
+            progress=lambda what, done, total: bar.update(work, description=what, completed=done, total=total),
+        )
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(f"{out}: validation AUROC {result['best']:.4f} in epoch {result['epoch'] + 1} of {result['epochs']}")
+
+
+@app.command()
+def package(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    dataset: Annotated[Path, typer.Argument(help="The packed dataset that it was trained on.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the new package.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="Take the `package` section of this recipe.", metavar="TOML")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8: each is a package of its own.")] = "fp32",
+    name: Annotated[str, typer.Option(help="Name of the model; default: the recipe's.")] = "",
+    overwrite: Annotated[bool, typer.Option(help="Replace a package that is there.")] = False,
+) -> None:
+    """Make a model package of a run: calibrated, with operating points, golden outputs and a card.
+
+    Fits on validation, measures on test where there is one. Example:
+    `wetread package runs/pneumonia data/kermany models/pneumonia --recipe recipes/pneumonia.toml`
+    """
+    from wetread.dataset.dataset import Dataset
+    from wetread.errors import ConfigError
+    from wetread.evaluate.report import summary
+    from wetread.train import packaging
+    from wetread.train import recipe as recipes
+
+    if precision not in ("fp32", "bf16", "int8"):
+        raise ConfigError(f"--precision {precision}: known are fp32, bf16 and int8")
+    made, evaluation = packaging.package(
+        run,
+        Dataset.open(dataset),
+        out,
+        recipe=recipes.load(recipe) if recipe else None,
+        precision=precision,  # type: ignore[arg-type]
+        name=name,
+        overwrite=overwrite,
+        say=lambda text: typer.echo(f"{text} …", err=True),
+    )
+    typer.echo(f"{out}: {made.name}, {made.id[:12]}")
+    for sentence in summary(evaluation):
+        typer.echo(sentence)
+
+
+@app.command()
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Radiographs, or folders of them.", metavar="FILES…")],
     model: Annotated[str, typer.Option(help="Model package: name, id or path.")] = "pneumonia",
