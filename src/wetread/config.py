@@ -41,6 +41,12 @@ class Settings(BaseModel):
     max_bytes: int = Field(256 * 2**20, description="Largest accepted file, in bytes.", ge=1)
     max_pixels: int = Field(64 * 2**20, description="Largest accepted image, in pixels.", ge=1)
     max_files: int = Field(2000, description="Most files in one upload or zip archive.", ge=1)
+    max_upload_bytes: int = Field(
+        2 * 2**30, description="Largest body of an upload, and most that one zip archive may unpack to, in bytes.", ge=1
+    )
+    hosts: list[str] = Field(
+        [], description="Names by which browsers may call the server, besides localhost and any IP address."
+    )
     url_timeout_s: float = Field(20.0, description="Longest time to fetch a URL, in s.", gt=0)
     watch: str = Field("", description="Folder to watch for incoming files; empty means none.")
     priority: str = Field("", description="TOML file with the site's priority rule; empty means the built-in rule.")

@@ -51,6 +51,11 @@ class Row:
     claimed_by: str | None
     rank: int
 
+    @property
+    def image_count(self) -> int:
+        """The number of images, quarantined ones not counted."""
+        return self.images
+
 
 @dataclass(frozen=True)
 class Counts:

@@ -1,0 +1,197 @@
+"""Fetching a radiograph from an address that somebody typed in, without being led where we should not go.
+
+The name is resolved here, every address it has must be public, and the connection goes to one of the very
+addresses that were checked: an answer that changes between check and use changes nothing. Redirects are followed
+one by one under the same rule.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO
+from urllib.parse import unquote
+
+import httpx
+
+from wetread import __version__
+from wetread.clinic.archive import TooLargeError
+from wetread.errors import BusyError, ClinicError
+
+REDIRECTS = 5
+AT_ONCE = 4
+TYPES = ("image/", "application/dicom", "application/zip", "application/x-zip", "application/octet-stream", "binary/")
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# Addresses that carry an IPv4 address inside, which may be private: 6to4, Teredo, NAT64 (RFC 6890, 6052, 8215).
+_TUNNELS = tuple(
+    ipaddress.IPv6Network(net) for net in ("2002::/16", "2001::/32", "64:ff9b::/96", "64:ff9b:1::/48", "::/96")
+)
+_slots = threading.BoundedSemaphore(AT_ONCE)
+
+
+def public(address: Address) -> bool:
+    """Tell whether an address is one of the public Internet: not private, loopback, link-local, multicast, reserved."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return False
+        if any(address in net for net in _TUNNELS) or address.is_site_local or address.scope_id:
+            return False
+    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+def resolve(host: str, port: int) -> list[Address]:
+    """Return the addresses of a name, as the system knows them.
+
+    Raises
+    ------
+    ClinicError
+        When it has none.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise ClinicError(f"url: {host[:100]} is not known; check the address") from None
+    return [ipaddress.ip_address(entry[4][0]) for entry in found]
+
+
+@contextmanager
+def get(
+    url: str,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    resolver: Callable[[str, int], Sequence[Address]] = resolve,
+    allow: Callable[[Address], bool] = public,
+    transport: httpx.BaseTransport | None = None,
+) -> Iterator[tuple[str, BinaryIO]]:
+    """Fetch a file; give its name and its contents, which are gone at the end of the context.
+
+    Parameters
+    ----------
+    url : str
+        ``http`` or ``https``, without user name.
+    max_bytes : int
+        Largest body.
+    timeout_s : float
+        Longest time for everything, in s.
+    resolver : callable, optional
+        Name and port → addresses.
+    allow : callable, optional
+        Whether an address may be connected to.
+    transport : httpx.BaseTransport, optional
+        By default a new one without proxy or environment.
+
+    Raises
+    ------
+    ClinicError
+        When the address is not allowed, does not answer in time, or does not answer with a radiograph.
+    TooLargeError
+        When it sends more than `max_bytes`.
+    BusyError
+        When enough others are fetching.
+    """
+    if not _slots.acquire(blocking=False):
+        raise BusyError(f"{AT_ONCE} addresses are being fetched already; try again later")
+    try:
+        until = time.monotonic() + timeout_s
+        with (
+            tempfile.TemporaryFile() as file,
+            httpx.Client(transport=transport, trust_env=False, timeout=min(timeout_s, 10.0)) as client,
+        ):
+            name = _download(client, url, file, max_bytes, until, resolver, allow)
+            file.seek(0)
+            yield name, file
+    finally:
+        _slots.release()
+
+
+def _download(
+    client: httpx.Client,
+    url: str,
+    file: BinaryIO,
+    max_bytes: int,
+    until: float,
+    resolver: Callable[[str, int], Sequence[Address]],
+    allow: Callable[[Address], bool],
+) -> str:
+    try:
+        target = httpx.URL(url.strip())
+        for _ in range(REDIRECTS + 1):
+            request = _request(client, target, resolver, allow)
+            response = client.send(request, stream=True)
+            try:
+                if response.is_redirect:
+                    target = target.join(response.headers["location"])
+                    continue
+                _check(response, max_bytes)
+                _copy(response, file, max_bytes, until)
+                return unquote(target.path.rsplit("/", 1)[-1]) or target.host
+            finally:
+                response.close()
+    except httpx.InvalidURL as error:
+        raise ClinicError(f"url: {error}; give one like https://example.org/chest.dcm") from None
+    except httpx.TimeoutException:
+        raise ClinicError("url: no answer in time; try again later, or send the file itself") from None
+    except httpx.HTTPError as error:
+        raise ClinicError(f"url: cannot be fetched ({type(error).__name__}); send the file itself") from None
+    raise ClinicError(f"url: more than {REDIRECTS} redirects; give the final address")
+
+
+def _request(
+    client: httpx.Client,
+    target: httpx.URL,
+    resolver: Callable[[str, int], Sequence[Address]],
+    allow: Callable[[Address], bool],
+) -> httpx.Request:
+    """Return a request to an address that was checked, which calls itself by the name that was asked for."""
+    if target.scheme not in ("http", "https") or not target.host:
+        raise ClinicError(f"url: scheme {target.scheme[:20]!r}: only http and https addresses are fetched")
+    if target.userinfo:
+        raise ClinicError("url: carries a user name; send the file itself")
+    port = target.port or {"http": 80, "https": 443}[target.scheme]
+    addresses = resolver(target.raw_host.decode("ascii"), port)
+    if not addresses or not all(allow(address) for address in addresses):
+        raise ClinicError("url: does not lead to a public address; send the file itself")
+    host = target.raw_host.decode("ascii")
+    return client.build_request(
+        "GET",
+        target.copy_with(host=str(addresses[0]), fragment=None),
+        headers={
+            "Host": target.netloc.decode("ascii"),
+            "Accept-Encoding": "identity",
+            "User-Agent": f"wetread/{__version__}",
+        },
+        extensions={"sni_hostname": host},
+    )
+
+
+def _check(response: httpx.Response, max_bytes: int) -> None:
+    if response.status_code != 200:
+        raise ClinicError(f"url: the server answered {response.status_code}; check the address")
+    kind = response.headers.get("content-type", "application/octet-stream").strip().lower()
+    if not kind.startswith(TYPES) or kind.startswith("image/svg"):
+        raise ClinicError(
+            f"url: holds {kind.split(';')[0][:60]!r}, not a radiograph; give the address of the file itself"
+        )
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ClinicError("url: the server sends the file packed; send the file itself")
+    length = response.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise TooLargeError(f"url: {length} bytes; at most {max_bytes} are accepted")
+
+
+def _copy(response: httpx.Response, file: BinaryIO, max_bytes: int, until: float) -> None:
+    size = 0
+    for piece in response.iter_raw(65_536):
+        size += len(piece)
+        if size > max_bytes:
+            raise TooLargeError(f"url: more than {max_bytes} bytes")
+        if time.monotonic() > until:
+            raise ClinicError("url: takes too long; send the file itself")
+        file.write(piece)

@@ -1,0 +1,231 @@
+"""The HTTP API: studies in, worklist out, reviews back. Thin: each route calls one function of the clinic."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Annotated, BinaryIO
+
+from fastapi import APIRouter, Query, Request
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+
+from wetread.clinic import audit, fetch, reviews, upload, worklist
+from wetread.clinic.access import Caller
+from wetread.clinic.service import Clinic
+from wetread.clinic.upload import Receipt
+from wetread.errors import ClinicError
+from wetread.web import schemas
+from wetread.web.security import Administrator, Reviewer, Uploader, Viewer
+
+router = APIRouter(prefix="/api/v1")
+
+_FORM = {
+    "type": "object",
+    "properties": {
+        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
+        "url": {"type": "string", "format": "uri"},
+        "study": {"type": "string", "maxLength": 64},
+        "priority": {"type": "string", "enum": ["critical", "urgent", "routine"]},
+    },
+}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _FORM},
+            "application/json": {"schema": schemas.UrlIn.model_json_schema()},
+        },
+    }
+}
+
+
+def clinic_of(request: Request) -> Clinic:
+    """Return the clinic that this application serves."""
+    clinic: Clinic = request.app.state.clinic
+    return clinic
+
+
+@router.post("/studies", status_code=201, tags=["studies"], openapi_extra=_BODY)
+async def add_studies(
+    request: Request,
+    caller: Uploader,
+    wait: Annotated[float, Query(ge=0, le=30, description="Seconds to wait for the analysis.")] = 0.0,
+) -> schemas.ReceiptOut:
+    """Send radiographs: DICOM, JPEG, PNG, WebP, TIFF, or zip archives of them, or the URL of one.
+
+    The answer comes when everything that it lists under `images` is safe on disk. A file without a Study Instance UID
+    becomes a study of its own, unless `study` names a study (by its id, or by a label of your own for several files
+    that belong together). `priority` is a floor that AI may raise and never lower.
+    """
+    clinic = clinic_of(request)
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
+        try:
+            body = schemas.UrlIn.model_validate_json(await request.body())
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ClinicError(f"body: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return await run_in_threadpool(_add, clinic, caller, [], [body.url], body.study, body.priority, wait)
+    try:
+        async with request.form(max_files=clinic.settings.max_files, max_fields=100) as form:
+            files = [
+                (value.filename or "file", value.file)
+                for _, value in form.multi_items()
+                if isinstance(value, UploadFile)
+            ]
+            urls = [value for value in form.getlist("url") if isinstance(value, str) and value]
+            study, priority = (_field(form.get(name)) for name in ("study", "priority"))
+            return await run_in_threadpool(_add, clinic, caller, files, urls, study, priority, wait)
+    except MultiPartException as error:
+        raise ClinicError(f"form: {error.message}") from None
+
+
+def _field(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _add(
+    clinic: Clinic,
+    caller: Caller,
+    files: Sequence[tuple[str, BinaryIO]],
+    urls: Sequence[str],
+    study: str | None,
+    priority: str | None,
+    wait: float,
+) -> schemas.ReceiptOut:
+    if not files and not urls:
+        raise ClinicError("nothing was sent: put radiographs into the form field `files`, or an address into `url`")
+    settings = clinic.settings
+    with ExitStack() as stack:
+        fetched = [
+            stack.enter_context(fetch.get(url, max_bytes=settings.max_bytes, timeout_s=settings.url_timeout_s))
+            for url in urls
+        ]
+        receipt = upload.take(
+            clinic.intake,
+            [*files, *fetched],
+            caller.site,
+            study=study,
+            requested=priority,
+            max_files=settings.max_files,
+            max_total=settings.max_upload_bytes,
+        )
+    if receipt.error is not None and not receipt.received:
+        raise receipt.error
+    with clinic.database.write() as connection:
+        for image in receipt.received:
+            detail = {"image": image.image, "new": image.new}
+            audit.record(connection, caller.site, caller.name, "image.received", image.study, detail)
+    return _receipt(clinic, caller.site, receipt, wait)
+
+
+def _receipt(clinic: Clinic, site: str, receipt: Receipt, wait: float) -> schemas.ReceiptOut:
+    keys = list(dict.fromkeys(image.study for image in receipt.received))
+    rows = [worklist.row(clinic.database, site, key) for key in keys]
+    until = time.monotonic() + (wait if clinic.models else 0.0)
+    while any(row.analysis == "received" for row in rows) and time.monotonic() < until:
+        time.sleep(0.01)
+        rows = [worklist.row(clinic.database, site, key) for key in keys]
+    new = {image.study for image in receipt.received if image.new}
+    return schemas.ReceiptOut(
+        studies=[
+            schemas.ReceivedStudy(
+                study=row.study,
+                status=row.status,
+                priority=row.priority,
+                reason=row.reason,
+                code=row.code,
+                new=row.study in new,
+            )
+            for row in rows
+        ],
+        images=[
+            schemas.ReceivedImage(file=i.name, image=i.image, study=i.study, new=i.new, quarantined=i.quarantined)
+            for i in receipt.received
+        ],
+        refused=[schemas.RefusedFile.model_validate(refused) for refused in receipt.refused],
+        skipped=receipt.skipped,
+    )
+
+
+@router.get("/studies/{study}", tags=["studies"])
+def get_study(request: Request, study: str, caller: Viewer) -> schemas.StudyOut:
+    """Return a study: its state, its place in the list and why, findings, images, cautions, claim, reviews."""
+    clinic = clinic_of(request)
+    found = worklist.study(clinic.database, caller.site, study)
+    with clinic.database.write() as connection:
+        audit.record(connection, caller.site, caller.name, "study.viewed", study)
+    return schemas.study_out(found)
+
+
+@router.get("/worklist", tags=["worklist"])
+def get_worklist(
+    request: Request,
+    caller: Viewer,
+    status: Annotated[str | None, Query(description="received, analysed, not_analysed, claimed or reviewed")] = None,
+    priority: Annotated[str | None, Query(description="critical, urgent or routine")] = None,
+    after: Annotated[str | None, Query(max_length=400, description="`next` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = worklist.PAGE,
+) -> schemas.WorklistOut:
+    """Return a page of the worklist, most urgent first; by default all that is unread."""
+    clinic = clinic_of(request)
+    page = worklist.page(clinic.database, caller.site, status=status, priority=priority, after=after, limit=limit)
+    return schemas.WorklistOut(
+        studies=[schemas.RowOut.model_validate(row) for row in page.rows],
+        counts=schemas.CountsOut.model_validate(page.counts),
+        next=page.next,
+        ai=schemas.AiOut.model_validate(clinic.ai(caller.site)),
+    )
+
+
+@router.post("/studies/{study}/claim", tags=["reviews"])
+def claim_study(request: Request, study: str, caller: Reviewer) -> schemas.RowOut:
+    """Say that you are reading this study; the claim runs out by itself and can be prolonged by claiming again."""
+    database = clinic_of(request).database
+    reviews.claim(database, caller.site, study, caller.name)
+    return schemas.RowOut.model_validate(worklist.row(database, caller.site, study))
+
+
+@router.delete("/studies/{study}/claim", tags=["reviews"])
+def release_study(request: Request, study: str, caller: Reviewer) -> schemas.RowOut:
+    """Give your claim back."""
+    database = clinic_of(request).database
+    reviews.release(database, caller.site, study, caller.name)
+    return schemas.RowOut.model_validate(worklist.row(database, caller.site, study))
+
+
+@router.post("/studies/{study}/reviews", status_code=201, tags=["reviews"])
+def add_review(request: Request, study: str, body: schemas.ReviewIn, caller: Reviewer) -> schemas.ReviewOut:
+    """Keep a draft, or sign. A signed study cannot be changed; a new image opens it again."""
+    database = clinic_of(request).database
+    key = reviews.save(
+        database,
+        caller.site,
+        study,
+        caller.name,
+        answers={a.finding: a.answer for a in body.findings if a.answer != "added"},
+        added=[a.finding for a in body.findings if a.answer == "added"],
+        verdict=body.model_verdict,
+        normal=body.normal,
+        note=body.note,
+        sign=body.state == "signed",
+    )
+    found = worklist.study(database, caller.site, study)
+    return schemas.review_out(next(review for review in found.reviews if review.review == key))
+
+
+@router.get("/ai", tags=["operations"])
+def get_ai(request: Request, caller: Viewer) -> schemas.AiOut:
+    """Return whether AI orders the list, and which models serve."""
+    return schemas.AiOut.model_validate(clinic_of(request).ai(caller.site))
+
+
+@router.put("/ai", tags=["operations"])
+def put_ai(request: Request, body: schemas.SwitchIn, caller: Administrator) -> schemas.AiOut:
+    """Turn the site's AI switch; off means first come, first served."""
+    clinic = clinic_of(request)
+    clinic.switch_ai(caller.site, body.on, caller.name)
+    return schemas.AiOut.model_validate(clinic.ai(caller.site))

@@ -1,0 +1,89 @@
+"""The web application: the clinic's routes, guarded, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
+
+from wetread import __version__
+from wetread.clinic.service import Clinic
+from wetread.clinic.worker import Model
+from wetread.config import Settings
+from wetread.web import api, events, images, operations, pages, problems
+from wetread.web.operations import Metrics, Timing
+from wetread.web.security import Guard
+
+_TAGS = [
+    {"name": "studies", "description": "Radiographs in, studies out."},
+    {"name": "worklist", "description": "The list in its order."},
+    {"name": "images", "description": "Frames, previews, heatmaps."},
+    {"name": "reviews", "description": "Claims and the reader's decision."},
+    {"name": "events", "description": "What happens, as it happens."},
+    {"name": "operations", "description": "Health, numbers, the AI switch."},
+]
+
+
+def create_app(data: Path, settings: Settings | None = None, *, models: Sequence[Model] | None = None) -> FastAPI:
+    """Build the application over a data folder.
+
+    Parameters
+    ----------
+    data : Path
+        Database and archive; made when missing.
+    settings : Settings, optional
+    models : sequence of Model, optional
+        The models in service; by default those of the setting `models`.
+
+    Raises
+    ------
+    ConfigError, ClinicError
+        When the folder cannot be used, or another service uses it.
+    """
+    settings = settings or Settings()
+    clinic, metrics = Clinic(data, settings, models=models), Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(clinic.start)
+        if clinic.worker is not None:
+            clinic.worker.observe = metrics.analysed
+        yield
+        await run_in_threadpool(clinic.stop)
+
+    app = FastAPI(
+        title="Wetread",
+        version=__version__,
+        summary="A first quick look at every chest radiograph. Research use only.",
+        openapi_tags=_TAGS,
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={
+            code: {"description": text, "content": {problems.MEDIA_TYPE: {"schema": problems.SCHEMA}}}
+            for code, text in (
+                (401, "not signed in"),
+                (403, "not allowed"),
+                (404, "not there"),
+                (409, "not now"),
+                (413, "too large"),
+                (422, "not valid"),
+                (503, "try again later"),
+            )
+        },
+    )
+    app.state.clinic, app.state.metrics = clinic, metrics
+    problems.install(app)
+    for module in (api, images, events, operations, pages):
+        app.include_router(module.router)
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    app.add_middleware(Timing, metrics=metrics)
+    app.add_middleware(
+        Guard, hosts=settings.hosts, upload_limit=settings.max_upload_bytes, upload_path="/api/v1/studies"
+    )
+    return app

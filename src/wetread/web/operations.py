@@ -1,0 +1,138 @@
+"""For those who run it: is it alive, is it ready, how much is it doing. No names of people anywhere here."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wetread.clinic import store
+from wetread.clinic.service import Clinic
+from wetread.clinic.worker import Job
+from wetread.infer.predict import Analysis
+from wetread.web.api import clinic_of
+from wetread.web.problems import problem
+
+router = APIRouter(tags=["operations"])
+
+
+class Metrics:
+    """The numbers of one application, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        more: dict[str, Any] = {"registry": self.registry}
+        self.requests = Histogram(
+            "wetread_http_seconds", "Time to answer, by route.", ("method", "route", "status"), **more
+        )
+        self.analyses = Counter("wetread_analyses", "Images analysed or refused.", ("model", "outcome"), **more)
+        self.seconds = Histogram("wetread_analysis_seconds", "Time to read and analyse one image.", ("model",), **more)
+        self.unread = Gauge("wetread_unread", "Unread studies.", ("priority", "analysis", "overdue"), **more)
+        self.waiting = Gauge("wetread_longest_wait_seconds", "Wait of the oldest unread study.", **more)
+        self.jobs = Gauge("wetread_jobs", "Analyses not yet done.", ("state",), **more)
+        self.serving = Gauge(
+            "wetread_model_serving", "1 when the model serves, 0 when it does not.", ("model",), **more
+        )
+
+    def analysed(self, job: Job, analysis: Analysis | None, seconds: float) -> None:
+        """Count one finished job."""
+        if analysis is not None:
+            outcome = str(analysis.code) if analysis.code else "analysed"
+            self.analyses.labels(analysis.model, outcome).inc()
+            self.seconds.labels(analysis.model).observe(seconds)
+
+    def measure(self, clinic: Clinic) -> None:
+        """Take the numbers that the database knows."""
+        table, unread = store.study.c, sa.text("study.reading != 'signed'")
+        keys = (table.priority, table.analysis, table.overdue)
+        with clinic.database.read() as connection:
+            groups = connection.execute(sa.select(*keys, sa.func.count()).where(unread).group_by(*keys)).all()
+            oldest = connection.execute(sa.select(sa.func.min(table.received_at)).where(unread)).scalar()
+            states = connection.execute(
+                sa.select(store.job.c.state, sa.func.count().label("jobs"))
+                .where(sa.text("job.state != 'done'"))
+                .group_by(store.job.c.state)
+            ).all()
+        self.unread.clear()
+        for priority, analysis, overdue, count in groups:
+            self.unread.labels(priority, analysis, str(overdue).lower()).set(count)
+        self.waiting.set((store.now() - oldest).total_seconds() if oldest else 0)
+        counts = {"queued": 0, "running": 0} | {row.state: row.jobs for row in states}
+        for state, count in counts.items():
+            self.jobs.labels(state).set(count)
+        for model in clinic.ai(clinic.settings.site).models:
+            self.serving.labels(model.name).set(model.state == "serving")
+
+
+class Timing:
+    """ASGI middleware that times each request, by the route's template and never by its address."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and note how long it took."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE", "HEAD") else "other"
+            self.metrics.requests.labels(method, route, str(status)).observe(time.perf_counter() - start)
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Answer as long as the process lives."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses={503: {"description": "not ready"}})
+def readyz(request: Request) -> JSONResponse:
+    """Answer 200 when studies can be taken in: the database answers and the service is not stopping."""
+    clinic = clinic_of(request)
+    if clinic.worker is None or clinic.stopping.is_set():
+        return problem(503, "starting or stopping")
+    try:
+        with clinic.database.read() as connection:
+            connection.execute(sa.select(sa.literal(1)))
+    except SQLAlchemyError:
+        return problem(503, "the database does not answer")
+    return JSONResponse({"status": "ready", "models": [m.name for m in clinic.ai(clinic.settings.site).models]})
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def metrics(request: Request) -> Response:
+    """Return the numbers for Prometheus."""
+    found: Metrics = request.app.state.metrics
+    found.measure(clinic_of(request))
+    return Response(generate_latest(found.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

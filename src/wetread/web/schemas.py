@@ -1,0 +1,293 @@
+"""What the HTTP API says: one model for each answer and each request body. Times are UTC, ages in years."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wetread.clinic import worklist
+
+
+class _Out(BaseModel):
+    model_config = ConfigDict(from_attributes=True, protected_namespaces=())
+
+
+class ReceivedStudy(_Out):
+    """A study that an upload made or added to."""
+
+    study: str
+    status: str
+    priority: str
+    reason: str
+    code: str | None
+    new: bool = Field(description="False when all its files were here already.")
+
+
+class ReceivedImage(_Out):
+    """What became of one file."""
+
+    file: str
+    image: str
+    study: str
+    new: bool
+    quarantined: bool = Field(description="Other bytes are known under its UID; it is kept apart.")
+
+
+class RefusedFile(_Out):
+    """A file that was not accepted."""
+
+    file: str
+    detail: str
+
+
+class ReceiptOut(_Out):
+    """What became of an upload."""
+
+    studies: list[ReceivedStudy]
+    images: list[ReceivedImage]
+    refused: list[RefusedFile]
+    skipped: list[str]
+
+
+class RowOut(_Out):
+    """One line of the worklist."""
+
+    study: str
+    status: Literal["received", "analysed", "not_analysed", "claimed", "reviewed"]
+    priority: Literal["critical", "urgent", "routine"]
+    overdue: bool
+    reason: str
+    finding: str | None
+    model: str | None
+    code: str | None
+    patient_name: str
+    patient_id: str
+    sex: str | None
+    age_years: float | None
+    views: str
+    image_count: int
+    cautions: list[str]
+    analysis: str
+    reading: str
+    received_at: datetime
+    overdue_at: datetime
+    claimed_by: str | None
+
+
+class CountsOut(_Out):
+    """Numbers over all unread studies of the site."""
+
+    unread: int
+    critical: int
+    urgent: int
+    routine: int
+    overdue: int
+    received: int
+    not_analysed: int
+    oldest: datetime | None
+
+
+class ModelOut(_Out):
+    """A model in service."""
+
+    name: str
+    id: str
+    version: str
+    state: Literal["serving", "failing", "missing"]
+    reason: str
+
+
+class AiOut(_Out):
+    """Whether AI orders the list."""
+
+    on: bool
+    banner: str | None
+    models: list[ModelOut]
+
+
+class WorklistOut(_Out):
+    """A page of the worklist; `next` is the `after` of the next page."""
+
+    studies: list[RowOut]
+    counts: CountsOut
+    next: str | None
+    ai: AiOut
+
+
+class FindingOut(_Out):
+    """One finding of one model over the study's images."""
+
+    finding: str
+    model: str
+    probability: float
+    threshold: float
+    flagged: bool
+    call: Literal["likely", "unsure", "unlikely"]
+    image: str
+
+
+class ImageResultOut(_Out):
+    """What one model said about one image."""
+
+    model: str
+    model_id: str
+    suitable: bool
+    code: str | None
+    reason: str
+    cautions: list[str]
+    abnormal: float | None
+    point: str
+    findings: list[dict[str, Any]]
+    box: tuple[float, float, float, float] | None
+    at: datetime
+
+
+class ImageOut(_Out):
+    """One image of a study."""
+
+    image: str
+    name: str
+    format: str
+    view: str | None
+    modality: str | None
+    bytes: int
+    state: Literal["stored", "quarantined"]
+    received_at: datetime
+    results: list[ImageResultOut]
+
+
+class ClaimOut(_Out):
+    """Who is reading the study."""
+
+    reader: str
+    at: datetime
+    expires_at: datetime
+
+
+class ReviewOut(_Out):
+    """What a reader decided."""
+
+    review: str
+    reader: str
+    state: Literal["draft", "signed"]
+    findings: list[AnswerIn]
+    model_verdict: Literal["right", "wrong"] | None
+    normal: bool
+    note: str
+    created_at: datetime
+    signed_at: datetime | None
+
+
+class StudyOut(RowOut):
+    """A study with everything known about it."""
+
+    birth_date: str | None
+    accession: str | None
+    description: str | None
+    acquired_at: str | None
+    abnormal: dict[str, float] = Field(description="Model → calibrated chance of any abnormality.")
+    findings: list[FindingOut]
+    images: list[ImageOut]
+    claim: ClaimOut | None
+    review: ReviewOut | None = Field(description="The signed review, the newest if there are several.")
+    reviews: list[ReviewOut]
+
+
+class AnswerIn(_Out):
+    """A reader's answer to one finding; ``added`` names a finding that no model named."""
+
+    finding: str = Field(min_length=1, max_length=64)
+    answer: Literal["agree", "disagree", "unsure", "added"]
+
+
+class ReviewIn(BaseModel):
+    """A reader's decision."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    state: Literal["draft", "signed"] = "signed"
+    findings: list[AnswerIn] = Field(default=[], max_length=200)
+    model_verdict: Literal["right", "wrong"] | None = Field(None, description="The model over all.")
+    normal: bool = Field(False, description="The reader calls the study normal.")
+    note: str = Field("", max_length=10_000)
+
+
+class SwitchIn(BaseModel):
+    """The site's AI switch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    on: bool
+
+
+class UrlIn(BaseModel):
+    """An address to fetch a radiograph from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(max_length=4096)
+    study: str | None = Field(None, max_length=64)
+    priority: str | None = Field(None, max_length=16)
+
+
+class ImageInfo(_Out):
+    """The picture behind an image: what the frame has in it."""
+
+    image: str
+    rows: int
+    columns: int
+    bits: Literal[8, 16]
+    view: str | None
+    spacing_mm: tuple[float, float] | None
+
+
+class HeatmapOut(_Out):
+    """A finding's map: `values` row by row, relative; `box` is the part of the image that it covers, as fractions."""
+
+    image: str
+    model: str
+    finding: str
+    rows: int
+    columns: int
+    values: list[float]
+    box: tuple[float, float, float, float]
+
+
+ReviewOut.model_rebuild()
+
+
+def study_out(study: worklist.Study) -> StudyOut:
+    """Return a study as the API says it."""
+    reviews = [review_out(review) for review in study.reviews]
+    signed = [review for review in reviews if review.state == "signed"]
+    row = RowOut.model_validate(study.row).model_dump() | {"cautions": list(study.cautions)}
+    return StudyOut(
+        **row,
+        birth_date=study.birth_date,
+        accession=study.accession,
+        description=study.description,
+        acquired_at=study.acquired_at,
+        abnormal=study.abnormal,
+        findings=[FindingOut.model_validate(finding) for finding in study.findings],
+        images=[ImageOut.model_validate(image) for image in study.images],
+        claim=ClaimOut.model_validate(study.claim) if study.claim else None,
+        review=signed[-1] if signed else None,
+        reviews=reviews,
+    )
+
+
+def review_out(review: worklist.Review) -> ReviewOut:
+    """Return a review as the API says it."""
+    return ReviewOut(
+        review=review.review,
+        reader=review.reader,
+        state=review.state,
+        findings=[AnswerIn.model_validate({"finding": f, "answer": a}) for f, a in review.answers.items()],
+        model_verdict=review.verdict,
+        normal=review.normal,
+        note=review.note,
+        created_at=review.created_at,
+        signed_at=review.signed_at,
+    )

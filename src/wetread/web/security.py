@@ -1,0 +1,191 @@
+"""Who may talk to this server, and what a browser may do with its answers.
+
+Every request passes `Guard`: the Host header must name this server (DNS rebinding), bodies have a limit, and
+every answer carries the content policy. Every route then says which right it needs, by `require`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wetread.clinic import access
+from wetread.clinic.access import Caller, Right
+from wetread.errors import DeniedError
+from wetread.web.problems import UnauthenticatedError, problem
+
+log = logging.getLogger(__name__)
+
+COOKIE = "wetread_session"
+CSRF_HEADER = "X-CSRF-Token"
+POLICY = (
+    "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY + "; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+SMALL_BODY = 2**20
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class Guard:
+    """ASGI middleware around everything.
+
+    Parameters
+    ----------
+    app : ASGI application
+    hosts : sequence of str
+        Names by which this server may be called, besides ``localhost`` and any IP address.
+    upload_limit : int
+        Most bytes of a body sent to `upload_path`; all other bodies may have 1 MiB.
+    upload_path : str
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: list[str], upload_limit: int, upload_path: str) -> None:
+        self.app, self.upload_limit, self.upload_path = app, upload_limit, upload_path
+        self.hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the request, pass it on, add headers to the answer."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers, started = Headers(scope=scope), False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                answer = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    answer.setdefault(name, value)
+                answer.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        if not self._ours(headers.get("host", "")):
+            detail = "this server does not go by that name; add it to the setting `hosts`"
+            await problem(421, detail)(scope, receive, sending)
+            return
+        limit = self.upload_limit if scope["path"] == self.upload_path else SMALL_BODY
+        too_large = problem(413, f"a body of more than {limit} bytes; send less at a time", {"Connection": "close"})
+        announced = headers.get("content-length", "0")
+        if not announced.isdecimal() or int(announced) > limit:
+            await too_large(scope, receive, sending)
+            return
+        got = 0
+
+        async def receiving() -> Message:
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            if got > limit:
+                raise _TooLargeError
+            return message
+
+        try:
+            await self.app(scope, receiving, sending)
+        except _TooLargeError:
+            if not started:
+                await too_large(scope, receive, sending)
+        except Exception:
+            route = scope.get("route")
+            log.exception("%s %s", scope["method"], getattr(route, "path", "?"))
+            if not started:
+                detail = "an error that was not foreseen; it is in the server's log"
+                await problem(500, detail)(scope, receive, sending)
+
+    def _ours(self, host: str) -> bool:
+        """Tell whether a Host header names this server: a name of ours, or an address, which no DNS can rebind."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name in self.hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def csrf_token(secret: str) -> str:
+    """Return what a page must send with every change made in a session."""
+    return hashlib.sha256(f"csrf {secret}".encode()).hexdigest()
+
+
+def identify(request: Request) -> Caller:
+    """Return who makes the request, by ``Authorization: Bearer`` or by the session's cookie.
+
+    Raises
+    ------
+    UnauthenticatedError
+        Without a valid one.
+    DeniedError
+        For a change in a session that did not come from our own page.
+    """
+    database = request.app.state.clinic.database
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme:
+        caller = access.identify(database, secret.strip(), kind="api") if scheme.lower() == "bearer" else None
+        if caller is None:
+            raise UnauthenticatedError("token: unknown or revoked; make one with `wetread token create`")
+        return caller
+    session = request.cookies.get(COOKIE)
+    caller = access.identify(database, session, kind="session") if session else None
+    if session is None or caller is None:
+        raise UnauthenticatedError("not signed in: use the login link of `wetread serve`, or an API token")
+    if request.method not in SAFE:
+        _same_origin(request, session)
+    return caller
+
+
+def _same_origin(request: Request, session: str) -> None:
+    site = request.headers.get("sec-fetch-site", "same-origin")
+    origin = request.headers.get("origin")
+    sent = request.headers.get(CSRF_HEADER, "").encode()
+    if (
+        site not in ("same-origin", "none")
+        or (origin is not None and urlsplit(origin).netloc != request.headers.get("host"))
+        or not hmac.compare_digest(sent, csrf_token(session).encode())
+    ):
+        raise DeniedError(f"a change must come from our own page, with the header {CSRF_HEADER}; reload the page")
+
+
+def require(right: Right) -> Any:
+    """Return the dependency of a route that needs this right; it gives the caller."""
+
+    def dependency(request: Request) -> Caller:
+        caller = identify(request)
+        caller.require(right)
+        return caller
+
+    dependency.__name__ = f"require_{right}"
+    dependency.right = right  # type: ignore[attr-defined]
+    return Depends(dependency)
+
+
+Uploader = Annotated[Caller, require(Right.UPLOAD)]
+Viewer = Annotated[Caller, require(Right.VIEW)]
+Reviewer = Annotated[Caller, require(Right.REVIEW)]
+Operator = Annotated[Caller, require(Right.OPERATE)]
+Administrator = Annotated[Caller, require(Right.ADMINISTER)]
