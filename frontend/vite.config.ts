@@ -3,12 +3,15 @@ import { defineConfig } from "vite";
 // Two pages, two entries with fixed names (the templates name them); everything else carries a content hash.
 export default defineConfig({
   base: "/static/dist/",
+  resolve: { alias: { xmlbuilder2: new URL("src/no-xml.ts", import.meta.url).pathname } },
   build: {
     outDir: "../src/wetread/web/static/dist",
     emptyOutDir: true,
     target: "es2022",
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 4096,
+    // What is bundled is given on, so its licences are too.
+    license: { fileName: "licenses.md" },
     rollupOptions: {
       input: { worklist: "src/worklist.ts", study: "src/study.ts" },
       output: {

@@ -10,16 +10,17 @@ export interface HeatMap {
   box: [number, number, number, number];
 }
 
-/** Cividis (Nuñez, Anderton, Renslow 2018), nine anchors: the same order for readers with any colour vision. */
-const CIVIDIS = [
-  [0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115],
-  [138, 134, 120], [165, 156, 116], [195, 180, 104], [254, 232, 56],
+/** Viridis, seventeen anchors: perceptually uniform, the same order for readers with any colour vision. */
+const VIRIDIS = [
+  [68, 1, 84], [72, 24, 106], [71, 45, 123], [66, 64, 134], [59, 82, 139], [51, 99, 141],
+  [44, 114, 142], [38, 130, 142], [33, 145, 140], [31, 160, 136], [40, 174, 128], [63, 188, 115],
+  [94, 201, 98], [132, 212, 75], [173, 220, 48], [216, 226, 25], [253, 231, 37],
 ] as const; // prettier-ignore
 
 export function colour(value: number): [number, number, number] {
-  const at = Math.min(1, Math.max(0, value)) * (CIVIDIS.length - 1);
-  const low = CIVIDIS[Math.floor(at)]!;
-  const high = CIVIDIS[Math.ceil(at)]!;
+  const at = Math.min(1, Math.max(0, value)) * (VIRIDIS.length - 1);
+  const low = VIRIDIS[Math.floor(at)]!;
+  const high = VIRIDIS[Math.ceil(at)]!;
   return [0, 1, 2].map((c) => low[c]! + (high[c]! - low[c]!) * (at % 1)) as [number, number, number];
 }
 
@@ -46,7 +47,7 @@ function picture(map: HeatMap): HTMLCanvasElement {
   for (let row = 0; row < SIDE; row++) {
     for (let column = 0; column < SIDE; column++) {
       const value = strongest > 0 ? Math.max(0, sample(map, (column + 0.5) / SIDE, (row + 0.5) / SIDE)) / strongest : 0;
-      image.data.set([...colour(value), 255 * Math.sqrt(value)], 4 * (row * SIDE + column));
+      image.data.set([...colour(value), 255 * value], 4 * (row * SIDE + column));
     }
   }
   context.putImageData(image, 0, 0);
@@ -56,7 +57,7 @@ function picture(map: HeatMap): HTMLCanvasElement {
 export class Overlay {
   private source: HTMLCanvasElement | null = null;
   private box: HeatMap["box"] = [0, 0, 1, 1];
-  opacity = 0.5;
+  opacity = 0.6;
 
   constructor(
     private readonly viewer: Viewer,

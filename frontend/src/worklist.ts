@@ -1,2 +1,206 @@
+/** The worklist: refreshes itself, never moves the row under the pointer or the focus, and takes files. */
 import htmx from "htmx.org";
-console.log(htmx);
+import { send, start, taken, tick } from "./page";
+
+const KINDS = ["instance.stored", "study.analysed", "study.refused", "study.claimed", "study.released", "study.overdue",
+  "review.saved", "review.signed", "ai.switched", "model.promoted"]; // prettier-ignore
+
+const body = () => document.querySelector<HTMLTableSectionElement>("#rows")!;
+const rows = () => [...body().querySelectorAll<HTMLTableRowElement>("tr[data-study]")];
+
+/** The row that a hand or an eye is on: its place is kept until both have left. */
+function held(): HTMLTableRowElement | null {
+  return document.activeElement?.closest<HTMLTableRowElement>("#rows tr[data-study]") ?? body().querySelector("tr[data-study]:hover");
+}
+
+/** Bring the rows into the server's order; the held one keeps its place, and stays, dimmed, when it left the list. */
+function arrange(fresh: HTMLTableRowElement[]): void {
+  const present = new Map(rows().map((row) => [row.dataset.study!, row]));
+  const places = new Map(rows().map((row) => [row, row.getBoundingClientRect().top]));
+  const keep = held();
+  const place = keep ? rows().indexOf(keep) : -1;
+  const focused = keep?.contains(document.activeElement) ? (document.activeElement as HTMLElement) : null;
+  const order = fresh.map((row) => {
+    const old = present.get(row.dataset.study!);
+    if (!old) return row;
+    if (old.innerHTML !== row.innerHTML) old.innerHTML = row.innerHTML;
+    old.className = row.className;
+    return old;
+  });
+  if (keep) {
+    keep.classList.toggle("gone", !order.includes(keep));
+    const others = order.filter((row) => row !== keep);
+    order.splice(0, order.length, ...others.slice(0, place), keep, ...others.slice(place));
+  }
+  // Moving an element takes the focus from it, so the held row stays where it is and the others move around it.
+  for (const child of [...body().children]) if (child !== keep && !order.includes(child as HTMLTableRowElement)) child.remove();
+  if (keep) {
+    const at = order.indexOf(keep);
+    keep.before(...order.slice(0, at));
+    keep.after(...order.slice(at + 1));
+  } else {
+    body().append(...order);
+  }
+  if (focused && !focused.isConnected) keep?.focus();
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  for (const [row, before] of places) {
+    const moved = row.isConnected ? before - row.getBoundingClientRect().top : 0;
+    if (moved) row.animate([{ transform: `translateY(${moved}px)` }, { transform: "none" }], { duration: 240, easing: "ease-out" });
+  }
+}
+
+htmx.defineExtension("keyed-rows", {
+  isInlineSwap: (style) => style === "keyed",
+  handleSwap(style, _target, node) {
+    const fragment = node as DocumentFragment;
+    if (style !== "keyed") return false;
+    arrange([...fragment.querySelectorAll<HTMLTableRowElement>("tr[data-study]")]);
+    const empty = fragment.querySelector("tr.none");
+    body().querySelector("tr.none")?.remove();
+    if (empty && !rows().length) body().append(empty);
+    tick(body());
+    return true;
+  },
+});
+
+// ------------------------------------------------------------------ live
+
+let timer = 0;
+function refresh(): void {
+  // Events come in bursts (a study has several); one request serves them all.
+  timer ||= window.setTimeout(() => {
+    timer = 0;
+    htmx.trigger(document.body, "worklist-changed", {});
+  }, 150);
+}
+
+function follow(): void {
+  const state = document.querySelector<HTMLElement>("#live")!;
+  document.body.addEventListener("htmx:responseError", (event) => {
+    const { status } = (event as CustomEvent<{ xhr: XMLHttpRequest }>).detail.xhr;
+    if (status === 401) location.assign("/login");
+    else state.textContent = `the list may be old: the server answered ${status}`;
+  });
+  const events = new EventSource(`/events?after=${document.body.dataset.after ?? 0}`);
+  events.onopen = () => {
+    state.textContent = "live";
+    refresh();
+  };
+  events.onerror = () => (state.textContent = "connection lost, trying again …");
+  events.onmessage = refresh;
+  for (const kind of KINDS) events.addEventListener(kind, refresh);
+  window.addEventListener("pagehide", () => events.close());
+  window.addEventListener("pageshow", (event) => event.persisted && location.reload());
+}
+
+// ------------------------------------------------------------------ keys and pointer
+
+function open(row: HTMLTableRowElement | null | undefined): void {
+  row?.querySelector<HTMLAnchorElement>("a")?.click();
+}
+
+function move(step: number): void {
+  const all = rows();
+  const at = all.findIndex((row) => row.contains(document.activeElement));
+  const row = all[at < 0 ? (step > 0 ? 0 : all.length - 1) : Math.min(all.length - 1, Math.max(0, at + step))];
+  row?.focus();
+  row?.scrollIntoView({ block: "nearest" });
+}
+
+document.addEventListener("keydown", (event) => {
+  if (taken(event)) return;
+  const steps: Record<string, number> = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
+  if (event.key in steps) move(steps[event.key]!);
+  else if (event.key === "Enter") open(document.activeElement?.closest<HTMLTableRowElement>("#rows tr[data-study]"));
+  else if (event.key === "Escape") (document.activeElement as HTMLElement | null)?.blur();
+  else return;
+  event.preventDefault();
+});
+
+document.addEventListener("click", (event) => {
+  const target = event.target as HTMLElement;
+  if (!target.closest("a, button") && !getSelection()?.toString()) open(target.closest<HTMLTableRowElement>("#rows tr[data-study]"));
+});
+
+document.querySelector("#logout")?.addEventListener("click", () => {
+  void send("/logout", null).finally(() => location.assign("/login"));
+});
+
+// ------------------------------------------------------------------ adding studies
+
+interface Received {
+  studies?: { study: string; status?: string }[];
+  refused?: { file?: string; name?: string; detail?: string; reason?: string; message?: string }[];
+}
+
+function report(words: string, study = ""): void {
+  const line = document.createElement("li");
+  if (study) {
+    const link = document.createElement("a");
+    link.href = `/studies/${encodeURIComponent(study)}`;
+    link.textContent = words;
+    line.append(link);
+  } else {
+    line.textContent = words;
+  }
+  document.querySelector("#added")!.prepend(line);
+}
+
+async function add(what: string, form: FormData): Promise<void> {
+  const progress = document.querySelector<HTMLElement>("#adding")!;
+  progress.textContent = `sending ${what} …`;
+  try {
+    const answer = (await send("/api/v1/studies", form)) as Received;
+    for (const { study } of answer.studies ?? []) report(`${what}: received`, study);
+    for (const refusal of answer.refused ?? []) {
+      report(`${refusal.file ?? refusal.name ?? what}: refused: ${refusal.detail ?? refusal.reason ?? refusal.message ?? "no reason given"}`);
+    }
+  } catch (error) {
+    report(`${what}: not received: ${(error as Error).message}`);
+  } finally {
+    progress.textContent = "";
+    refresh();
+  }
+}
+
+async function addFiles(files: File[]): Promise<void> {
+  // One request a file: each has an answer of its own, and one refusal does not hold up the rest.
+  for (const file of files) {
+    const form = new FormData();
+    form.append("files", file, file.name);
+    await add(file.name, form);
+  }
+}
+
+function takeFiles(): void {
+  const picker = document.querySelector<HTMLInputElement>("#files");
+  const area = document.querySelector<HTMLElement>("#drop");
+  if (!picker || !area) return;
+  picker.addEventListener("change", () => {
+    void addFiles([...(picker.files ?? [])]).then(() => (picker.value = ""));
+  });
+  document.querySelector<HTMLFormElement>("#fetch")?.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const field = document.querySelector<HTMLInputElement>("#url")!;
+    const form = new FormData();
+    form.append("url", field.value);
+    void add(field.value, form).then(() => (field.value = ""));
+  });
+  const carriesFiles = (event: DragEvent) => event.dataTransfer?.types.includes("Files") ?? false;
+  document.addEventListener("dragover", (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    area.hidden = false;
+  });
+  area.addEventListener("dragleave", () => (area.hidden = true));
+  document.addEventListener("drop", (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    area.hidden = true;
+    void addFiles([...event.dataTransfer!.files]);
+  });
+}
+
+start();
+takeFiles();
+follow();

@@ -1,0 +1,71 @@
+/** What both pages share: requests to our own API, times, and the help on "?". */
+
+/** Send JSON or a form to our own API; the session's cookie says who, the token in the page that it was meant. */
+export async function send(url: string, body: object | FormData | null, method = "POST"): Promise<unknown> {
+  const form = body instanceof FormData;
+  const token = document.querySelector<HTMLMetaElement>('meta[name="csrf-token"]')?.content ?? "";
+  let response: Response;
+  try {
+    response = await fetch(url, {
+      method,
+      credentials: "same-origin",
+      keepalive: !form,
+      headers: { "X-CSRF-Token": token, ...(form || body === null ? {} : { "Content-Type": "application/json" }) },
+      body: form ? body : body === null ? null : JSON.stringify(body),
+    });
+  } catch {
+    throw new Error("the server cannot be reached; check the network and try again");
+  }
+  const answer: unknown = await response.json().catch(() => null);
+  if (!response.ok) throw new Error(detail(answer) || `the server answered ${response.status}`);
+  return answer;
+}
+
+/** The reason in a problem+json answer (RFC 9457). */
+function detail(answer: unknown): string {
+  if (!answer || typeof answer !== "object") return "";
+  const { detail, title } = answer as { detail?: unknown; title?: unknown };
+  return typeof detail === "string" ? detail : typeof title === "string" ? title : "";
+}
+
+/** Since when, as hours and minutes (0:07), with days before them once it is more than one. */
+export function elapsed(since: Date, now: Date): string {
+  const minutes = Math.max(0, Math.floor((now.getTime() - since.getTime()) / 60_000));
+  const [days, rest] = [Math.floor(minutes / 1440), minutes % 1440];
+  return `${days ? `${days} d ` : ""}${Math.floor(rest / 60)}:${String(rest % 60).padStart(2, "0")}`;
+}
+
+/** Keep relative times right, and give the exact one, in the reader's own zone, on hover. */
+export function tick(root: ParentNode = document): void {
+  for (const time of root.querySelectorAll<HTMLTimeElement>("time[datetime]")) {
+    const since = new Date(time.dateTime);
+    if (Number.isNaN(since.getTime())) continue;
+    time.title = since.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" });
+    const words = time.classList.contains("wait") ? elapsed(since, new Date()) : since.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+    if (time.textContent !== words) time.textContent = words;
+  }
+}
+
+/** Whether a key belongs to what has the focus (a field, a button for Enter) and not to the page. */
+export function taken(event: KeyboardEvent): boolean {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return true;
+  if (document.querySelector("dialog[open]")) return true;
+  const target = event.target as HTMLElement;
+  if (target.closest("textarea, select, input:not([type=range]):not([type=checkbox]):not([type=file])")) return true;
+  if (target.matches("input[type=range]")) return event.key.startsWith("Arrow");
+  return (event.key === "Enter" || event.key === " ") && target.closest("button, a, summary, label, input") !== null;
+}
+
+export function start(): void {
+  tick();
+  setInterval(tick, 10_000);
+  const help = document.querySelector<HTMLDialogElement>("dialog#keys");
+  const open = () => help && !help.open && help.showModal();
+  for (const button of document.querySelectorAll("[data-opens=keys]")) button.addEventListener("click", open);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "?" && !taken(event)) {
+      event.preventDefault();
+      open();
+    }
+  });
+}

@@ -1,0 +1,150 @@
+"""The pages: worklist, one study, login. Whatever they change goes through the API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.templating import Jinja2Templates
+
+from wetread import __version__
+from wetread.clinic import access, audit, worklist
+from wetread.clinic.access import Caller, Right
+from wetread.errors import ClinicError, DeniedError, NotFoundError
+from wetread.web import events, security, view
+from wetread.web.problems import UnauthenticatedError
+
+router = APIRouter(include_in_schema=False)
+templates = Jinja2Templates(Path(__file__).parent / "templates")
+templates.env.trim_blocks = templates.env.lstrip_blocks = True
+templates.env.filters["waiting"] = view.waiting
+
+PAGE = 50
+_NOTHING = {"unread": "Nothing waits to be read.", "read": "No study was read yet."}
+
+
+def _reader(request: Request) -> Caller:
+    """Return who looks at a page; who did not sign in is sent to the login page."""
+    try:
+        caller = security.identify(request)
+    except UnauthenticatedError as error:
+        if request.headers.get("HX-Request"):
+            raise
+        raise HTTPException(303, str(error), {"Location": "/login"}) from None
+    caller.require(Right.VIEW)
+    return caller
+
+
+Reader = Annotated[Caller, Depends(_reader)]
+
+
+def render(request: Request, name: str, status: int = 200, **context: Any) -> Response:
+    """Render a template with what every page needs."""
+    session = request.cookies.get(security.COOKIE)
+    context |= {
+        "version": __version__,
+        "csrf": security.csrf_token(session) if session else "",
+        "demo": request.app.state.clinic.settings.demo,
+    }
+    headers = {"Cache-Control": "no-store", "Vary": "HX-Request"}
+    return templates.TemplateResponse(request, name, context, status_code=status, headers=headers)
+
+
+@router.get("/")
+def worklist_page(
+    request: Request,
+    caller: Reader,
+    chosen: Annotated[str, Query(alias="class")] = "unread",
+    after: Annotated[str | None, Query(alias="from")] = None,
+) -> Response:
+    """Show the worklist; to htmx, only what changes."""
+    clinic = request.app.state.clinic
+    only = next((f for f in view.FILTERS if f.key == chosen), None)
+    if only is None:
+        return RedirectResponse("/", 303)
+    seq = events.latest(clinic)  # before the list is read, so that no change falls between the two
+    try:
+        page = worklist.page(
+            clinic.database, caller.site, after=after, limit=PAGE, priority=only.priority, status=only.status
+        )
+    except ClinicError:
+        return RedirectResponse(f"/?{urlencode({'class': chosen})}", 303)
+    live = request.headers.get("HX-Request") == "true"
+    return render(
+        request,
+        "live.html" if live else "worklist.html",
+        caller=caller,
+        rows=[view.line(row, caller.name) for row in page.rows],
+        counts=page.counts,
+        filters=view.FILTERS,
+        alarms=view.alarms(page.counts, clinic.ai(caller.site).banner),
+        chosen=chosen,
+        seq=seq,
+        after_page=after,
+        next_page=page.next,
+        page_size=PAGE,
+        here=f"/?{urlencode({'class': chosen} | ({'from': after} if after else {}))}",
+        nothing=_NOTHING.get(chosen, "No unread study of this kind."),
+        may_upload=caller.may(Right.UPLOAD),
+    )
+
+
+@router.get("/studies/next")
+def next_study(request: Request, caller: Reader, after: str = "") -> Response:
+    """Go to the first unread study that nobody else is reading, other than `after`; when none is left, to the list."""
+    page = worklist.page(request.app.state.clinic.database, caller.site, limit=500)
+    free = (row.study for row in page.rows if row.study != after and row.claimed_by in (None, caller.name))
+    found = next(free, None)
+    return RedirectResponse("/" if found is None else f"/studies/{found}", 303)
+
+
+@router.get("/studies/{study}")
+def study_page(request: Request, caller: Reader, study: str) -> Response:
+    """Show one study."""
+    clinic = request.app.state.clinic
+    try:
+        found = worklist.study(clinic.database, caller.site, study)
+    except NotFoundError as error:
+        return render(request, "problem.html", 404, title="No such study", detail=str(error))
+    with clinic.database.write() as connection:
+        audit.record(connection, caller.site, caller.name, "study.viewed", study)
+    return render(
+        request, "study.html", caller=caller, may_review=caller.may(Right.REVIEW), **view.reading(found, caller.name)
+    )
+
+
+@router.get("/login")
+def login_page(request: Request, code: str = "") -> Response:
+    """Ask before a login link is used, so that a mail scanner that merely looks at it does not spend it."""
+    return render(request, "login.html", code=code)
+
+
+@router.post("/login")
+def login(request: Request, code: Annotated[str, Form(max_length=200)]) -> Response:
+    """Use a login link: open a session."""
+    try:
+        session = access.login(request.app.state.clinic.database, code)
+    except DeniedError as error:
+        return render(request, "problem.html", 403, title="Not logged in", detail=str(error))
+    answer = RedirectResponse("/", 303)
+    answer.set_cookie(
+        security.COOKIE,
+        session,
+        max_age=int(access.SESSION_LIFE.total_seconds()),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return answer
+
+
+@router.post("/logout")
+def logout(request: Request, caller: Annotated[Caller, Depends(security.identify)]) -> Response:
+    """End the session."""
+    access.logout(request.app.state.clinic.database, caller)
+    answer = Response(status_code=204)
+    answer.delete_cookie(security.COOKIE, httponly=True, samesite="strict")
+    return answer

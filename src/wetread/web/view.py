@@ -1,0 +1,265 @@
+"""What the pages say: rows and studies of the clinic in the reader's words. No request, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from wetread.clinic.worklist import Counts, Finding, Row, Study
+from wetread.errors import Code
+from wetread.findings import CHEXPERT, TASKS, Task
+
+Mark = tuple[str, str]  # kind (colour and shape) and word
+
+_CALLS = {"likely": 0, "unsure": 1, "unlikely": 2}
+_CODES = {
+    Code.NOT_CHEST: "not a chest",
+    Code.LATERAL_ONLY: "lateral only",
+    Code.CHILD: "a child, and the model was made for adults",
+    Code.ADULT: "an adult, and the model was made for children",
+    Code.NOT_RADIOGRAPH: "not a radiograph",
+    Code.UNFAMILIAR: "unlike the images that the model knows",
+    Code.UNREADABLE: "cannot be read",
+    Code.TOO_LARGE: "too large",
+    Code.FOR_PROCESSING: "raw data, not meant for reading",
+    Code.MODEL_FAILED: "the model failed",
+}
+
+
+def waiting(since: datetime, now: datetime | None = None) -> str:
+    """Return how long ago `since` is, as hours and minutes: ``0:07``, ``31:40`` is ``1 d 7:40``."""
+    minutes = max(0, int(((now or datetime.now(UTC)) - since).total_seconds() // 60))
+    days, rest = divmod(minutes, 24 * 60)
+    return f"{f'{days} d ' if days else ''}{rest // 60}:{rest % 60:02d}"
+
+
+def patient(row: Row) -> str:
+    """Return the name, else the identifier, else that there is none."""
+    return row.patient_name or row.patient_id or "no name"
+
+
+def age_sex(row: Row) -> str:
+    """Return e.g. ``M 63 y``; months below two years; nothing for what the file does not say."""
+    age = ""
+    if row.age_years is not None:
+        age = f"{row.age_years:.0f} y" if row.age_years >= 2 else f"{row.age_years * 12:.0f} mo"
+    return " ".join(filter(None, (row.sex, age)))
+
+
+def marks(row: Row) -> list[Mark]:
+    """Return kind and word of a study's place in the list, the most important first."""
+    found: list[Mark] = []
+    if row.overdue:
+        found.append(("critical", "CRITICAL, OVERDUE") if row.priority == "critical" else ("overdue", "OVERDUE"))
+    elif row.priority != "routine" or row.analysis != "not_analysed":
+        found.append((row.priority, row.priority.upper()))
+    if row.analysis == "not_analysed":
+        found.append(("unanalysed", "NOT ANALYSED"))
+    return found
+
+
+def status(row: Row) -> str:
+    """Return the state of a study in a word or two."""
+    if row.reading == "signed":
+        return "read"
+    if row.claimed_by is not None:
+        return "being read"
+    if row.reading == "draft":
+        return "draft"
+    return "analysing …" if row.analysis == "received" else "unread"
+
+
+def line(row: Row, reader: str) -> dict[str, Any]:
+    """Return what a row of the worklist shows."""
+    why = row.reason.removeprefix("not analysed: ") if row.analysis == "not_analysed" else row.reason
+    return {
+        "study": row.study,
+        "marks": marks(row),
+        "why": why,
+        "cautions": row.cautions,
+        "patient": patient(row),
+        "patient_id": row.patient_id if row.patient_name else "",
+        "age_sex": age_sex(row),
+        "views": row.views or "view unknown",
+        "images": f"{row.images} images" if row.images > 1 else "",
+        "received_at": row.received_at,
+        "status": status(row),
+        "reader": "you" if row.claimed_by == reader else row.claimed_by or "",
+    }
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One choice of what the list shows; `kind` gives it the colour and shape of a class.
+
+    `count` names the field of the worklist's counts, if there is one; the others go to `worklist.page`.
+    """
+
+    key: str
+    word: str
+    kind: str
+    count: str = ""
+    priority: str | None = None
+    status: str | None = None
+
+
+FILTERS = (
+    Filter("unread", "All unread", "", "unread"),
+    Filter("critical", "Critical", "critical", "critical", priority="critical"),
+    Filter("urgent", "Urgent", "urgent", "urgent", priority="urgent"),
+    Filter("routine", "Routine", "routine", "routine", priority="routine"),
+    Filter("unanalysed", "Not analysed", "unanalysed", "not_analysed", status="not_analysed"),
+    Filter("read", "Read", "", status="reviewed"),
+)
+
+
+def alarms(counts: Counts, banner: str | None) -> list[str]:
+    """Return what must be seen at the top of every worklist: AI that is off or incomplete, and overdue studies."""
+    found = [banner] if banner else []
+    if counts.overdue:
+        studies, them = ("study is", "it") if counts.overdue == 1 else ("studies are", "them")
+        found.append(f"{counts.overdue} {studies} past the waiting cap. Read {them} next.")
+    return found
+
+
+def tree(found: Sequence[Finding]) -> list[tuple[Finding, int]]:
+    """Order one model's findings for reading: what is likely first, children under their parents.
+
+    Parameters
+    ----------
+    found : sequence of Finding
+        All findings of one model.
+
+    Returns
+    -------
+    list of (Finding, int)
+        With the depth in the task's tree. A family stands where its most suspicious member belongs; what is
+        no abnormality (No Finding, Support Devices) comes last.
+    """
+    by_name = {finding.finding: finding for finding in found}
+    task = next((t for t in TASKS.values() if set(t.findings) == set(by_name)), Task("flat", tuple(by_name)))
+    children: dict[str | None, list[str]] = {}
+    for name in by_name:
+        children.setdefault(task.parents.get(name), []).append(name)
+
+    def family(name: str) -> Iterable[str]:
+        yield name
+        for child in children.get(name, []):
+            yield from family(child)
+
+    def place(name: str) -> tuple[bool, bool, int, float]:
+        members = [by_name[member] for member in family(name)]
+        return (
+            name == task.normal or name in task.neutral,
+            not any(member.flagged for member in members),
+            min(_CALLS.get(member.call, 3) for member in members),
+            -max(member.probability for member in members),
+        )
+
+    def walk(parent: str | None, depth: int) -> Iterable[tuple[Finding, int]]:
+        for name in sorted(children.get(parent, []), key=place):
+            yield by_name[name], depth
+            yield from walk(name, depth + 1)
+
+    return list(walk(None, 0))
+
+
+def reading(study: Study, reader: str) -> dict[str, Any]:
+    """Return what the page of one study shows to this reader."""
+    row = study.row
+    labels = {image.image: f"{index} {_view(image.view)}" for index, image in enumerate(study.images, 1)}
+    results = [result for image in study.images for result in image.results]
+    ids = {result.model: result.model_id for result in results}
+    points = {result.model: result.point for result in results}
+    models: list[dict[str, Any]] = []
+    for name in dict.fromkeys(finding.model for finding in study.findings):
+        own = [finding for finding in study.findings if finding.model == name]
+        models.append(
+            {
+                "name": name,
+                "id": ids.get(name, ""),
+                "abnormal": study.abnormal.get(name),
+                "findings": [
+                    {**asdict(f), "level": level, "point": points.get(name, ""), "where": labels.get(f.image, "")}
+                    for f, level in tree(own)
+                ],
+            }
+        )
+    mine = next((review for review in reversed(study.reviews) if review.reader == reader), None)
+    signed = row.reading == "signed"
+    named = {finding.finding for finding in study.findings}
+    return {
+        "row": row,
+        "patient": patient(row),
+        "marks": marks(row),
+        "identity": _identity(study),
+        "images": [
+            {
+                "image": image.image,
+                "label": labels[image.image],
+                "name": image.name,
+                "shown": image.state == "stored",
+            }
+            for image in study.images
+        ],
+        "refusals": _refusals(study, labels),
+        "cautions": study.cautions,
+        "findings": models,
+        "answers": {f: a for f, a in mine.answers.items() if a != "added"} if mine else {},
+        "added": [f for f, a in mine.answers.items() if a == "added"] if mine else [],
+        "verdict": mine.verdict if mine else None,
+        "normal": bool(mine and mine.normal),
+        "note": mine.note if mine else "",
+        "others": [review for review in study.reviews if review is not mine],
+        "vocabulary": [f for f in CHEXPERT.findings if f not in named and f != CHEXPERT.normal],
+        "signed": signed,
+        "message": "Signed. A new image opens the study again." if signed else "",
+    }
+
+
+def _view(view: str | None) -> str:
+    return {"LATERAL": "LAT", None: "view unknown"}.get(view) or str(view)
+
+
+def _identity(study: Study) -> list[tuple[str, str]]:
+    """Return label and value of all that tells one patient and study from another; unknown is said, not left out."""
+    row = study.row
+    acquired = study.acquired_at
+    if acquired is not None:
+        with suppress(ValueError):
+            acquired = f"{datetime.fromisoformat(acquired):%Y-%m-%d %H:%M}" if len(acquired) > 10 else acquired
+    facts = [
+        ("id", row.patient_id or "unknown"),
+        ("born", _day(study.birth_date) or "unknown"),
+        ("", age_sex(row)),
+        ("acquired", acquired or "unknown"),
+        ("", row.views or "view unknown"),
+        ("accession", study.accession or ""),
+        ("", study.description or ""),
+    ]
+    return [(label, value) for label, value in facts if value]
+
+
+def _day(text: str | None) -> str:
+    try:
+        return date.fromisoformat(text or "").isoformat()
+    except ValueError:
+        return text or ""
+
+
+def _refusals(study: Study, labels: Mapping[str, str]) -> list[str]:
+    """Return for each image that a model refused, in plain words, why."""
+    found = []
+    for image in study.images:
+        if image.state != "stored":
+            found.append(f"image {labels[image.image]} is kept apart: other bytes came under the same identifier")
+        for result in image.results:
+            if not result.suitable:
+                words = _CODES[Code(result.code)] if result.code in set(Code) else result.code or "refused"
+                reason = result.reason if result.reason and result.reason != result.code else ""
+                said = f"{words} ({reason})" if reason and words not in reason else reason or words
+                found.append(f"image {labels[image.image]}: {f'{result.model}: ' if result.model else ''}{said}")
+    return list(dict.fromkeys(found))
