@@ -103,6 +103,7 @@ class Body:
         turn = self.heart_turn
         return [
             Solid((x + 2.75, y, 2.0), (1.4 * k, 0.9 * k, 1.35 * k), turn),
+            Solid((x + 1.3, y + 1.9, 1.5), (1.2 * k, 0.9 * k, 1.4 * k), 0.1),
             Solid((x - 1.0, y - 0.2, 1.5), (0.65 * k, 0.98 * k, 1.2 * k), 0.15),
             Solid((x + 1.9, y - 0.95 * k, 1.5), (0.68 * k, 1.2 * k, 1.1 * k), -0.38),
         ]
@@ -169,7 +170,7 @@ def rib(body: Body, index: int, side: int) -> NDArray[np.float64]:
     """Return the centre line of rib `index` (0 to 11) as points [n, 3], from the spine to its front end."""
     y0 = -1.7 + index * body.height * 0.094
     end = (2.3, 2.2, 2.25, 2.3, 2.3, 2.3, 2.25, 2.15, 2.0, 1.75, 1.3, 0.9)[index]
-    phi = np.linspace(-1.44, -1.44 + end, 30 if index < 10 else 20)
+    phi = np.linspace(-1.44, -1.44 + end, 24 if index < 10 else 16)
     u = (phi + 1.44) / 2.4
     drop = (5.8, 6.6, 7.4, 8.3, 9.0, 9.6, 10.2, 10.6, 10.8, 10.4, 9.0, 7.5)[index] * body.height / 26
     y = y0 + drop * (0.66 * u**0.85 + 0.24 * u**2) - 0.5 * np.sin(np.clip(u / 0.4, 0, 1) * np.pi)
@@ -230,7 +231,7 @@ def vessel_tree(body: Body, side: int, rng: np.random.Generator) -> tuple[NDArra
     radius = rng.uniform(0.2, 0.38, count) * body.vessels * np.where(np.abs(angle) < 0.5, 0.75, 1.0)
     segments, radii = [], []
     for generation in range(8):
-        steps = 2
+        steps = 2 if generation < 3 else 1
         length = (2.1 * 0.87**generation) * rng.uniform(0.6, 1.25, len(at))
         for _ in range(steps):
             bend = way + rng.normal(0, 0.17, way.shape)
@@ -254,7 +255,7 @@ def vessel_tree(body: Body, side: int, rng: np.random.Generator) -> tuple[NDArra
         way /= np.linalg.norm(way, axis=1, keepdims=True)
         at = np.concatenate([at, at])
         radius = np.concatenate([radius * share ** (1 / 3), radius * (1 - share) ** (1 / 3)])
-        keep = radius > 0.028
+        keep = radius > 0.034
         at, way, radius = at[keep], way[keep], radius[keep]
         if not len(at):
             break

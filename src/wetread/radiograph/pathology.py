@@ -130,20 +130,22 @@ def _edema(scene: Scene, rng: np.random.Generator) -> Mask:
 
 
 def _blob(
-    scene: Scene, centre: NDArray[np.float64], radius: float, depth: float, rng: np.random.Generator, rough: float
+    scene: Scene, centre: NDArray[np.float64], radius: float, rng: np.random.Generator, rough: float, soft: float = 0.6
 ) -> Array:
-    """Return a share [H, W] of 0 to 1: a rounded region with an irregular border."""
-    ((u, v),) = scene.plane(centre)
-    ratio = rng.uniform(0.8, 1.25)
-    d = np.sqrt(((scene.u - u) * ratio) ** 2 + ((scene.v - v) / ratio) ** 2) / radius
+    """Return a share [H, W] of 0 to 1: a rounded region of irregular outline that fades over `soft` radii."""
+    u, v = scene.plane(centre)[0]
+    ratio, turn = rng.uniform(0.75, 1.3), rng.uniform(0, np.pi)
+    c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    du, dv = (scene.u - np.float32(u)) / np.float32(radius), (scene.v - np.float32(v)) / np.float32(radius)
+    d = np.hypot((du * c + dv * s) * np.float32(ratio), (dv * c - du * s) / np.float32(ratio))
     if rough > 0:
-        d = d + rough * cloud(rng, scene.size, max(3, int(scene.size * scene.cm / (1.4 * radius))), 3)
-    return ease((1.25 - d) / 0.6)
+        d = d + np.float32(rough) * cloud(rng, scene.size, max(3, int(scene.size * scene.cm / (1.4 * radius))), 3)
+    return ease((1 + soft / 2 - d) / soft)
 
 
 def _faint_opacity(scene: Scene, rng: np.random.Generator) -> Mask:
     side = int(rng.random() < 0.5)
-    share = _blob(scene, _place(scene.body, rng, side), rng.uniform(3.0, 5.0), 6, rng, 0.15)
+    share = _blob(scene, _place(scene.body, rng, side), rng.uniform(3.0, 5.0), rng, 0.15, 1.0)
     gained = _fill(scene, side, share * np.float32(rng.uniform(0.2, 0.34)))
     return (share > 0.35) & (gained > 0.25)
 
@@ -172,14 +174,14 @@ def _consolidation(scene: Scene, rng: np.random.Generator) -> Mask:
     side = int(rng.random() < 0.45)
     upper = rng.random() < 0.45
     centre = _place(body, rng, side, *((0.2, 0.4) if upper else (0.62, 0.9)))
-    share = _blob(scene, centre, rng.uniform(3.4, 5.4), 6, rng, 0.04)
+    share = _blob(scene, centre, rng.uniform(3.6, 6.0), rng, 0.13, 0.9)
     fissure = 0.5 * body.top(side) + rng.normal(0, 0.6) + rng.normal(0, 0.06) * scene.u
     share = share * (ease((fissure - scene.v) / 0.35 + 0.5) if upper else ease((scene.v - fissure) / 0.35 + 0.5))
-    share = share * np.float32(rng.uniform(0.55, 0.85))
+    share = share * np.float32(rng.uniform(0.42, 0.78))
     gained = _fill(scene, side, share)
     scene.gas += 0.5 * _bronchi(scene, rng, side, centre) * ease(gained / 3)
     scene.vessels = scene.vessels * (1 - 0.8 * share)
-    return (share > 0.25) & (gained > 0.4)
+    return (share > 0.2) & (gained > 0.4)
 
 
 def _pneumonia(scene: Scene, rng: np.random.Generator) -> Mask:
@@ -191,8 +193,8 @@ def _pneumonia(scene: Scene, rng: np.random.Generator) -> Mask:
     for n in range(int(rng.integers(2, 5))):
         side = first if n < 2 or rng.random() < 0.5 else 1 - first
         centre = _place(body, rng, side, 0.35, 0.95)
-        blob = _blob(scene, centre, rng.uniform(2.4, 4.6), 6, rng, 0.3)
-        share = blob * (0.35 + 0.65 * ease(patches / 1.6 + 0.6)) * np.float32(rng.uniform(0.5, 0.85))
+        blob = _blob(scene, centre, rng.uniform(2.4, 4.6), rng, 0.26, 1.2)
+        share = blob * (0.3 + 0.7 * ease(patches / 2.6 + 0.55)) * np.float32(rng.uniform(0.45, 0.8))
         gained = _fill(scene, side, share)
         scene.gas += 1.1 * _bronchi(scene, rng, side, centre) * ease(gained / 2.5)
         mask |= (blob > 0.3) & (gained > 0.35)
@@ -216,7 +218,7 @@ def _lesions(scene: Scene, rng: np.random.Generator) -> Mask:
         gained = np.minimum(ball, scene.lung[side] * 0.97)
         scene.lung[side] = scene.lung[side] - gained
         mask |= (ball > 0.5 * r) & (gained > 0.1)
-        scene.soft += np.asarray(0.12 * gained, np.float32)
+        scene.soft += np.asarray((0.15 if r > 1.5 else 0.35) * gained, np.float32)
     return mask
 
 
@@ -262,15 +264,15 @@ def _collapse(scene: Scene, _: np.random.Generator) -> Mask:
         x = sign * scene.u
         if kind == "upper":
             edge = 0.22 * body.height + 0.35 * (6 - x) + 0.03 * (x - 6) ** 2 + rng.normal(0, 0.4)
-            share = ease((edge - scene.v) / 0.5 + 0.5)
+            share = ease((edge - scene.v) / 0.9 + 0.5)
         else:
             edge = 2.0 + (scene.v - body.hilum(side)[1]) * rng.uniform(0.42, 0.6)
-            share = ease((edge - x) / 0.5 + 0.5) * ease((scene.v - body.hilum(side)[1] + 1) / 2)
+            share = ease((edge - x) / 0.9 + 0.5) * ease((scene.v - body.hilum(side)[1] + 1) / 2)
     elif kind == "upper":
         share = ease((0.2 * body.height - scene.v + 0.25 * -scene.u) / 1.0)
     else:
         share = ease((scene.v - body.hilum(side)[1] + 1.3 * (-scene.u + 2.0)) / 1.0) * ease((-1.5 + scene.u) / 1.5)
-    share = share * np.float32(rng.uniform(0.72, 0.9))
+    share = share * np.float32(rng.uniform(0.6, 0.85))
     gained = _fill(scene, side, share) + (scene.heart > 2) * 0.25 * share * (kind == "lower")
     scene.soft += np.asarray((scene.heart > 2) * 0.9 * share * field, np.float32)
     scene.vessels = scene.vessels * (1 - 0.8 * share)
@@ -314,22 +316,19 @@ def _free_air(scene: Scene, _: np.random.Generator) -> Mask:
     sign = SIGN[side]
     cap = 1.6 + size * rng.uniform(4.0, 7.0)
     gap = 0.9 + size * rng.uniform(3.0, 5.0)
-    fade = np.clip((scene.v - cap) / (0.75 * body.height), 0, 1)
-    wave = 0.15 * np.sin(scene.v * 0.9 + rng.uniform(0, 6))
+    low = np.maximum(scene.v - cap, 0)
+    narrow = gap * (1 - 0.75 * np.clip(low / (0.75 * body.height), 0, 1))
     if scene.frontal:
-        half = (body.outer(scene.v) - body.medial(scene.v)) / 2
-        depth = (1 - scene.wall[side]) * half
-        inward = depth - gap * (1 - 0.75 * fade) + wave
         x = sign * scene.u
-        dome = (scene.v - cap) - 0.10 * (x - body.apex_x) ** 2 * 0.6
-        distance = np.minimum(inward, dome * 0.9)
+        wave = 0.12 * np.sin(scene.v * 0.9 + rng.uniform(0, 6))
+        distance = np.minimum(body.outer(low) - narrow - wave - x, x - body.medial(low))
     else:
-        distance = np.minimum(
-            (1 - np.abs(scene.wall[side])) * body.half_depth(scene.v) - 0.4 * gap * (1 - fade), scene.v - cap
-        )
+        distance = np.sqrt(low) * 0.32 * body.half_depth(low) - 0.4 * narrow - np.abs(scene.u)
+        distance = np.minimum(distance, (1 - np.abs(scene.wall[side])) * body.half_depth(scene.v) - 0.3 * narrow)
+    distance = np.where(scene.v < cap, -1, distance)
     field = scene.whole[side] > 0.05
     outside = ease(-distance / 0.12 + 0.5) * field
-    freed = scene.lung[side] * outside
+    freed = scene.lung[side] * outside * np.float32(0.75)
     scene.lung[side] = scene.lung[side] - freed
     scene.gas += np.asarray(freed, np.float32)
     scene.density[side] = scene.density[side] * np.float32(1 + 0.55 * size)
@@ -360,15 +359,15 @@ def _thick_pleura(scene: Scene, rng: np.random.Generator) -> Mask:
             if high - low < 0.4:
                 low, high = 0.35, 0.95
             along = ease((scene.v - low * body.top(side)) / 2) * ease((high * body.top(side) + 2 - scene.v) / 2)
-            peel = ease((thick * along * (1 + 0.35 * lumps) - depth) / 0.25 + 0.5) * along * field
+            peel = ease((thick * along * (1 + 0.25 * lumps) - depth) / 0.4 + 0.5) * along * field
             _fill(scene, side, peel * 0.9)
             scene.soft += np.asarray(1.3 * peel, np.float32)
             mask |= (peel > 0.4) & field
         else:
             for _ in range(int(rng.integers(3, 7))):
                 centre = _place(body, rng, side, 0.35, 0.98)
-                blob = _blob(scene, centre, rng.uniform(0.7, 1.6), 1, rng, 0.35) * field
-                scene.bone += np.asarray(0.42 * blob * np.float32(rng.uniform(0.7, 1.2)), np.float32)
+                blob = _blob(scene, centre, rng.uniform(0.7, 1.6), rng, 0.35) * field
+                scene.bone += np.asarray(blob * np.float32(rng.uniform(0.7, 1.3)), np.float32)
                 mask |= blob > 0.3
         if kind < 0.25 and scene.frontal:
             x = SIGN[side] * scene.u - body.apex_x
@@ -388,12 +387,13 @@ def breaks(body: Body) -> Breaks:
     rng = stream(body, "Fracture")
     side = int(rng.random() < 0.5)
     out: Breaks = {}
-    if rng.random() < 0.35:
-        shift = np.array([0.0, rng.uniform(0.9, 1.7), 0.0])
-        out["clavicle", 0, side] = (rng.uniform(0.42, 0.62), shift, 0.0)
+    if rng.random() < 0.42:
+        shift = np.array([SIGN[side] * rng.uniform(-0.8, 0.2), rng.uniform(1.2, 2.3), 0.0])
+        out["clavicle", 0, side] = (rng.uniform(0.4, 0.62), shift, 0.0)
     else:
-        first, at = int(rng.integers(2, 7)), rng.uniform(0.25, 0.6)
-        for index in range(first, first + int(rng.integers(2, 5))):
-            shift = np.array([SIGN[side] * rng.uniform(-0.5, 0.3), rng.choice([-1, 1]) * rng.uniform(0.7, 1.3), 0.0])
-            out["rib", index, side] = (float(np.clip(at + rng.normal(0, 0.03), 0.2, 0.66)), shift, rng.uniform(0, 0.5))
+        first, at = int(rng.integers(2, 6)), rng.uniform(0.22, 0.6)
+        swelling = rng.uniform(0.25, 0.6) if rng.random() < 0.6 else 0.0
+        for index in range(first, first + int(rng.integers(3, 6))):
+            shift = np.array([SIGN[side] * rng.uniform(-0.7, 0.1), rng.choice([-1, 1]) * rng.uniform(1.0, 1.8), 0.0])
+            out["rib", index, side] = (float(np.clip(at + rng.normal(0, 0.03), 0.2, 0.66)), shift, swelling)
     return out

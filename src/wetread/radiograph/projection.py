@@ -137,18 +137,23 @@ class Scene:
 
     def solid(self, solid: Solid) -> Array:
         """Return the path lengths [H, W] through one ellipsoid."""
-        ((u, v),) = self.plane(np.array([solid.centre]))
-        a, b, c = solid.radii
-        if self.frontal:
-            return ellipsoid_path(self.u, self.v, (u, v), (a, b, c), solid.tilt)
-        tall = float(np.hypot(a * np.sin(solid.tilt), b * np.cos(solid.tilt)))
-        return ellipsoid_path(self.u, self.v, (u, v), (c, tall, a * b / tall))
+        return self.union([solid])
 
     def union(self, solids: Sequence[Solid]) -> Array:
-        """Return the path lengths [H, W] through ellipsoids that run into each other."""
+        """Return the path lengths [H, W] through ellipsoids that run into each other: the longest of them."""
         total = np.zeros_like(self.soft)
         for solid in solids:
-            np.maximum(total, self.solid(solid), out=total)
+            u, v = self.plane(np.array([solid.centre]))[0]
+            radii, tilt = solid.radii, solid.tilt
+            if not self.frontal:
+                a, b, c = solid.radii
+                tall = float(np.hypot(a * np.sin(tilt), b * np.cos(tilt)))
+                radii, tilt = (c, tall, a * b / tall), 0.0
+            column, row = self.pixel(np.array([solid.centre]))[0]
+            reach = max(radii[:2]) / self.cm + 2
+            box = tuple(slice(max(0, int(at - reach)), max(0, int(at + reach) + 2)) for at in (row, column))
+            path = ellipsoid_path(self.u[box], self.v[box], (u, v), radii, tilt)
+            np.maximum(total[box], path, out=total[box])
         return total
 
     def canvas(self) -> NDArray[np.uint8]:
