@@ -67,8 +67,11 @@ def run(request: Request, *, as_json: bool = False) -> Dataset:
     shares = {"valid": request.valid, "test": request.test}
     about = collection.about | {"selection": collection.about["selection"] | shares}
     collection = replace(collection, rows=rows, refused=collection.refused + leaks, about=about)
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed!s:.5} images/s"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:.0f} images/s"))
+    terminal = Console(stderr=True)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=terminal, transient=True, disable=not terminal.is_terminal
+    ) as bar:
         line = bar.add_task("packing", total=rows.height)
         dataset = pack(
             collection,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wetread.dataset import labels
 from wetread.dataset.layouts import COLUMNS
 from wetread.dataset.split import SPLITS
-from wetread.errors import DatasetError, WetreadError
+from wetread.errors import DatasetError
 from wetread.findings import ABSENT, PRESENT, UNCERTAIN, Task
 from wetread.radiograph.pixels import Transform
 
@@ -102,11 +102,11 @@ class Dataset:
             transform = Transform.load(path / TRANSFORM)
             manifest = pl.read_parquet(path / MANIFEST)
             pixels = np.load(path / PIXELS, mmap_mode="r", allow_pickle=False)
-        except (KeyError, OSError, ValueError, EOFError, WetreadError, pl.exceptions.PolarsError) as error:
+        except (Exception, pl.exceptions.PanicException) as error:  # hostile bytes can raise anything
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise DatasetError(f"{path}: not a packed dataset: {first}; pack it again") from None
-        if missing := [name for name in COLUMNS if name not in manifest.columns]:
-            raise DatasetError(f"{path / MANIFEST}: no column {missing[0]!r}; pack it again")
+        if wrong := [name for name, dtype in COLUMNS.items() if manifest.schema.get(name) != dtype]:
+            raise DatasetError(f"{path / MANIFEST}: no column {wrong[0]!r} of type {COLUMNS[wrong[0]]}; pack it again")
         shape = (manifest.height, transform.size, transform.size)
         if pixels.dtype != np.uint8 or pixels.shape != shape:
             raise DatasetError(

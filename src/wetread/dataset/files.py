@@ -97,6 +97,11 @@ def read(file: str, member: str | None, limit: int | None = None) -> bytes:
     return data
 
 
+def close() -> None:
+    """Close the archive that `read` keeps open, and forget its listing."""
+    _archive.cache_clear()
+
+
 @lru_cache(maxsize=1)  # the listing of one published batch takes some 50 MB
 def _archive(file: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)

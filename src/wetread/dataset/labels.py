@@ -58,6 +58,8 @@ def to_array(frame: pl.DataFrame, task: Task) -> Labels:
         raise DatasetError(f"manifest: no column {missing[0]!r}, which task {task.name!r} asks for")
     labels = np.empty((frame.height, len(task.findings)), np.float32)
     for index, finding in enumerate(task.findings):
+        if not (frame.schema[finding].is_numeric() or frame.schema[finding] == pl.Null):
+            raise DatasetError(f"manifest: column {finding!r} is {frame.schema[finding]}, wanted Int8")
         labels[:, index] = frame[finding].cast(pl.Float32).fill_null(float("nan")).to_numpy()
     if (bad := ~(np.isnan(labels) | np.isin(labels, (PRESENT, ABSENT, UNCERTAIN)))).any():
         row, index = np.argwhere(bad)[0]

@@ -148,7 +148,10 @@ def nih(listed: pl.DataFrame, task: Task | None, other: str | None, root: Path) 
             study=pl.format("{}-{}", "patient", pl.col("Follow-up #").fill_null("")),
             reason=_first_reason(
                 (pl.col("patient").is_null(), pl.lit("unknown patient: the name does not begin with eight digits")),
-                (pl.col("unknown").list.len() > 0, pl.format("unknown label: '{}'", "Finding Labels")),
+                (
+                    (pl.col("unknown").list.len() > 0) | (pl.col("found").list.len() == 0),
+                    pl.format("unknown label: '{}'", pl.col("Finding Labels").fill_null("")),
+                ),
                 (
                     pl.col("found").list.contains("No Finding") & (pl.col("found").list.len() > 1),
                     pl.format("contradiction: '{}'", "Finding Labels"),

@@ -11,18 +11,14 @@ import fcntl
 import hashlib
 import json
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -42,6 +38,7 @@ from wetread.dataset.dataset import (
     digest,
 )
 from wetread.dataset.layouts import COLUMNS
+from wetread.dataset.parallel import in_order
 from wetread.dataset.sources import Collection
 from wetread.errors import DatasetError, ReadError
 from wetread.radiograph.pixels import Transform
@@ -91,7 +88,7 @@ def pack(
     Raises
     ------
     DatasetError
-        When `out` holds anything else, another process packs into it, no image can be read, or a worker dies.
+        When `out` holds anything else, another process packs into it, no image can be read, or no worker starts.
     """
     rows = collection.rows
     unsplit = rows["split"].null_count()
@@ -207,9 +204,8 @@ def _decode(
         pixels.seek(end)
         starts = range(done * _SHARD, rows.height, _SHARD)
         shards = (list(rows[start : start + _SHARD].select("file", "member").iter_rows()) for start in starts)
-        for start, (arrays, bad) in zip(
-            starts, _in_order(shards, partial(_shard, transform, wanted), workers), strict=True
-        ):
+        results = in_order(shards, partial(_shard, transform, wanted), _rescue, workers)
+        for start, (arrays, bad) in zip(starts, results, strict=True):
             pixels.write(arrays.data)
             pixels.flush()
             os.fsync(pixels.fileno())
@@ -220,32 +216,6 @@ def _decode(
             if progress:
                 progress(min(start + _SHARD, rows.height), rows.height)
     return unread
-
-
-def _in_order(shards: Iterator[list[Place]], work: Callable[[list[Place]], Shard], workers: int) -> Iterator[Shard]:
-    """Yield what `work` makes of each shard, in order, holding no more than two shards per worker."""
-    if workers == 1:
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            yield from map(work, shards)
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    # Not forked: Polars and OpenCV have threads, which a fork would leave behind with their locks held.
-    with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
-        waiting: deque[Future[Shard]] = deque()
-        try:
-            for shard in shards:
-                waiting.append(pool.submit(work, shard))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise DatasetError("a packing worker died (out of memory?); run the same command again to resume") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _shard(transform: Transform, wanted: _Wanted, places: list[Place]) -> Shard:
@@ -266,6 +236,20 @@ def _shard(transform: Transform, wanted: _Wanted, places: list[Place]) -> Shard:
             arrays[good] = transform(radiograph).array
             good += 1
     return arrays[:good], bad
+
+
+def _rescue(places: list[Place], alone: Callable[[Place], Shard | None]) -> Shard:
+    """Work image by image on a shard in whose time a worker died, and refuse the image that kills."""
+    arrays: list[NDArray[np.uint8]] = []
+    bad: list[tuple[int, str]] = []
+    for number, place in enumerate(places):
+        result = alone(place)
+        if result is None:
+            bad.append((number, "unreadable: the decoder crashed, or ran out of memory"))
+        else:
+            arrays.append(result[0])
+            bad += [(number, reason) for _, reason in result[1]]
+    return (np.concatenate(arrays) if arrays else np.empty(0, np.uint8)), bad
 
 
 # --- what a killed run leaves -----------------------------------------------------------------------------------------

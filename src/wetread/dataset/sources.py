@@ -119,6 +119,7 @@ def collect(
     if rows.is_empty():
         why = f"; first of {len(refused)} refused: {refused[0]['image']}: {refused[0]['reason']}" if refused else ""
         raise DatasetError(f"{root}: no image of a {kind} collection could be taken{why}")
+    files.close()
     taken = rows if limit is None else _limit(rows, limit, seed)
     about = {
         "kind": kind,
