@@ -103,7 +103,7 @@ class Body:
         turn = self.heart_turn
         return [
             Solid((x + 2.75, y, 2.0), (1.4 * k, 0.9 * k, 1.35 * k), turn),
-            Solid((x + 1.3, y + 1.9, 1.5), (1.2 * k, 0.9 * k, 1.4 * k), 0.1),
+            Solid((x + 1.3, y + 2.5, 1.5), (1.2 * k, 0.9 * k, 1.4 * k), 0.1),
             Solid((x - 1.0, y - 0.2, 1.5), (0.65 * k, 0.98 * k, 1.2 * k), 0.15),
             Solid((x + 1.9, y - 0.95 * k, 1.5), (0.68 * k, 1.2 * k, 1.1 * k), -0.38),
         ]
@@ -170,7 +170,7 @@ def rib(body: Body, index: int, side: int) -> NDArray[np.float64]:
     """Return the centre line of rib `index` (0 to 11) as points [n, 3], from the spine to its front end."""
     y0 = -1.7 + index * body.height * 0.094
     end = (2.3, 2.2, 2.25, 2.3, 2.3, 2.3, 2.25, 2.15, 2.0, 1.75, 1.3, 0.9)[index]
-    phi = np.linspace(-1.44, -1.44 + end, 24 if index < 10 else 16)
+    phi = np.linspace(-1.44, -1.44 + end, 20 if index < 10 else 14)
     u = (phi + 1.44) / 2.4
     drop = (5.8, 6.6, 7.4, 8.3, 9.0, 9.6, 10.2, 10.6, 10.8, 10.4, 9.0, 7.5)[index] * body.height / 26
     y = y0 + drop * (0.66 * u**0.85 + 0.24 * u**2) - 0.5 * np.sin(np.clip(u / 0.4, 0, 1) * np.pi)
@@ -185,26 +185,24 @@ def clavicle(body: Body, side: int) -> NDArray[np.float64]:
     """Return the centre line of a clavicle as points [n, 3], from sternum to shoulder."""
     rng = np.random.default_rng([body.seed, 2])
     rise = rng.uniform(2.2, 5.0)
-    u = np.linspace(0, 1, 24)
+    u = np.linspace(0, 1, 20)
     x = 1.8 + u * (body.width + 0.8)
     y = 5.0 * body.height / 26 - rise * u**1.2 + 0.55 * np.sin(2 * np.pi * u)
     return np.stack([SIGN[side] * x, y, 5.5 - 6.5 * u], 1)
 
 
-def inside(body: Body, points: NDArray[np.float64], side: int) -> NDArray[np.bool_]:
-    """Return which points [n, 3] lie in a lung, above its hemidiaphragm."""
-    x, y, z = SIGN[side] * points[:, 0], points[:, 1], points[:, 2]
+def inside(body: Body, points: NDArray[np.float64], side: NDArray[np.int_]) -> NDArray[np.bool_]:
+    """Return which points [n, 3] lie in the lung of their side [n], above its hemidiaphragm."""
+    x, y, z = np.array(SIGN)[side] * points[:, 0], points[:, 1], points[:, 2]
     outer, medial = body.outer(y), body.medial(y)
-    q = (2 * x - outer - medial) / (outer - medial + 1e-6)
-    wall = np.where(q > 0, np.abs(q) ** 3, q**6) + (z / body.half_depth(y)) ** 2 < 0.97
-    return np.asarray(wall & (y > 0) & (y < diaphragm(body, x, z, side)))
-
-
-def diaphragm(body: Body, x: NDArray[np.float64], z: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """Return the y of a hemidiaphragm over (|x|, z)."""
+    q = np.abs((2 * x - outer - medial) / (outer - medial + 1e-6))
+    wall = np.where(2 * x > outer + medial, q**3, q**6) + (z / body.half_depth(y)) ** 2 < 0.97
     xc, ax, zc, az = dome_shape(body)
     r2 = ((x - xc) / ax) ** 2
-    return np.asarray(body.top(side) + body.dome_rise * (0.35 * r2 + 0.65 * r2**2 + ((z - zc) / az) ** 2))
+    dome = np.array([body.top(0), body.top(1)])[side] + body.dome_rise * (
+        0.35 * r2 + 0.65 * r2**2 + ((z - zc) / az) ** 2
+    )
+    return np.asarray(wall & (y > 0) & (y < dome))
 
 
 def dome_shape(body: Body) -> tuple[float, float, float, float]:
@@ -213,8 +211,8 @@ def dome_shape(body: Body) -> tuple[float, float, float, float]:
     return xc, body.width - xc, 0.22 * body.depth, 1.15 * body.depth
 
 
-def vessel_tree(body: Body, side: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Grow a pulmonary vessel tree out of the hilum.
+def vessel_tree(body: Body, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Grow the pulmonary vessels out of both hila.
 
     Returns
     -------
@@ -223,40 +221,39 @@ def vessel_tree(body: Body, side: int, rng: np.random.Generator) -> tuple[NDArra
         Thinner at every branching, by Murray's law (the cubes of the daughters' radii add up).
     """
     count = 12
-    angle = np.linspace(-1.3, 1.55, count) + rng.normal(0, 0.12, count)
-    lean = rng.normal(0, 0.5, count)
-    way = np.stack([SIGN[side] * np.cos(angle), np.sin(angle) * 1.15, lean], 1)
+    side = np.repeat([0, 1], count)
+    angle = np.tile(np.linspace(-1.3, 1.55, count), 2) + rng.normal(0, 0.12, 2 * count)
+    lean = rng.normal(0, 0.5, 2 * count)
+    way = np.stack([np.array(SIGN)[side] * np.cos(angle), np.sin(angle) * 1.15, lean], 1)
     way /= np.linalg.norm(way, axis=1, keepdims=True)
-    at = np.repeat(body.hilum(side)[None], count, 0) + way * 0.6 + rng.normal(0, 0.35, (count, 3))
-    radius = rng.uniform(0.2, 0.38, count) * body.vessels * np.where(np.abs(angle) < 0.5, 0.75, 1.0)
+    at = np.stack([body.hilum(0), body.hilum(1)])[side] + way * 0.6 + rng.normal(0, 0.35, (2 * count, 3))
+    radius = rng.uniform(0.2, 0.38, 2 * count) * body.vessels * np.where(np.abs(angle) < 0.5, 0.75, 1.0)
     segments, radii = [], []
     for generation in range(8):
         steps = 2 if generation < 3 else 1
-        length = (2.1 * 0.87**generation) * rng.uniform(0.6, 1.25, len(at))
+        length = (2.1 * 0.87**generation) * rng.uniform(0.6, 1.25, len(at)) / steps
         for _ in range(steps):
             bend = way + rng.normal(0, 0.17, way.shape)
-            bend[:, 1] += 0.035
+            bend[:, 1] += 0.035  # gravity draws blood to the bases
             way = bend / np.linalg.norm(bend, axis=1, keepdims=True)
-            to = at + way * (length / steps)[:, None]
+            to = at + way * length[:, None]
             keep = inside(body, to, side) | (generation == 0)
-            at, way, radius, to, length = at[keep], way[keep], radius[keep], to[keep], length[keep]
+            at, way, radius, to, length, side = at[keep], way[keep], radius[keep], to[keep], length[keep], side[keep]
             segments.append(np.stack([at, to], 1))
-            radii.append(radius.copy())
+            radii.append(radius)
             at = to
             radius = radius * 0.97
         share = rng.uniform(0.3, 0.7, len(at))
         spread = rng.normal(0, 1, way.shape)
         spread -= (spread * way).sum(1, keepdims=True) * way
         spread /= np.linalg.norm(spread, axis=1, keepdims=True) + 1e-9
-        fork = rng.uniform(0.25, 0.6, len(at))[:, None]
-        way = np.concatenate(
-            [way + fork * spread * (1.3 - share[:, None]), way - fork * spread * (0.3 + share[:, None])]
-        )
+        spread *= rng.uniform(0.25, 0.6, len(at))[:, None]
+        way = np.concatenate([way + spread * (1.3 - share[:, None]), way - spread * (0.3 + share[:, None])])
         way /= np.linalg.norm(way, axis=1, keepdims=True)
-        at = np.concatenate([at, at])
+        at, side = np.concatenate([at, at]), np.concatenate([side, side])
         radius = np.concatenate([radius * share ** (1 / 3), radius * (1 - share) ** (1 / 3)])
-        keep = radius > 0.034
-        at, way, radius = at[keep], way[keep], radius[keep]
+        keep = radius > 0.04
+        at, way, radius, side = at[keep], way[keep], radius[keep], side[keep]
         if not len(at):
             break
     return np.concatenate(segments), np.concatenate(radii)

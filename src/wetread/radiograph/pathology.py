@@ -387,7 +387,7 @@ def breaks(body: Body) -> Breaks:
     rng = stream(body, "Fracture")
     side = int(rng.random() < 0.5)
     out: Breaks = {}
-    if rng.random() < 0.42:
+    if rng.random() < 0.5:
         shift = np.array([SIGN[side] * rng.uniform(-0.8, 0.2), rng.uniform(1.2, 2.3), 0.0])
         out["clavicle", 0, side] = (rng.uniform(0.4, 0.62), shift, 0.0)
     else:

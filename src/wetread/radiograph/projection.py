@@ -109,15 +109,18 @@ class Scene:
         c, s = np.cos(roll), np.sin(roll)
         self._to_cm = np.array([[c, -s], [s, c]]) * self.cm
         self._centre = centre
-        rows, cols = np.mgrid[0:size, 0:size].astype(np.float32) - np.float32((size - 1) / 2)
-        self.u = np.asarray(cols * self._to_cm[0, 0] + rows * self._to_cm[0, 1] + centre[0], np.float32)
-        self.v = np.asarray(cols * self._to_cm[1, 0] + rows * self._to_cm[1, 1] + centre[1], np.float32)
+        steps = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+        (uc, ur), (vc, vr) = self._to_cm.astype(np.float32)
+        self.u = (steps * uc + np.float32(centre[0]))[None] + (steps * ur)[:, None]
+        self.v = (steps * vc + np.float32(centre[1]))[None] + (steps * vr)[:, None]
+        self._to_pixel = np.linalg.inv(self._to_cm).T
         self.soft, self.bone, self.metal, self.gas = (np.zeros((size, size), np.float32) for _ in range(4))
         self.body_path: Array
         self.body_path = self.vessels = np.zeros((size, size), np.float32)
         self.lung: list[Array] = []
         self.wall: list[Array] = []
         self.depth: list[Array] = []
+        self.dome: list[Array] = []
         self.heart = self.central = self.texture = np.zeros((size, size), np.float32)
         self.carina = self.trachea_top = np.zeros(3)
         self._lungs()
@@ -133,7 +136,7 @@ class Scene:
     def pixel(self, points: Points) -> Points:
         """Return where points [n, 3] in cm fall, in pixels (column, row)."""
         offset = self.plane(points) - self._centre
-        return np.asarray(offset @ np.linalg.inv(self._to_cm).T + (self.size - 1) / 2)
+        return np.asarray(offset @ self._to_pixel + (self.size - 1) / 2)
 
     def solid(self, solid: Solid) -> Array:
         """Return the path lengths [H, W] through one ellipsoid."""
@@ -200,10 +203,10 @@ class Scene:
             if self.frontal:
                 x = np.float32(sign) * self.u
                 q = np.clip((x - middle) / np.maximum(half, 1e-3), -1, 1)
-                power = np.where(q > 0, np.abs(q) ** 3, (q * q) ** 3)
-                reach = rows * np.sqrt(1 - power)
+                cube = np.abs(q * q * q)
+                reach = rows * np.sqrt(1 - np.where(q > 0, cube, cube * cube))
                 r2 = ((x - xc) / ax) ** 2
-                dome = az * np.sqrt(np.maximum(below - 0.35 * r2 - 0.65 * r2 * r2, 0))
+                dome = az * np.sqrt(np.maximum(below - r2 * (np.float32(0.35) + np.float32(0.65) * r2), 0))
                 hidden = np.minimum(reach, zc + dome) - np.maximum(-reach, zc - dome)
                 wall = q
             else:
@@ -216,7 +219,8 @@ class Scene:
                 dome = ax * np.sqrt((np.sqrt(0.1225 + 2.6 * rest) - 0.35) / 1.3)
                 hidden = np.minimum(far, xc + dome) - np.maximum(near, xc - dome)
                 reach = (far - near) / 2
-            path = (2 * reach - np.where(dome > 0, np.maximum(hidden, 0), 0)) * in_rows
+            path = (2 * reach - np.maximum(hidden, 0) * (dome > 0)) * in_rows
             self.lung.append(np.asarray(np.maximum(path, 0), np.float32))
             self.wall.append(np.asarray(wall, np.float32))
             self.depth.append(np.asarray(reach, np.float32))
+            self.dome.append(np.asarray(dome, np.float32))

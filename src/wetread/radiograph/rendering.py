@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wetread.radiograph.anatomy import SIGN, Array, Body, Solid, clavicle, rib, vessel_tree
-from wetread.radiograph.projection import SUPERSAMPLING, Scene, capsule_path, cloud, ease, ellipsoid_path
+from wetread.radiograph.anatomy import SIGN, Array, Solid, clavicle, rib, vessel_tree
+from wetread.radiograph.projection import SUPERSAMPLING, Points, Scene, capsule_path, cloud, ease, ellipsoid_path
 
 # Effective linear attenuation in 1/cm near 75 keV (NIST XCOM, hardened beam); bone is cortical.
 TISSUE, LUNG, BONE, METAL = 0.19, 0.048, 0.52, 3.0
@@ -76,17 +76,14 @@ def _mediastinum(scene: Scene) -> None:
     scene.central = scene.union(body.great_vessels())
     solid = np.maximum(scene.heart, scene.central)
     if scene.frontal:
-        spine = 2.6 * np.sqrt(np.maximum(1 - (scene.u / 2.7) ** 2, 0))
-        solid = np.maximum(solid, np.asarray(spine, np.float32))
+        spine = np.float32(2.6) * np.sqrt(np.maximum(1 - (scene.u / np.float32(2.7)) ** 2, 0))
     else:
         z = -scene.u
-        solid = solid + 2.0 * ease((3.0 - np.abs(z + body.depth * 0.75)) / 2.0)
-    if scene.frontal:
-        for side in range(2):
-            scene.lung[side] = np.asarray(np.maximum(scene.lung[side] - solid, 0), np.float32)
-    else:
-        for side in range(2):
-            scene.lung[side] = np.asarray(np.maximum(scene.lung[side] - 0.5 * solid, 0), np.float32)
+        spine = ease((3.0 - np.abs(z + body.depth * 0.75)) / 2.0)
+    for side in range(2):
+        # What the dome hides lies behind the heart, not in it.
+        before = solid * ease(1 - scene.dome[side] / 2.5) if scene.frontal else 0.5 * solid
+        scene.lung[side] = np.asarray(np.maximum(scene.lung[side] - before - spine, 0), np.float32)
     # airways
     canvas = scene.canvas()
     carina = np.array([0.3 + 0.6 * body.shift, 0.3 * body.height, -1.2])
@@ -100,43 +97,44 @@ def _mediastinum(scene: Scene) -> None:
     scene.gas += scene.blur(scene.shrink(canvas, 2.5), 0.18)
 
 
-def _tube(scene: Scene, canvas: NDArray[np.uint8], line: NDArray[np.float64], radius: float, value: float) -> None:
-    """Fill a bony tube: bright cortex, darker marrow, brighter where it runs along the ray."""
-    pixels = scene.pixel(line)
-    along = np.linalg.norm(np.diff(line, axis=0), axis=1)
-    across = np.linalg.norm(np.diff(pixels, axis=0), axis=1) * scene.cm
-    slope = np.clip(along / np.maximum(across, 1e-3), 1, 1.8)
-    way = np.gradient(pixels, axis=0)
-    normal = np.stack([-way[:, 1], way[:, 0]], 1)
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6
-    for share, level in ((1.0, 1.0), (0.78, 0.55)):  # the whole, and the marrow
-        edge = normal * (radius * share / scene.cm)
-        rim = np.round((np.stack([pixels + edge, pixels - edge], 1) * SUPERSAMPLING + 0.5) * 16).astype(np.int32)
-        quads = np.concatenate([rim[:-1], rim[1:, ::-1]], 1)
-        for quad, shade in zip(quads, (value * level * slope).tolist(), strict=True):
-            cv2.fillConvexPoly(canvas, quad, shade, cv2.LINE_8, 4)
+def _tubes(scene: Scene, canvas: NDArray[np.uint8], lines: list[Points], radius: float, value: float) -> None:
+    """Fill bony tubes along lines [n, 3]: bright cortex, darker marrow, brighter where they run along the ray."""
+    for count in sorted({len(line) for line in lines} - {0, 1}):
+        batch = np.stack([line for line in lines if len(line) == count])
+        pixels = scene.pixel(batch.reshape(-1, 3)).reshape(len(batch), count, 2)
+        along = np.linalg.norm(np.diff(batch, axis=1), axis=2)
+        way = np.diff(pixels, axis=1)
+        slope = np.clip(along / np.maximum(np.linalg.norm(way, axis=2) * scene.cm, 1e-3), 1, 1.8)
+        way = np.concatenate([way[:, :1], way[:, 1:] + way[:, :-1], way[:, -1:]], 1)
+        normal = way[:, :, ::-1] * [-1, 1] / (np.linalg.norm(way, axis=2)[:, :, None] + 1e-6)
+        for share, level in ((1.0, 1.0), (0.78, 0.55)):  # the whole, and the marrow
+            edge = normal * (radius * share / scene.cm)
+            rims = np.concatenate([pixels + edge, (pixels - edge)[:, ::-1]], 1)
+            rims = np.round((rims * SUPERSAMPLING + 0.5) * 16).astype(np.int32)
+            for start in range(0, count - 1, 3):
+                stop = min(start + 4, count)
+                parts = np.concatenate([rims[:, start:stop], rims[:, 2 * count - stop : 2 * count - start]], 1)
+                shades = value * level * slope[:, start : stop - 1].mean(1)
+                for part, shade in zip(parts, shades.tolist(), strict=True):
+                    cv2.fillPoly(canvas, [part], shade, cv2.LINE_8, 4)
 
 
 def _skeleton(scene: Scene) -> None:
     body = scene.body
-    back, front, upper, callus = (scene.canvas() for _ in range(4))
-    broken = scene.canvas()
+    back, front, upper = scene.canvas(), scene.canvas(), scene.canvas()
+    rears, fores, clavicles = [], [], []
     for side in range(2):
         for index in range(12):
             line = rib(body, index, side)
             split = int(len(line) * 0.52)
-            for piece, gap in _pieces(scene, line, ("rib", index, side), broken, callus):
-                first, last = gap
-                rear, fore = piece[: max(split + 1 - first, 0)], piece[max(split - first, 0) :]
-                if len(rear) > 1:
-                    _tube(scene, back, rear, 0.58, 98)
-                if len(fore) > 1:
-                    _tube(scene, front, fore, 0.6, 88)
-        for piece, _ in _pieces(scene, clavicle(body, side), ("clavicle", 0, side), broken, callus):
-            _tube(scene, upper, piece, 0.62, 120)
-    scene.broken = scene.shrink(broken, 1.0) > 0.4
-    scene.bone += scene.blur(scene.shrink(callus, 1.1), 0.15)
-    ribs = scene.shrink(back, 1.9) + scene.shrink(front, 1.35)
+            for piece, first in _pieces(scene, line, ("rib", index, side)):
+                rears.append(piece[: max(split + 1 - first, 0)])
+                fores.append(piece[max(split - first, 0) :])
+        clavicles += [piece for piece, _ in _pieces(scene, clavicle(body, side), ("clavicle", 0, side))]
+    _tubes(scene, back, rears, 0.58, 98)
+    _tubes(scene, front, fores, 0.6, 88)
+    _tubes(scene, upper, clavicles, 0.62, 120)
+    ribs = scene.shrink(back, 2.25) + scene.shrink(front, 1.6)
     scene.bone += scene.blur(ribs, 0.045) * body.bone
     scene.bone += scene.blur(scene.shrink(upper, 2.9), 0.05) * body.bone
     scene.bone += _spine(scene) * body.bone
@@ -150,24 +148,23 @@ def _skeleton(scene: Scene) -> None:
         scene.bone += np.asarray(1.2 * body.bone * sternum * (1 - ease((scene.v - 0.72 * body.height) / 2)), np.float32)
 
 
-def _pieces(
-    scene: Scene,
-    line: NDArray[np.float64],
-    name: tuple[str, int, int],
-    broken: NDArray[np.uint8],
-    callus: NDArray[np.uint8],
-) -> list[tuple[NDArray[np.float64], tuple[int, int]]]:
-    """Return the pieces of a bone, with the points of `line` that each takes: one, or two when it is broken."""
+def _pieces(scene: Scene, line: Points, name: tuple[str, int, int]) -> list[tuple[Points, int]]:
+    """Return the pieces of a bone and where on `line` each starts: one piece, or two when it is broken."""
     if name not in scene.breaks:
-        return [(line, (0, len(line)))]
+        return [(line, 0)]
     place, shift, swelling = scene.breaks[name]
     at = int(np.clip(round(place * len(line)), 3, len(line) - 4))
-    fade = np.linspace(1, 0, len(line) - at)[:, None]
-    first, second = line[: at - 1], line[at:] + shift * fade
+    first, second = line[: at - 1], line[at:] + shift * np.linspace(1, 0, len(line) - at)[:, None]
+    ends = np.stack([first[-1], second[0]])
     if swelling > 0:
-        scene.stroke(callus, np.stack([first[-1], second[0]]), 0.5 + swelling, 220)
-    scene.stroke(broken, np.stack([first[-1], second[0]]), 1.3, 255)
-    return [(first, (0, at)), (second, (at, len(line)))]
+        callus = scene.canvas()
+        scene.stroke(callus, ends, 0.5 + swelling, 220)
+        scene.bone += scene.blur(scene.shrink(callus, 1.7), 0.12)
+    region = scene.canvas()
+    scene.stroke(region, ends, 1.3, 255)
+    scene.soft += scene.blur(scene.shrink(region, 1.3 if swelling else 2.2), 0.35)  # blood around the ends
+    scene.broken |= scene.shrink(region, 1.0) > 0.4
+    return [(first, 0), (second, at)]
 
 
 def _spine(scene: Scene) -> Array:
@@ -209,9 +206,12 @@ def _shoulders(scene: Scene) -> None:
         head = np.array([sign * (x0 + 3.6), 2.8, -5.0])
         scene.bone += 0.26 * scene.solid(Solid(tuple(head), (2.3, 2.4, 2.3))) * body.bone
         end = head + [sign * 24 * np.sin(body.arms), 24 * np.cos(body.arms), 0]
-        shaft = capsule_path(scene.u, scene.v, scene.plane(head)[0], scene.plane(end)[0], (1.5, 1.1))
-        marrow = capsule_path(scene.u, scene.v, scene.plane(head)[0], scene.plane(end)[0], (0.9, 0.6))
-        scene.bone += np.asarray((0.5 * shaft - 0.45 * marrow) * body.bone, np.float32)
+        joint, elbow = scene.plane(head)[0], scene.plane(end)[0]
+        inner = int(np.clip(scene.pixel(head)[0, 0] - sign * 3 / scene.cm, 0, scene.size))
+        box = (slice(None), slice(inner, None) if sign > 0 else slice(0, inner))
+        shaft = capsule_path(scene.u[box], scene.v[box], joint, elbow, (1.5, 1.1))
+        marrow = capsule_path(scene.u[box], scene.v[box], joint, elbow, (0.9, 0.6))
+        scene.bone[box] += (0.5 * shaft - 0.45 * marrow) * np.float32(body.bone)
     scene.bone += (
         scene.blur(scene.shrink(blade, 0.9), 0.25) * body.bone + scene.blur(scene.shrink(edge, 1.2), 0.2) * body.bone
     )
@@ -221,17 +221,16 @@ def _lung_vessels(scene: Scene) -> None:
     body = scene.body
     canvas = scene.canvas()
     rng = np.random.default_rng([body.seed, 4])
-    for side in range(2):
-        segments, radii = vessel_tree(body, side, rng)
-        ends = scene.pixel(segments.reshape(-1, 3)).reshape(-1, 2, 2)
-        fixed = np.round((ends * SUPERSAMPLING + 0.5) * 16).astype(np.int32)
-        # Thin ones first, so that the thick ones cross over them; a few dozen calls instead of thousands.
-        for group in np.array_split(np.argsort(radii, kind="stable"), 40):
-            radius = float(radii[group].mean())
-            wide = 2 * radius / scene.cm * SUPERSAMPLING
-            thick = max(1, round(wide))
-            value = min(radius / 0.4, 1.0) * 255 * min(1.0, wide / thick)
-            cv2.polylines(canvas, list(fixed[group]), False, value, thick, cv2.LINE_AA, 4)
+    segments, radii = vessel_tree(body, rng)
+    ends = scene.pixel(segments.reshape(-1, 3)).reshape(-1, 2, 2)
+    fixed = np.round((ends * SUPERSAMPLING + 0.5) * 16).astype(np.int32)
+    # Thin ones first, so that the thick ones cross over them; a few dozen calls instead of thousands.
+    for group in np.array_split(np.argsort(radii, kind="stable"), 48):
+        radius = float(radii[group].mean())
+        wide = 2 * radius / scene.cm * SUPERSAMPLING
+        thick = max(1, round(wide))
+        value = min(radius / 0.4, 1.0) * 255 * min(1.0, wide / thick)
+        cv2.polylines(canvas, list(fixed[group]), False, value, thick, cv2.LINE_8, 4)
     tree = scene.shrink(canvas, 2.3)
     scene.vessels = cv2.GaussianBlur(tree, (0, 0), max(0.03 / scene.cm, 0.2))
     hila = np.zeros_like(tree)
