@@ -24,7 +24,7 @@ const maps = new Map<string, Promise<HeatMap | null>>();
 function status(): void {
   if (!viewer) return;
   const { center, width } = viewer.level;
-  find("#level")!.textContent = `W ${width}  L ${center}  zoom ${viewer.zoom.toFixed(2)}×${viewer.inverted ? "  INVERTED" : ""}`;
+  find("#level")!.textContent = `W ${width}  L ${center}  zoom ${viewer.zoom.toFixed(2)}×${viewer.inverted ? "\nINVERTED: bone is dark" : ""}`;
   press("invert", viewer.inverted);
 }
 
@@ -94,7 +94,7 @@ async function paint(): Promise<void> {
   legend.hidden = false;
   find("#legend-finding")!.textContent = name;
   find("#legend-none")!.hidden = map !== null;
-  find("#legend-scale")!.hidden = map === null;
+  find("#legend-scale")!.hidden = find("#legend-words")!.hidden = map === null;
 }
 
 function drawScale(): void {
@@ -365,11 +365,13 @@ window.addEventListener("pagehide", () => {
   if (holding && page.dataset.signed !== "true") void send(`/api/v1/studies/${study}/claim`, null, "DELETE").catch(() => null);
 });
 
+const ranked = findings.find((finding) => finding.dataset.finding === page.dataset.ranked);
+
 start();
 void hold();
 setInterval(hold, 5 * 60_000);
 drawScale();
-select(findings[0]);
+select(ranked ?? findings[0]);
 const images = all("[data-image]").map((button) => button.dataset.image!);
 if (images.length) {
   try {

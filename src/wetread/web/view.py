@@ -15,7 +15,7 @@ from wetread.findings import CHEXPERT, TASKS, Task
 Mark = tuple[str, str]  # kind (colour and shape) and word
 
 _CALLS = {"likely": 0, "unsure": 1, "unlikely": 2}
-_CODES = {
+CODES = {
     Code.NOT_CHEST: "not a chest",
     Code.LATERAL_ONLY: "lateral only",
     Code.CHILD: "a child, and the model was made for adults",
@@ -81,7 +81,7 @@ def line(row: Row, reader: str) -> dict[str, Any]:
         "why": why,
         "cautions": row.cautions,
         "patient": patient(row),
-        "patient_id": row.patient_id if row.patient_name else "",
+        "patient_id": row.patient_id if row.patient_name and row.patient_id not in row.patient_name else "",
         "age_sex": age_sex(row),
         "views": row.views or "view unknown",
         "images": f"{row.images} images" if row.images > 1 else "",
@@ -125,13 +125,15 @@ def alarms(counts: Counts, banner: str | None) -> list[str]:
     return found
 
 
-def tree(found: Sequence[Finding]) -> list[tuple[Finding, int]]:
+def tree(found: Sequence[Finding], first: str | None = None) -> list[tuple[Finding, int]]:
     """Order one model's findings for reading: what is likely first, children under their parents.
 
     Parameters
     ----------
     found : sequence of Finding
         All findings of one model.
+    first : str, optional
+        The finding that ranked the study; its family comes first.
 
     Returns
     -------
@@ -150,9 +152,10 @@ def tree(found: Sequence[Finding]) -> list[tuple[Finding, int]]:
         for child in children.get(name, []):
             yield from family(child)
 
-    def place(name: str) -> tuple[bool, bool, int, float]:
+    def place(name: str) -> tuple[bool, bool, bool, int, float]:
         members = [by_name[member] for member in family(name)]
         return (
+            not any(member.finding == first for member in members),
             name == task.normal or name in task.neutral,
             not any(member.flagged for member in members),
             min(_CALLS.get(member.call, 3) for member in members),
@@ -184,7 +187,7 @@ def reading(study: Study, reader: str) -> dict[str, Any]:
                 "abnormal": study.abnormal.get(name),
                 "findings": [
                     {**asdict(f), "level": level, "point": points.get(name, ""), "where": labels.get(f.image, "")}
-                    for f, level in tree(own)
+                    for f, level in tree(own, row.finding)
                 ],
             }
         )
@@ -258,7 +261,7 @@ def _refusals(study: Study, labels: Mapping[str, str]) -> list[str]:
             found.append(f"image {labels[image.image]} is kept apart: other bytes came under the same identifier")
         for result in image.results:
             if not result.suitable:
-                words = _CODES[Code(result.code)] if result.code in set(Code) else result.code or "refused"
+                words = CODES[Code(result.code)] if result.code in set(Code) else result.code or "refused"
                 reason = result.reason if result.reason and result.reason != result.code else ""
                 said = f"{words} ({reason})" if reason and words not in reason else reason or words
                 found.append(f"image {labels[image.image]}: {f'{result.model}: ' if result.model else ''}{said}")
