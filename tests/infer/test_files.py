@@ -15,6 +15,7 @@ from wetread import cli
 from wetread.findings import CHEXPERT
 from wetread.infer import files
 from wetread.infer.predict import Predictor
+from wetread.radiograph import phantom
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,9 @@ def folder(tmp_path: Path) -> Path:
     root = tmp_path / "films"
     (root / "sub").mkdir(parents=True)
     (root / ".hidden").mkdir()
-    rng = np.random.default_rng(0)
-    for name in ("a.png", "b.jpg", "sub/a.png", ".hidden/c.png"):
-        blobs = cv2.resize(rng.integers(20, 230, (6, 5), dtype=np.uint8), (90, 130), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(root / name), blobs)
+    for seed, name in enumerate(("a.png", "b.jpg", "sub/a.png", ".hidden/c.png")):
+        film = phantom.make(seed, size=128).radiograph.pixels[:, 4:-4]
+        cv2.imwrite(str(root / name), film >> 8 if film.dtype == np.uint16 else film)
     (root / "notes.txt").write_text("not a radiograph")
     return root
 
@@ -135,7 +135,7 @@ def test_heatmaps_show_the_flagged_findings_at_the_images_size(
     for path in target.iterdir():
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         assert picture is not None
-        assert picture.shape == (130, 90, 3)
+        assert picture.shape == (128, 120, 3)
 
 
 def test_the_most_probable_finding_is_drawn_when_none_is_flagged(folder: Path, tmp_path: Path) -> None:
