@@ -271,7 +271,7 @@ def train(
     """Train a network by a recipe; the run is kept in OUT and tracked in MLflow beside it.
 
     Examples: `wetread train recipes/pneumonia.toml data/kermany runs/pneumonia`;
-    `wetread train recipes/chexpert.toml data/chexpert runs/small --set optimise.epochs=1 --set network.backbone=resnet18`
+    `wetread train recipes/pneumonia.toml data/kermany runs/small --set optimise.epochs=1`
     """
     import json
 
@@ -361,6 +361,99 @@ def predict(
         results = infer_files.run(predictor, files, heatmaps=heatmap, progress=sys.stderr.isatty())
         for piece in infer_files.render(results, as_json=as_json):
             typer.echo(piece, nl=False)
+
+
+@app.command()
+def serve(
+    data: Annotated[Path, typer.Option(help="Folder of database and archive; made when missing.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8080,
+) -> None:
+    """Serve the worklist: take studies in, analyse them, order the list, keep what readers decide.
+
+    Prints a login link that is good for one use within an hour. Ctrl-C ends it; nothing is lost.
+
+    Example: `wetread serve --data clinic`
+    """
+    from wetread import config
+    from wetread.web import serve as server
+
+    server.run(data, host, port, config.load(Path("wetread.toml")), say=typer.echo)
+
+
+token = typer.Typer(no_args_is_help=True, help="API tokens, for programs that send studies or read results.")
+app.add_typer(token, name="token")
+_Data = Annotated[Path, typer.Option(help="Data folder of the server.")]
+
+
+@token.command("create")
+def token_create(
+    name: Annotated[str, typer.Argument(help="Who will use it; shown in the audit.")],
+    data: _Data,
+    role: Annotated[str, typer.Option(help="radiologist, engineer, administrator or service.")],
+) -> None:
+    """Make a token and print it, and nothing else. It is shown this once.
+
+    Example: `wetread token create modality-1 --role service --data clinic`
+    """
+    from wetread import config
+    from wetread.clinic import access
+    from wetread.clinic.store import Store
+
+    settings = config.load(Path("wetread.toml"))
+    typer.echo(access.create(Store.open(data, settings.database), name, role, settings.site))
+
+
+@token.command("list")
+def token_list(
+    data: _Data, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False
+) -> None:
+    """List the tokens; their secrets are not kept anywhere."""
+    import json
+    from dataclasses import asdict
+
+    from wetread import config
+    from wetread.clinic import access
+    from wetread.clinic.store import Store
+
+    found = access.tokens(Store.open(data, config.load(Path("wetread.toml")).database))
+    if as_json:
+        typer.echo(json.dumps([asdict(t) for t in found], default=str, indent=2))
+        return
+    for t in found:
+        state = f"revoked {t.revoked_at:%Y-%m-%d}" if t.revoked_at else "in force"
+        typer.echo(f"{t.name}\t{t.role}\t{t.site}\tmade {t.created_at:%Y-%m-%d}\t{state}")
+
+
+@token.command("revoke")
+def token_revoke(name: Annotated[str, typer.Argument(help="The token's name.")], data: _Data) -> None:
+    """End a token at once."""
+    from wetread import config
+    from wetread.clinic import access
+    from wetread.clinic.store import Store
+
+    settings = config.load(Path("wetread.toml"))
+    access.revoke(Store.open(data, settings.database), name, settings.site)
+
+
+@app.command()
+def demo(
+    data: Annotated[Path, typer.Option(help="Folder of database and archive; made when missing.")] = Path("demo-data"),
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8080,
+    rate: Annotated[float, typer.Option(help="Mean arrivals per minute, at the times of a Poisson process.")] = 6.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same patients.", min=0)] = 0,
+) -> None:
+    """Open a synthetic department: the real service, and phantom patients that arrive while you read.
+
+    Needs no training and no data. What you upload yourself joins the list and goes to the pneumonia model.
+
+    Example: `wetread demo --rate 12`
+    """
+    from wetread import config
+    from wetread import demo as department
+
+    settings = config.load(Path("wetread.toml"), models=department.MODELS, demo=True)
+    department.run(data, port, settings, rate, seed, say=typer.echo)
 
 
 simulate = typer.Typer(no_args_is_help=True, help="Synthetic departments, for load and for teaching.")

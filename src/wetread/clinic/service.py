@@ -101,7 +101,9 @@ class Clinic:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Open the models, set right what a crash left, and begin to work."""
+        """Open the models, set right what a crash left, and begin to work. Only the first call does."""
+        if self.worker is not None:
+            return
         settings = self.settings
         if settings.ai:
             self._open_models()

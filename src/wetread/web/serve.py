@@ -1,0 +1,115 @@
+"""`wetread serve`: one process that listens, analyses and shows, until it is told to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from wetread.clinic import access
+from wetread.clinic.access import Role
+from wetread.clinic.service import Clinic
+from wetread.config import Settings
+from wetread.errors import ConfigError
+from wetread.web.app import create_app
+
+FAREWELL_S = 5  # how long answers under way may take once the server is told to stop
+
+
+class _Server(uvicorn.Server):
+    """A server that tells its event streams to end when it is told to."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        app = self.config.app
+        if isinstance(app, FastAPI):
+            app.state.clinic.stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Serve a data folder until SIGINT or SIGTERM.
+
+    Parameters
+    ----------
+    data : Path
+        Database and archive; made when missing.
+    host, port
+        Where to listen; port 0 takes a free one.
+    settings : Settings
+    say : callable
+        Takes the line with the one-time login link, once the server listens.
+
+    Raises
+    ------
+    ConfigError, ClinicError
+        When the address is taken, or the folder cannot be used.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    listener = _listen(host, port)
+    app = create_app(data, settings)
+    # Uploads wait on the data folder's disk, not in memory, which /tmp may be.
+    waiting = data / "tmp"
+    waiting.mkdir(exist_ok=True)
+    tempfile.tempdir = str(waiting)
+    clinic: Clinic = app.state.clinic
+    clinic.start()
+    port = listener.getsockname()[1]
+    code = access.login_code(clinic.database, "operator", Role.ADMINISTRATOR, settings.site)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            access_log=False,  # addresses may hold a login code
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=FAREWELL_S,
+            proxy_headers=False,
+        )
+    )
+    say(f"http://{_shown(host)}:{port}/login?code={code}")
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
+        server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the address before anything else happens.
+
+    Raises
+    ------
+    ConfigError
+        When it is taken or cannot be.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(512)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another") from None
+    return listener
+
+
+def _shown(host: str) -> str:
+    """Return the host as a browser on this machine would name it."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return host if address.version == 4 else f"[{host}]"
