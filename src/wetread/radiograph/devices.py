@@ -60,8 +60,8 @@ def support_devices(scene: Scene, rng: np.random.Generator) -> NDArray[np.bool_]
 
 def _tracheal_tube(tray: _Tray, rng: np.random.Generator) -> None:
     scene = tray.scene
-    tip = scene.carina + [0, -rng.uniform(1.5, 5.0), 0]
-    start = scene.trachea_top + [rng.normal(0, 0.6), -3, 1.0]
+    tip = scene.carina - np.array([0, rng.uniform(1.5, 5.0), 0])
+    start = scene.trachea_top + np.array([rng.normal(0, 0.6), -3, 1.0])
     tray.tube(_smooth(np.stack([start, (start + tip) / 2 + rng.normal(0, 0.2, 3), tip])), 0.45, 180)
 
 
@@ -115,13 +115,13 @@ def _pacemaker(tray: _Tray, rng: np.random.Generator) -> None:
     )
     cv2.fillPoly(tray.metal, [inner.astype(np.int32)], 255, cv2.LINE_AA, 4)
     heart = body.heart_solids()[0]
-    ends = [np.array(heart.centre) + [1.2, 2.4, 2.0]]
+    ends = [np.add(heart.centre, (1.2, 2.4, 2.0))]
     if rng.random() < 0.65:
         ends.append(np.array([-2.6 + body.shift, 0.5 * body.height, 2.5]))
     for n, end in enumerate(ends):
         route = np.stack(
             [
-                centre + [0, -1.6, 0],
+                centre - np.array([0, 1.6, 0]),
                 [s * 8.5, 1.6 + 0.3 * n, 5],
                 [s * 4, 2.8, 4],
                 [-1.7 + body.shift + 0.2 * n, 0.2 * body.height, 1.5],

@@ -94,11 +94,12 @@ def _place(
 
 
 def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> Mask:
-    return scene.heart > 0.8
+    shown = scene.heart > 0.8
+    return np.asarray(shown if scene.frontal else shown & (scene.depth[0] > 0.5))
 
 
 def _wide_mediastinum(scene: Scene, rng: np.random.Generator) -> Mask:
-    return (scene.central > 0.8) & (scene.v > 0) & (scene.v < 0.45 * scene.body.height)
+    return np.asarray((scene.central > 0.8) & (scene.v > 0) & (scene.v < 0.45 * scene.body.height))
 
 
 def _edema(scene: Scene, rng: np.random.Generator) -> Mask:
@@ -323,7 +324,8 @@ def _free_air(scene: Scene, _: np.random.Generator) -> Mask:
         wave = 0.12 * np.sin(scene.v * 0.9 + rng.uniform(0, 6))
         distance = np.minimum(body.outer(low) - narrow - wave - x, x - body.medial(low))
     else:
-        distance = np.sqrt(low) * 0.32 * body.half_depth(low) - 0.4 * narrow - np.abs(scene.u)
+        vault = np.sqrt(1 - (1 - np.minimum(low / 9, 1)) ** 2)
+        distance = vault * body.half_depth(low + 4) - 0.4 * narrow - np.abs(scene.u)
         distance = np.minimum(distance, (1 - np.abs(scene.wall[side])) * body.half_depth(scene.v) - 0.3 * narrow)
     distance = np.where(scene.v < cap, -1, distance)
     field = scene.whole[side] > 0.05

@@ -20,6 +20,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
@@ -189,7 +190,7 @@ def _write_view(job: tuple[Path, _View, int, int, bool, bool, int]) -> list[str]
     if with_masks:
         shown = {finding: mask for finding, mask in phantom.masks.items() if mask.any()}
         for name, mask in {**shown, "lungs": phantom.lungs}.items():
-            ok, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
+            _, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
             target.with_suffix(f".{name.lower().replace(' ', '_')}.png").write_bytes(png.tobytes())
     labels: dict[str, int | None] = dict(phantom.labels)
     if noisy:
@@ -214,8 +215,8 @@ def jpeg(phantom: Phantom, quality: int = 92) -> bytes:
     return data[:2] + b"\xff\xfe" + (len(MARK) + 2).to_bytes(2, "big") + MARK + data[2:]
 
 
-def _uid(*parts: object) -> str:
-    return f"2.25.{uuid.uuid5(_UID_SPACE, '/'.join(map(str, parts))).int}"
+def _uid(*parts: object) -> UID:
+    return UID(f"2.25.{uuid.uuid5(_UID_SPACE, '/'.join(map(str, parts))).int}")
 
 
 def dicom(
@@ -252,7 +253,8 @@ def dicom(
     meta.MediaStorageSOPInstanceUID = _uid(patient, study, number, "instance")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = _uid("implementation")
-    ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    stream = io.BytesIO()
+    ds = FileDataset(stream, {}, file_meta=meta, preamble=b"\0" * 128)
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.ImageType = ["ORIGINAL", "PRIMARY", ""] if portable else ["DERIVED", "PRIMARY", ""]
     ds.SOPClassUID, ds.SOPInstanceUID = storage, meta.MediaStorageSOPInstanceUID
@@ -292,7 +294,6 @@ def dicom(
     ds.WindowCenter, ds.WindowWidth = "2048", "4096"
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", "1", "US"
     ds.PixelData = ((4095 - pixels) if inverted else pixels).astype("<u2").tobytes()
-    stream = io.BytesIO()
     pydicom.dcmwrite(stream, ds, enforce_file_format=True)
     return stream.getvalue()
 

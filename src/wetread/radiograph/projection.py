@@ -65,7 +65,7 @@ def cloud(rng: np.random.Generator, size: int, cells: int, octaves: int = 4, gai
         n = cells * 2**octave + 3
         grain = rng.standard_normal((n, n), dtype=np.float32)
         total += cv2.resize(grain, (size, size), interpolation=cv2.INTER_CUBIC) * np.float32(gain**octave)
-    return total / total.std()
+    return np.asarray(total / total.std(), np.float32)
 
 
 class Scene:
@@ -82,7 +82,16 @@ class Scene:
     whole : list of float32 array [H, W]
         The same before any finding: the lung fields.
     wall : list of float32 array [H, W]
-        0 in the middle of a lung's width, 1 at the chest wall, -1 at the mediastinum (front and back in a lateral view).
+        0 in the middle of a lung, 1 at the chest wall, -1 at the mediastinum; in a lateral view 1 in front, -1 behind.
+    depth, dome : list of float32 array [H, W]
+        Half the length through each pleural cavity, and how far its hemidiaphragm reaches along the ray.
+    heart, central : float32 array [H, W]
+        Length through the heart, and through the great vessels and the rest of the mediastinum.
+    texture : float32 array [H, W]
+        Relative fine structure of the lungs.
+    carina, trachea_top : float array [3]
+    breaks, broken : dict, bool array [H, W]
+        Which bones are broken, and where that shows.
     vessels : float32 array [H, W]
         Length through vessels.
     density : list of float32 array [H, W]
@@ -114,14 +123,13 @@ class Scene:
         self.u = (steps * uc + np.float32(centre[0]))[None] + (steps * ur)[:, None]
         self.v = (steps * vc + np.float32(centre[1]))[None] + (steps * vr)[:, None]
         self._to_pixel = np.linalg.inv(self._to_cm).T
-        self.soft, self.bone, self.metal, self.gas = (np.zeros((size, size), np.float32) for _ in range(4))
-        self.body_path: Array
-        self.body_path = self.vessels = np.zeros((size, size), np.float32)
+        layers: list[Array] = [np.zeros((size, size), np.float32) for _ in range(9)]
+        self.soft, self.bone, self.metal, self.gas, self.body_path = layers[:5]
+        self.vessels, self.heart, self.central, self.texture = layers[5:]
         self.lung: list[Array] = []
         self.wall: list[Array] = []
         self.depth: list[Array] = []
         self.dome: list[Array] = []
-        self.heart = self.central = self.texture = np.zeros((size, size), np.float32)
         self.carina = self.trachea_top = np.zeros(3)
         self._lungs()
         self.whole = [path.copy() for path in self.lung]

@@ -1,4 +1,4 @@
-"""From a body to a picture: healthy anatomy into a scene, and a scene onto film."""
+"""Healthy anatomy into a scene: outline, mediastinum, skeleton, vessels, abdomen."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 
 from wetread.radiograph.anatomy import SIGN, Array, Solid, clavicle, rib, vessel_tree
 from wetread.radiograph.projection import SUPERSAMPLING, Points, Scene, capsule_path, cloud, ease, ellipsoid_path
-
-# Effective linear attenuation in 1/cm near 75 keV (NIST XCOM, hardened beam); bone is cortical.
-TISSUE, LUNG, BONE, METAL = 0.19, 0.048, 0.52, 3.0
 
 
 def build(scene: Scene) -> None:
@@ -92,8 +89,13 @@ def _mediastinum(scene: Scene) -> None:
     scene.stroke(canvas, np.stack([top, carina]), 0.85, 200)
     for side, sign in enumerate(SIGN):
         hilum = body.hilum(side)
-        scene.stroke(canvas, np.stack([carina, hilum + [-sign * 0.6, 0.6, 0]]), 0.6, 150)
-        scene.stroke(canvas, np.stack([hilum + [-sign * 0.6, 0.6, 0], hilum + [sign * 0.8, 3.5, -1]]), 0.4, 90)
+        scene.stroke(canvas, np.stack([carina, hilum + np.array([-sign * 0.6, 0.6, 0])]), 0.6, 150)
+        scene.stroke(
+            canvas,
+            np.stack([hilum + np.array([-sign * 0.6, 0.6, 0]), hilum + np.array([sign * 0.8, 3.5, -1])]),
+            0.4,
+            90,
+        )
     scene.gas += scene.blur(scene.shrink(canvas, 2.5), 0.18)
 
 
@@ -159,10 +161,10 @@ def _pieces(scene: Scene, line: Points, name: tuple[str, int, int]) -> list[tupl
     if swelling > 0:
         callus = scene.canvas()
         scene.stroke(callus, ends, 0.5 + swelling, 220)
-        scene.bone += scene.blur(scene.shrink(callus, 1.7), 0.12)
+        scene.bone += scene.blur(scene.shrink(callus, 1.25), 0.12)
     region = scene.canvas()
     scene.stroke(region, ends, 1.3, 255)
-    scene.soft += scene.blur(scene.shrink(region, 1.3 if swelling else 2.2), 0.35)  # blood around the ends
+    scene.soft += scene.blur(scene.shrink(region, 0.9 if swelling else 1.6), 0.35)  # blood around the ends
     scene.broken |= scene.shrink(region, 1.0) > 0.4
     return [(first, 0), (second, at)]
 
@@ -205,7 +207,7 @@ def _shoulders(scene: Scene) -> None:
         scene.stroke(edge, ridge, 0.5, 90)
         head = np.array([sign * (x0 + 3.6), 2.8, -5.0])
         scene.bone += 0.26 * scene.solid(Solid(tuple(head), (2.3, 2.4, 2.3))) * body.bone
-        end = head + [sign * 24 * np.sin(body.arms), 24 * np.cos(body.arms), 0]
+        end = head + 24 * np.array([sign * np.sin(body.arms), np.cos(body.arms), 0])
         joint, elbow = scene.plane(head)[0], scene.plane(end)[0]
         inner = int(np.clip(scene.pixel(head)[0, 0] - sign * 3 / scene.cm, 0, scene.size))
         box = (slice(None), slice(inner, None) if sign > 0 else slice(0, inner))
@@ -232,7 +234,7 @@ def _lung_vessels(scene: Scene) -> None:
         value = min(radius / 0.4, 1.0) * 255 * min(1.0, wide / thick)
         cv2.polylines(canvas, list(fixed[group]), False, value, thick, cv2.LINE_8, 4)
     tree = scene.shrink(canvas, 2.3)
-    scene.vessels = cv2.GaussianBlur(tree, (0, 0), max(0.03 / scene.cm, 0.2))
+    scene.vessels = np.asarray(cv2.GaussianBlur(tree, (0, 0), max(0.03 / scene.cm, 0.2)), np.float32)
     hila = np.zeros_like(tree)
     for side, sign in enumerate(SIGN):
         x, y, z = body.hilum(side)
@@ -255,101 +257,3 @@ def _abdomen(scene: Scene) -> None:
     gas = cloud(rng, scene.size, 7, 2)
     under = ease((scene.v - body.top(1) - 4) / 4) * ease((8 + scene.u) / 5 if scene.frontal else np.ones_like(scene.u))
     scene.gas += np.asarray(np.maximum(gas - 1.3, 0) * 1.6 * under * rng.uniform(0, 1), np.float32)
-
-
-def expose(scene: Scene, *, grain: float | None = None) -> NDArray[np.uint8]:
-    """Take the picture: Beer-Lambert, scatter, blur, quantum noise, the display curve, collimation and marker.
-
-    Returns
-    -------
-    uint8 array [H, W]
-        Dense tissue bright.
-    """
-    body, size = scene.body, scene.size
-    rng = np.random.default_rng([body.seed, 6, body.study, ("PA", "AP", "LATERAL").index(scene.view)])
-    air = scene.lung[0] + scene.lung[1]
-    lung = scene.lung[0] * scene.density[0] + scene.lung[1] * scene.density[1]
-    tissue = np.maximum(scene.body_path - air - scene.gas, 0) + scene.soft
-    visible = ease(air / 4)
-    tissue = tissue + scene.vessels * visible + 0.3 * visible * scene.texture * np.sqrt(np.maximum(air, 0) / 14)
-    line = TISSUE * tissue + LUNG * lung + (BONE - TISSUE) * scene.bone + METAL * scene.metal
-    primary = np.exp(-np.maximum(line, 0))
-    scatter = scene.blur(np.minimum(primary, 0.2), 3.0) * np.float32(rng.uniform(0.4, 0.9)) + np.float32(0.004)
-    signal = cv2.GaussianBlur(primary, (0, 0), max(0.45, 0.05 / scene.cm)) + scatter
-    dose = rng.uniform(1.0, 2.2) if grain is None else grain
-    noise = rng.standard_normal((size, size), dtype=np.float32)
-    log = -np.log(signal)
-    log = log + np.float32(rng.uniform(0.2, 0.6)) * (
-        log - scene.blur(log, 0.7)
-    )  # the edge enhancement of every console
-    log = log + noise * np.float32(0.004 * dose) / np.sqrt(signal)
-    return _display(scene, log, rng)
-
-
-def _display(scene: Scene, log: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    fields = (scene.whole[0] + scene.whole[1]) > 6
-    low = float(np.quantile(log[fields][::7], 0.05)) if fields.any() else 1.0
-    inner = scene.body_path > 12
-    high = float(np.quantile(log[inner][::17], 0.95)) if inner.any() else 4.0
-    x = (log - low) / max(high - low, 0.5)
-    contrast = np.float32(rng.uniform(0.85, 1.2))
-    level = np.float32(rng.uniform(-0.08, 0.1))
-    y = 1 / (1 + np.exp(-(x - 0.24 + level) * 3.7 * contrast))
-    image = np.asarray(255 * (0.0 + 0.93 * y), np.float32)
-    picture = np.clip(_collimate(scene, image, rng), 0, 255).astype(np.uint8)
-    if rng.random() < 0.85:
-        _mark(scene, picture, rng)
-    return picture
-
-
-def _collimate(scene: Scene, image: Array, rng: np.random.Generator) -> Array:
-    size = scene.size
-    if rng.random() < 0.35:
-        margin = size * rng.uniform(0.0, 0.035, 4)
-        tilt = rng.normal(0, 0.012)
-        n = np.arange(size, dtype=np.float32)
-        rows, cols = n[:, None], n[None]
-        slant = tilt * (rows - size / 2)
-        edge = np.minimum(
-            np.minimum(cols - margin[0] + slant, size - margin[1] - cols - slant),
-            np.minimum(rows - margin[2], size - margin[3] - rows),
-        )
-        image = image * ease(edge / max(1.0, size / 200) + 0.5)
-    return image
-
-
-# Lead letters as strokes in a box 2 wide and 3 high.
-_LETTERS: dict[str, list[list[tuple[float, float]]]] = {
-    "L": [[(0, 0), (0, 3), (1.8, 3)]],
-    "R": [[(0, 3), (0, 0), (1.4, 0), (1.9, 0.4), (1.9, 1.1), (1.4, 1.5), (0, 1.5)], [(1, 1.5), (2, 3)]],
-    "P": [[(0, 3), (0, 0), (1.4, 0), (1.9, 0.4), (1.9, 1.1), (1.4, 1.5), (0, 1.5)]],
-    "A": [[(0, 3), (1, 0), (2, 3)], [(0.4, 2), (1.6, 2)]],
-    "T": [[(0, 0), (2, 0)], [(1, 0), (1, 3)]],
-    "M": [[(0, 3), (0, 0), (1, 1.6), (2, 0), (2, 3)]],
-    "K": [[(0, 0), (0, 3)], [(1.9, 0), (0, 1.7)], [(0.7, 1.1), (2, 3)]],
-    "H": [[(0, 0), (0, 3)], [(2, 0), (2, 3)], [(0, 1.5), (2, 1.5)]],
-    "W": [[(0, 0), (0.5, 3), (1, 1.2), (1.5, 3), (2, 0)]],
-}
-
-
-def _mark(scene: Scene, image: NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """Put the side marker, and now and then the view or a technician's initials, into an upper corner."""
-    size = scene.size
-    side = "L" if rng.random() < 0.7 or not scene.frontal else "R"
-    tall = size * rng.uniform(0.035, 0.06)
-    x = size * (rng.uniform(0.85, 0.92) if side == "L" else rng.uniform(0.04, 0.1))
-    y = size * rng.uniform(0.05, 0.15)
-    bright = float(rng.uniform(215, 252))
-    thick = max(1, round(tall * rng.uniform(0.1, 0.22)))
-    turn = rng.normal(0, 0.12) * (rng.random() < 0.5)
-    words = [(side, x, y, tall, thick)]
-    if rng.random() < 0.45:
-        view = {"PA": "PA", "AP": "AP", "LATERAL": "LAT"}[scene.view]
-        text = view if rng.random() < 0.5 else "".join(rng.choice(list("ATMKHWPR"), 2))
-        words.append((text, x - 0.1 * tall, y + 1.35 * tall, 0.5 * tall, 1))
-    for text, left, top, height, width in words:
-        for n, letter in enumerate(text):
-            for line in _LETTERS[letter]:
-                points = (np.array(line) + [2.8 * n, 0]) * height / 3
-                points = points + np.stack([points[:, 1], -points[:, 0]], 1) * turn + [left, top]
-                cv2.polylines(image, [np.round(points * 16).astype(np.int32)], False, bright, width, cv2.LINE_AA, 4)

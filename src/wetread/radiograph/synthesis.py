@@ -1,7 +1,7 @@
 """Synthesis of chest phantoms: radiographs of bodies that never lived, with known findings and where they are.
 
 A phantom is simple anatomy (`anatomy`) changed by findings (`pathology`, `devices`), projected in parallel
-(`projection`) and exposed (`rendering`). The same seed gives the same body in every view. `phantom`
+(`rendering`, `projection`) and exposed (`film`). The same seed gives the same body in every view. `phantom`
 writes them as a CheXpert-like collection and as DICOM.
 """
 
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from wetread.errors import WetreadError
 from wetread.findings import CHEXPERT
 from wetread.radiograph.anatomy import Body, draw_body
+from wetread.radiograph.film import expose
 from wetread.radiograph.pathology import alter, breaks, reshape
 from wetread.radiograph.projection import Scene
 from wetread.radiograph.read import Radiograph, View
-from wetread.radiograph.rendering import build, expose
+from wetread.radiograph.rendering import build
 
 # Chance of a healthy phantom, and of each finding in the others (drawn again when nothing came up).
 NORMAL = 0.22
@@ -51,7 +52,8 @@ class Phantom:
     labels : dict of str to int
         0 or 1 for each of the 14 CheXpert findings, consistent with the CheXpert tree.
     masks : dict of str to bool array [H, W]
-        Where each finding is; empty for an absent one and for No Finding. A parent's is the union of its children's and its own.
+        Where each finding is; empty for an absent one and for No Finding. A parent's is the union of its children's
+        and its own.
     lungs : bool array [H, W]
         The lung fields, apices and costophrenic angles included, whatever hides them.
     """
