@@ -64,7 +64,7 @@ _catcher: warnings.catch_warnings[Any] | None = None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence pydicom's warnings about odd files, in any number of threads at once.
 
     `warnings.catch_warnings` restores what it found and so must not overlap with itself: the first thread in
@@ -88,7 +88,7 @@ def _quiet() -> Iterator[None]:
 
 def read(data: bytes, name: str, limits: Limits, reduce_to: int | None = None) -> Radiograph:
     """Read one radiograph from the bytes of a DICOM file; see `wetread.radiograph.read.read`."""
-    with _quiet():
+    with quiet():
         try:
             return _read(data, name, limits, reduce_to)
         except ReadError:
