@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wetread.errors import Code
+from wetread.radiograph import chest
 from wetread.radiograph.read import Radiograph
 
 Population = Literal["adult", "child", "phantom", "any"]
 
 ADULT_AGE = 18.0
 MIN_SIDE = 48  # pixels: below, nothing can be said about a chest
+
+_TAGGED = 1.15  # times the usual distance from other chests is allowed where a tag says chest
 
 _MODALITIES = frozenset({"CR", "DX", "DR", "RG", "OT", "SC"})  # OT and SC: copies; the picture decides
 _CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "TORSO", "HEART", "STERNUM")
@@ -78,13 +81,16 @@ def _chest(radiograph: Radiograph) -> tuple[Code, str] | None:
     if radiograph.presentation == "FOR PROCESSING":
         return Code.FOR_PROCESSING, "The image is the detector's raw data (FOR PROCESSING), not meant to be looked at."
     part = (radiograph.body_part or "").upper()
-    if part not in _UNSPECIFIC and not any(word in part for word in _CHEST):
+    tagged = any(word in part for word in _CHEST)
+    if part not in _UNSPECIFIC and not tagged:
         return Code.NOT_CHEST, f"The body part is {part.lower()}, not the chest."
     if min(radiograph.pixels.shape) < MIN_SIDE:
         height, width = radiograph.pixels.shape
         return Code.NOT_RADIOGRAPH, f"The image has only {width}×{height} pixels."
     if int(radiograph.pixels.max()) == int(radiograph.pixels.min()):
         return Code.NOT_RADIOGRAPH, "The image is blank."
+    if radiograph.view != "LATERAL" and chest.distance(radiograph) > (_TAGGED if tagged else 1.0):
+        return Code.NOT_CHEST, "The picture does not look like a frontal chest radiograph."
     return None
 
 
