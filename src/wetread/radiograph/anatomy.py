@@ -55,6 +55,7 @@ class Body:
     dome_rise: float
     heart: float
     heart_turn: float
+    trunk: float
     mediastinum: float
     aorta: float
     bone: float
@@ -105,7 +106,7 @@ class Body:
             Solid((x + 2.75, y, 2.0), (1.4 * k, 0.9 * k, 1.35 * k), turn),
             Solid((x + 1.3, y + 2.5, 1.5), (1.2 * k, 0.9 * k, 1.4 * k), 0.1),
             Solid((x - 1.0, y - 0.2, 1.5), (0.65 * k, 0.98 * k, 1.2 * k), 0.15),
-            Solid((x + 1.9, y - 0.95 * k, 1.5), (0.68 * k, 1.2 * k, 1.1 * k), -0.38),
+            Solid((x + 1.9, y - 0.95 * k, 1.5), (0.68 * k * self.trunk, 1.2 * k, 1.1 * k), -0.38),
         ]
 
     def great_vessels(self) -> list[Solid]:
@@ -161,9 +162,18 @@ def draw_body(seed: int, study: int = 0) -> Body:
         arms=float(rng.uniform(0.1, 0.55)),
         scapula=float(rng.uniform(0.0, 1.0)),
         apex_x=5.0 * scale,
+        trunk=float(rng.uniform(0.8, 1.12)),
         seed=seed,
         study=study,
     )
+
+
+def breathe_out(body: Body) -> None:
+    """Lie the body down for a bedside radiograph: higher diaphragm, arms at the sides."""
+    rng = np.random.default_rng([body.seed, 7, body.study])
+    rise = float(rng.uniform(0.3, 2.6))
+    body.lift = [lift + rise for lift in body.lift]
+    body.arms *= 0.5
 
 
 def rib(body: Body, index: int, side: int) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ def expose(scene: Scene, *, grain: float | None = None) -> NDArray[np.uint8]:
     """
     body, size = scene.body, scene.size
     rng = np.random.default_rng([body.seed, 6, body.study, ("PA", "AP", "LATERAL").index(scene.view)])
+    portable = scene.view == "AP"  # at the bedside: softer beam, no grid or a poor one, flatter contrast
     air = scene.lung[0] + scene.lung[1]
     lung = scene.lung[0] * scene.density[0] + scene.lung[1] * scene.density[1]
     tissue = np.maximum(scene.body_path - air - scene.gas, 0) + scene.soft
@@ -30,7 +31,7 @@ def expose(scene: Scene, *, grain: float | None = None) -> NDArray[np.uint8]:
     tissue = tissue + scene.vessels * visible + 0.3 * visible * scene.texture * np.sqrt(np.maximum(air, 0) / 14)
     line = TISSUE * tissue + LUNG * lung + (BONE - TISSUE) * scene.bone + METAL * scene.metal
     primary = np.exp(-np.maximum(line, 0))
-    scatter = scene.blur(np.minimum(primary, 0.2), 3.0) * np.float32(rng.uniform(0.4, 0.9)) + np.float32(0.004)
+    scatter = scene.blur(np.minimum(primary, 0.2), 3.0) * np.float32(rng.uniform(0.4, 0.9) * (1.7 if portable else 1.0)) + np.float32(0.004)
     signal = cv2.GaussianBlur(primary, (0, 0), max(0.45, 0.05 / scene.cm)) + scatter
     dose = rng.uniform(1.0, 2.2) if grain is None else grain
     noise = rng.standard_normal((size, size), dtype=np.float32)
@@ -48,8 +49,8 @@ def _display(scene: Scene, log: Array, rng: np.random.Generator) -> NDArray[np.u
     inner = scene.body_path > 12
     high = float(np.quantile(log[inner][::17], 0.95)) if inner.any() else 4.0
     x = (log - low) / max(high - low, 0.5)
-    contrast = np.float32(rng.uniform(0.85, 1.2))
-    level = np.float32(rng.uniform(-0.08, 0.1))
+    contrast = np.float32(rng.uniform(0.85, 1.2) * (0.78 if scene.view == "AP" else 1.0))
+    level = np.float32(rng.uniform(-0.08, 0.1) + (0.04 if scene.view == "AP" else 0.0))
     y = 1 / (1 + np.exp(-(x - 0.24 + level) * 3.7 * contrast))
     image = np.asarray(255 * (0.0 + 0.93 * y), np.float32)
     picture = np.clip(_collimate(scene, image, rng), 0, 255).astype(np.uint8)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wetread.errors import WetreadError
 from wetread.findings import CHEXPERT
-from wetread.radiograph.anatomy import Body, draw_body
+from wetread.radiograph.anatomy import Body, breathe_out, draw_body
 from wetread.radiograph.film import expose
 from wetread.radiograph.pathology import alter, breaks, reshape
 from wetread.radiograph.projection import Scene
@@ -120,6 +120,8 @@ def make(
     parents = {step for finding in given for step in CHEXPERT.path(finding)[:-1]}
     leaves = given - parents - {"No Finding"}
     body = draw_body(seed, study)
+    if view == "AP":
+        breathe_out(body)
     reshape(body, leaves)
     scene = Scene(body, view, size, breaks(body) if "Fracture" in leaves else {})
     build(scene)
@@ -133,11 +135,11 @@ def make(
 
 
 def lung_fields(scene: Scene) -> NDArray[np.bool_]:
-    """Return where air-filled lung lies above the diaphragm, heart and mediastinum excluded."""
+    """Return where lung shows above the diaphragm, in a frontal view beside heart and mediastinum."""
     fields = np.zeros(scene.soft.shape, np.bool_)
     for whole, reach in zip(scene.whole, scene.depth, strict=True):
         fields |= (whole > 0.4) & (whole > 0.5 * reach)
-    return fields
+    return np.asarray(fields & ~((scene.heart > 2) | (scene.central > 4))) if scene.frontal else fields
 
 
 def _radiograph(body: Body, scene: Scene, seed: int) -> Radiograph:
