@@ -14,8 +14,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import pydicom
-
 from wetread.radiograph import headers
 
 _NAMESPACE = uuid.UUID("6f0a3c1e-57e7-5ead-8f11-9a4b5f0c2d3e")
@@ -93,10 +91,16 @@ def of(path: Path, head: bytes) -> Identity:
     kind = sniff(head)
     if kind != "dicom":
         return Identity(kind)
+    import pydicom
+
+    from wetread.radiograph.dicom import quiet
+
     try:
-        # pydicom raises nearly anything on hostile bytes; the reader of pixels says later what is wrong.
-        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
-        return _dicom({tag: _text(dataset, tag) for tag in _TAGS})
+        # pydicom raises nearly anything on hostile bytes; the reader of pixels says later what is wrong. Its warnings
+        # quote values, which have no place in a log.
+        with quiet():
+            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+            return _dicom({tag: _text(dataset, tag) for tag in _TAGS})
     except Exception:
         return Identity("dicom", cautions=("DICOM header unreadable: identifiers unknown",))
 

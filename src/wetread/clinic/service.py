@@ -18,6 +18,7 @@ from wetread.clinic.archive import Archive
 from wetread.clinic.intake import Intake
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
+from wetread.clinic.watch import Watch
 from wetread.clinic.worker import Model, Worker
 from wetread.config import Settings
 from wetread.errors import ClinicError, ConfigError, WetreadError
@@ -97,6 +98,7 @@ class Clinic:
             max_bytes=settings.max_bytes,
             wake=self._wake,
         )
+        self.watch = Watch(Path(settings.watch), self.intake, settings) if settings.watch else None
         self.stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -122,6 +124,8 @@ class Clinic:
         )
         self.worker.start()
         self._every(1.0, self._sweep)
+        if self.watch is not None:
+            self._every(1.0, self._look)
         threading.Thread(target=self._rerank_all, name="rerank", daemon=True).start()
 
     def stop(self) -> None:
@@ -204,6 +208,10 @@ class Clinic:
         thread = threading.Thread(target=loop, name=task.__name__, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def _look(self) -> None:
+        if self.watch is not None:
+            self.watch.look()
 
     def _sweep(self) -> None:
         with self.database.read() as connection:
