@@ -98,15 +98,15 @@ class Body:
 
     def heart_solids(self) -> list[Solid]:
         """Return ventricles, right atrium and outflow tract."""
-        k = self.heart * self.heart_gain
+        k, t = self.heart * self.heart_gain, self.heart * self.heart_gain**0.35  # chambers grow, the trunk little
         y = self.top(1) - 2.5 - 0.25 * k
-        x = self.shift + 0.25 * (k - 4.6)
+        x = self.shift + 0.25 * (k - 4.8)
         turn = self.heart_turn
         return [
             Solid((x + 2.75, y, 2.0), (1.4 * k, 0.9 * k, 1.35 * k), turn),
             Solid((x + 1.3, y + 2.5, 1.5), (1.2 * k, 0.9 * k, 1.4 * k), 0.1),
             Solid((x - 1.0, y - 0.2, 1.5), (0.65 * k, 0.98 * k, 1.2 * k), 0.15),
-            Solid((x + 1.9, y - 0.95 * k, 1.5), (0.68 * k * self.trunk, 1.2 * k, 1.1 * k), -0.38),
+            Solid((x + 1.9, y - 0.3 * k - 0.65 * t, 1.5), (0.68 * t * self.trunk, 1.2 * t, 1.1 * t), -0.38),
         ]
 
     def great_vessels(self) -> list[Solid]:
@@ -153,7 +153,7 @@ def draw_body(seed: int, study: int = 0) -> Body:
         breast=float(np.clip(rng.normal(5.4 + 0.5 * fat, 1.0), 3.5, 9)) * scale if female else 0.0,
         dome=[dome, dome + float(np.clip(rng.normal(1.1, 0.5), 0, 2.2))],
         dome_rise=rise,
-        heart=4.55 * scale * float(np.clip(rng.normal(1, 0.045), 0.9, 1.09)),
+        heart=4.75 * scale * float(np.clip(rng.normal(1, 0.045), 0.9, 1.09)),
         heart_turn=float(rng.normal(0.66, 0.09)),
         mediastinum=2.5 * scale * float(np.clip(rng.normal(1, 0.07), 0.85, 1.16)),
         aorta=scale * (0.88 + 0.003 * age) * float(np.clip(rng.normal(1, 0.06), 0.85, 1.15)),

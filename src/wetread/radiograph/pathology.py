@@ -42,7 +42,7 @@ def stream(body: Body, finding: str) -> np.random.Generator:
 def reshape(body: Body, findings: Collection[str]) -> None:
     """Change the body's shape as the findings (leaves of the tree) demand."""
     if "Cardiomegaly" in findings:
-        body.heart_gain = float(stream(body, "Cardiomegaly").uniform(1.25, 1.55))
+        body.heart_gain = float(stream(body, "Cardiomegaly").uniform(1.26, 1.48))
     if "Enlarged Cardiomediastinum" in findings:
         body.mediastinum_gain = float(stream(body, "Enlarged Cardiomediastinum").uniform(1.5, 2.0))
     if "Atelectasis" in findings:
