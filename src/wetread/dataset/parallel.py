@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Generic, TypeVar
 
 import cv2
@@ -115,7 +117,7 @@ def _submit(pool: ProcessPoolExecutor, work: Callable[[list[Item]], Result], bat
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Not forked: Polars and OpenCV have threads, which a fork would leave behind with their locks held.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start)
     try:
         pool.submit(cv2.getNumThreads).result()
     except BrokenProcessPool:
@@ -123,3 +125,15 @@ def _pool(workers: int) -> ProcessPoolExecutor:
             "workers cannot be started; call from a script with an `if __name__ == '__main__':` guard, or use 1 worker"
         ) from None
     return pool
+
+
+def _start() -> None:
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is killed: a worker holds both ends of its queue and would wait for ever."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+    os._exit(1)

@@ -93,7 +93,7 @@ def _choose(pool: pl.DataFrame, task: Task, name: str, share: float, seed: int) 
     """Return the patients of the pool that go to split `name`."""
     patients = _strata(pool, task).sort("patient")
     patients = patients.with_columns(order=pl.Series(unit(patients["patient"].to_list(), seed, name))).sort("order")
-    if share < 0 or share >= pool.height or patients.height < 2:
+    if not 0 <= share < pool.height or patients.height < 2:
         raise DatasetError(
             f"{name} = {share:g}: would leave nobody to train on ({pool.height} images of {patients.height} patients); "
             "give a fraction below 1 or fewer images"
