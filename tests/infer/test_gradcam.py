@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from wetread.evaluate.calibration import Calibration
-from wetread.findings import CHEXPERT, COVID, NIH, PNEUMONIA, Task
+from wetread.findings import CHEXPERT, COVID, PNEUMONIA, Task
 from wetread.infer import runtime
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
@@ -58,7 +58,7 @@ def grad_cam(model: Any, layer: str, images: Any, task: Task, slope: Any, interc
     return torch.sigmoid(odds).detach().numpy(), torch.stack(maps, 1).detach().numpy()
 
 
-CASES = [(backbone, CHEXPERT) for backbone in BACKBONES] + [("resnet18", task) for task in (NIH, PNEUMONIA, COVID)]
+CASES = [(backbone, CHEXPERT) for backbone in BACKBONES] + [("resnet18", task) for task in (PNEUMONIA, COVID)]
 
 
 @pytest.mark.parametrize(("backbone", "task"), CASES, ids=lambda value: getattr(value, "name", value))
@@ -72,6 +72,8 @@ def test_maps_are_grad_cam_of_the_reported_log_odds(backbone: str, task: Task) -
     pixels = rng.integers(0, 256, (6, 1, SIZE // 8, SIZE // 8), dtype=np.uint8).repeat(8, 2).repeat(8, 3)
     findings = len(task.findings)
     slope, intercept = rng.uniform(0.5, 1.5, findings), rng.normal(0, 0.3, findings)
+    if task.exclusive and findings == 2:  # as calibration fits them: the two sum to one
+        slope[0], intercept[0] = slope[1], -intercept[1]
     with torch.random.fork_rng():
         torch.manual_seed(7)
         network = Network(NetworkRecipe(backbone=backbone, options=options), findings)
