@@ -200,7 +200,7 @@ def train(
                 run.log(epoch, numbers)
                 state["history"].append({"epoch": epoch, **numbers})
                 state["epoch"] = epoch + 1
-                if not math.isnan(value) and value > state["best"]:
+                if not math.isnan(value) and (value > state["best"] or o.keep == "last"):
                     state["best"], state["best_epoch"] = value, epoch
                     best = {key: t.detach().contiguous().clone() for key, t in judged.state_dict().items()}
                     checkpoint.replace(out / "best.safetensors", safetensors_bytes(best))

@@ -260,7 +260,7 @@ def package(
         limits=about.limits,
     )
     made = golden.make(dataset.transform, engine.run)
-    text = card(evaluation, {**meta.model_dump(), "task": task.name})
+    text = card(evaluation, meta.model_dump())
     written = write(
         out, onnx=graph, meta=meta, transform=dataset.transform, card=text, golden=made, overwrite=overwrite
     )

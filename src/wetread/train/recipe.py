@@ -78,6 +78,9 @@ class OptimiseRecipe(_Section):
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 is off.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are evaluated; 0 is off.")
     patience: int = Field(0, ge=0, description="Stop after this many epochs without a better AUROC; 0 is never.")
+    keep: Literal["best", "last"] = Field(
+        "best", description="Keep the epoch of the best AUROC, or the last, where the best is a matter of luck."
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the forward pass.")
     per_epoch: int = Field(0, ge=0, description="Images drawn each epoch; 0 is all of the training split.")
 

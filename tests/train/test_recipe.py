@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the train extra")
+pytestmark = pytest.mark.train
+
+from wetread.errors import ConfigError  # noqa: E402
+from wetread.train.recipe import load  # noqa: E402
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('name = "r"\n[optimise]\nepochs = 4\n')
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_of_the_project_is_sound(path):
+    assert load(path).name
+
+
+def test_set_changes_any_key(file):
+    recipe = load(
+        file, ["optimise.epochs=7", "network.backbone=resnet18", 'network.options={pad_type="same"}', "seed=3"]
+    )
+    assert (recipe.optimise.epochs, recipe.network.backbone, recipe.seed) == (7, "resnet18", 3)
+    assert recipe.network.options == {"pad_type": "same"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optimise.epoch=3", "optimise.epoch"),
+        ("optimise.epochs=0", "optimise.epochs"),
+        ("optimise.precision=fp8", "precision"),
+        ("name.x=1", "is a value"),
+        ("epochs", "key=value"),
+        ("labels.uncertain=maybe", "uncertain"),
+    ],
+)
+def test_a_bad_change_is_named(file, change, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(file, [change])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b""])
+def test_a_file_that_is_no_recipe_is_named(tmp_path, content):
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.toml"):
+        load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml"):
+        load(tmp_path / "none.toml")
