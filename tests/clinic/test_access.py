@@ -1,0 +1,91 @@
+"""Tokens, links, sessions, roles."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+from ward import SITE, Ward
+
+from wetread.clinic import access, store
+from wetread.clinic.access import RIGHTS, Right, Role
+from wetread.errors import ClinicError, ConflictError, DeniedError, NotFoundError
+
+
+def test_a_token_says_who_and_its_secret_is_not_kept(ward: Ward) -> None:
+    secret = access.create(ward.database, "modality", "service", SITE)
+    caller = access.identify(ward.database, secret, kind="api")
+    assert caller is not None
+    assert (caller.name, caller.role, caller.site) == ("modality", Role.SERVICE, SITE)
+    assert len(secret) >= 43  # 256 bits
+    with ward.database.read() as connection:
+        for table in store.metadata.sorted_tables:
+            assert secret not in str(connection.execute(sa.select(table)).all())
+
+
+@pytest.mark.parametrize("secret", ["", "x", "é", "\udcff", "a" * 10_000])
+def test_other_secrets_are_nobody(ward: Ward, secret: str) -> None:
+    access.create(ward.database, "modality", "service", SITE)
+    assert access.identify(ward.database, secret, kind="api") is None
+
+
+def test_a_revoked_token_is_nobody_and_its_name_is_free(ward: Ward) -> None:
+    secret = access.create(ward.database, "modality", "service", SITE)
+    with pytest.raises(ConflictError, match="exists already"):
+        access.create(ward.database, "modality", "engineer", SITE)
+    access.revoke(ward.database, "modality", SITE)
+    assert access.identify(ward.database, secret, kind="api") is None
+    with pytest.raises(NotFoundError):
+        access.revoke(ward.database, "modality", SITE)
+    access.create(ward.database, "modality", "engineer", SITE)
+    assert [(t.role, t.revoked_at is None) for t in access.tokens(ward.database)] == [
+        ("service", False),
+        ("engineer", True),
+    ]
+
+
+def test_bad_roles_and_names_are_named(ward: Ward) -> None:
+    with pytest.raises(ClinicError, match="'king'"):
+        access.create(ward.database, "a", "king", SITE)
+    for name in ("", "x" * 65, "a\nb"):
+        with pytest.raises(ClinicError, match="1 to 64"):
+            access.create(ward.database, name, "service", SITE)
+
+
+def test_a_login_link_works_once(ward: Ward) -> None:
+    code = access.login_code(ward.database, "operator", Role.ADMINISTRATOR, SITE)
+    session = access.login(ward.database, code)
+    caller = access.identify(ward.database, session, kind="session")
+    assert caller is not None
+    assert caller.role is Role.ADMINISTRATOR
+    assert access.identify(ward.database, code, kind="session") is None
+    assert access.identify(ward.database, session, kind="api") is None
+    with pytest.raises(DeniedError, match="used already"):
+        access.login(ward.database, code)
+    access.logout(ward.database, caller)
+    assert access.identify(ward.database, session, kind="session") is None
+
+
+def test_links_and_sessions_run_out(ward: Ward) -> None:
+    code = access.login_code(ward.database, "operator", Role.ADMINISTRATOR, SITE)
+    session = access.login(ward.database, access.login_code(ward.database, "o", Role.RADIOLOGIST, SITE))
+    with ward.database.write() as connection:
+        connection.execute(
+            store.token.update()
+            .where(store.token.c.expires_at.is_not(None))
+            .values(expires_at=store.now() - timedelta(seconds=1))
+        )
+    with pytest.raises(DeniedError):
+        access.login(ward.database, code)
+    assert access.identify(ward.database, session, kind="session") is None
+
+
+def test_roles_have_only_their_rights(ward: Ward) -> None:
+    assert RIGHTS[Role.ADMINISTRATOR] == set(Right)
+    assert [role for role in Role if Right.REVIEW in RIGHTS[role]] == [Role.RADIOLOGIST, Role.ADMINISTRATOR]
+    assert [role for role in Role if Right.ADMINISTER in RIGHTS[role]] == [Role.ADMINISTRATOR]
+    caller = access.identify(ward.database, access.create(ward.database, "m", "service", SITE), kind="api")
+    assert caller is not None
+    with pytest.raises(DeniedError, match="service may not review"):
+        caller.require(Right.REVIEW)

@@ -1,0 +1,95 @@
+"""The archive keeps bytes under their SHA-256, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wetread.clinic.archive import Archive, ArchiveError, TooLargeError
+from wetread.errors import ClinicError, ConfigError
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path / "archive")
+
+
+def incoming(archive: Archive) -> list[Path]:
+    return list((archive.root / "incoming").iterdir())
+
+
+def test_bytes_come_back(archive: Archive) -> None:
+    content = bytes(range(256)) * 9000  # more than two pieces
+    stored = archive.put(BytesIO(content), limit=len(content))
+    assert stored.sha256 == hashlib.sha256(content).hexdigest()
+    assert (stored.size, stored.head) == (len(content), content[:4096])
+    assert archive.path(stored.sha256).read_bytes() == content
+    assert list(archive.names()) == [stored.sha256]
+    assert incoming(archive) == []
+
+
+@given(st.lists(st.binary(max_size=50), max_size=5))
+def test_the_same_bytes_are_kept_once(tmp_path_factory: pytest.TempPathFactory, contents: list[bytes]) -> None:
+    archive = Archive(tmp_path_factory.mktemp("archive"))
+    for content in [*contents, *contents]:
+        archive.put(BytesIO(content), limit=50)
+    assert sorted(archive.names()) == sorted({hashlib.sha256(c).hexdigest() for c in contents})
+
+
+def test_too_large_leaves_nothing(archive: Archive) -> None:
+    with pytest.raises(TooLargeError, match="max_bytes"):
+        archive.put(BytesIO(b"12345"), limit=4)
+    assert incoming(archive) == []
+    assert list(archive.names()) == []
+
+
+def test_a_full_disk_leaves_nothing(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ArchiveError, match="disk full"):
+        archive.put(BytesIO(b"1"), limit=4)
+    assert incoming(archive) == []
+    assert list(archive.names()) == []
+
+
+def test_file_then_folder_are_flushed_before_it_returns(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    real = os.fsync
+
+    def note(handle: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    stored = archive.put(BytesIO(b"1"), limit=4)
+    assert [Path(name).parent.name for name in flushed[:1]] == ["incoming"]
+    assert flushed[1] == str(archive.path(stored.sha256).parent)
+
+
+def test_clean_removes_half_copies_only(archive: Archive) -> None:
+    stored = archive.put(BytesIO(b"1"), limit=4)
+    (archive.root / "incoming" / "half").write_bytes(b"x")
+    archive.clean()
+    assert incoming(archive) == []
+    assert archive.path(stored.sha256).exists()
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", "a" * 63, "A" * 64, "0" * 64 + "\n"])
+def test_only_a_hash_is_a_path(archive: Archive, name: str) -> None:
+    with pytest.raises(ClinicError, match="no SHA-256"):
+        archive.path(name)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Archive(tmp_path / "archive")
