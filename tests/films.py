@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
@@ -27,13 +27,14 @@ def scene(height: int = 96, width: int = 80, bits: int = 12, seed: int = 0) -> n
     return np.rint(field * (2**bits - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
 
 
-def dataset(stored: np.ndarray, **elements: Any) -> FileDataset:
+def dataset(stored: np.ndarray, **elements: Any) -> Dataset:
     """Return a CR image of `stored`; `elements` are set last, and None deletes one."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = UID("1.2.3.4")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds = FileDataset("film", {}, file_meta=meta, preamble=b"\0" * 128)
+    ds = Dataset()
+    ds.file_meta, ds.preamble = meta, b"\0" * 128
     ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3.4"
     ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3.5", "1.2.3.6"
     ds.Modality, ds.BodyPartExamined, ds.ViewPosition = "CR", "CHEST", "PA"

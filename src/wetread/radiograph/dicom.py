@@ -22,7 +22,8 @@ import gdcm
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.encaps import generate_frames
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import generate_frames, parse_fragments
 from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
@@ -49,6 +50,7 @@ PHANTOM_MANUFACTURER = "Wetread phantom"
 gdcm.Trace.WarningOff()  # it would write about broken files to standard error
 gdcm.Trace.ErrorOff()
 
+_PAGES = "{}: Pixel Data holds several pages but no Number of Frames; a radiograph has one"
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _FAMILY = {
     "baseline": JPEGBaseline8Bit,
@@ -188,9 +190,10 @@ def _pixels(dataset: Dataset, name: str, limits: Limits, reduce_to: int | None) 
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip().upper()
     if photometric == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
+        dataset.BitsStored = 16 if int(stored.max()) > 255 else 8  # the palette's; some hold 8 bits in 16
     if stored.ndim == 3:
-        if stored.dtype.itemsize > 1:
-            stored = ramp(stored, 0, float(2 ** _number(dataset, "BitsStored", 16) - 1), 16)
+        depth = _number(dataset, "BitsStored", 8)
+        stored = ramp(stored, 0, 2**depth - 1, 8 if depth <= 8 else 16)
         colour: Any = np.ascontiguousarray(stored[..., 2::-1])
         return grey(colour, name), full_size
     return render(stored, dataset), full_size
@@ -205,9 +208,7 @@ def _native(dataset: Dataset, length: int, count: int, name: str) -> NDArray[Any
     """Decode native pixel data, whatever transfer syntax the file claims."""
     allocated = _number(dataset, "BitsAllocated", 8)
     if allocated in (8, 16) and length >= 2 * count * allocated // 8 and _number(dataset, "NumberOfFrames", 0) == 0:
-        raise ReadError(
-            f"{name}: Pixel Data holds several pages but no Number of Frames; a radiograph has one", Code.NOT_RADIOGRAPH
-        )
+        raise ReadError(_PAGES.format(name), Code.NOT_RADIOGRAPH)
     little = dataset.original_encoding[1] is not False
     implicit = dataset.original_encoding[0] is True
     syntax = ExplicitVRBigEndian if not little else ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -225,6 +226,10 @@ def _native(dataset: Dataset, length: int, count: int, name: str) -> NDArray[Any
 
 def _compressed(dataset: Dataset, value: bytes, name: str, limits: Limits, reduce_to: int | None) -> NDArray[Any]:
     """Decode the one frame of encapsulated pixel data by the codec that its bytes show."""
+    _, places = parse_fragments(value)
+    starts = [value[at + 8 : at + 12] for at in places]
+    if sum(start in (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xdb", b"\xff\x4f\xff\x51") for start in starts) > 1:
+        raise ReadError(_PAGES.format(name), Code.NOT_RADIOGRAPH)
     frame = next(generate_frames(value, number_of_frames=1))
     header: headers.Header | None = None
     if frame[:3] == b"\xff\xd8\xff":
@@ -253,7 +258,9 @@ def _compressed(dataset: Dataset, value: bytes, name: str, limits: Limits, reduc
 
 
 def _array(dataset: Dataset, syntax: UID) -> NDArray[Any]:
-    """Decode the first frame with pydicom; YBR becomes RGB."""
+    """Decode the first frame with pydicom, by `syntax` and not by what the file claims; YBR becomes RGB."""
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
     plugin = "pyjpegls" if syntax == JPEGLSNearLossless else "gdcm" if syntax.is_encapsulated else ""
     if syntax == RLELossless:
         plugin = "pydicom"
@@ -296,10 +303,10 @@ def render(stored: NDArray[Any], dataset: Dataset) -> Pixels:
         if plain:
             table = ramp(values, 0, 2**bits_stored - 1, bits)
         else:
-            inside = np.isin(values, stored) if _number(dataset, "PixelPaddingValue", -(10**9)) in (low, high) else None
-            if inside is not None:
-                inside &= values != _number(dataset, "PixelPaddingValue")
-            seen = modality[inside] if inside is not None and inside.any() else modality[[0, -1]]
+            present = np.bincount((stored.astype(np.int64) - low).ravel()) > 0
+            padding = values == _number(dataset, "PixelPaddingValue", low - 1)
+            seen = modality[present & ~padding]
+            seen = seen if seen.size else modality
             table = ramp(modality, float(seen.min()), float(seen.max()), bits)
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
     shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
