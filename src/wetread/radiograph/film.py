@@ -12,6 +12,9 @@ from wetread.radiograph.projection import Scene, ease
 # Effective linear attenuation in 1/cm near 75 keV (NIST XCOM, hardened beam); bone is cortical.
 TISSUE, LUNG, BONE, METAL = 0.19, 0.048, 0.52, 3.0
 
+# What heart, vessels and blur add to the optical depth of the lungs, on average.
+_OVERLAP = {"PA": 0.15, "AP": 0.19, "LATERAL": 0.74}
+
 
 def expose(scene: Scene, *, grain: float | None = None) -> NDArray[np.uint8]:
     """Take the picture: Beer-Lambert, scatter, blur, quantum noise, the display curve, collimation and marker.
@@ -31,7 +34,8 @@ def expose(scene: Scene, *, grain: float | None = None) -> NDArray[np.uint8]:
     tissue = tissue + scene.vessels * visible + 0.3 * visible * scene.texture * np.sqrt(np.maximum(air, 0) / 14)
     line = TISSUE * tissue + LUNG * lung + (BONE - TISSUE) * scene.bone + METAL * scene.metal
     primary = np.exp(-np.maximum(line, 0))
-    scatter = scene.blur(np.minimum(primary, 0.2), 3.0) * np.float32(rng.uniform(0.4, 0.9) * (1.7 if portable else 1.0)) + np.float32(0.004)
+    spread = np.float32(rng.uniform(0.4, 0.9) * (1.7 if portable else 1.0))
+    scatter = scene.blur(np.minimum(primary, 0.2), 3.0) * spread + np.float32(0.004)
     signal = cv2.GaussianBlur(primary, (0, 0), max(0.45, 0.05 / scene.cm)) + scatter
     dose = rng.uniform(1.0, 2.2) if grain is None else grain
     noise = rng.standard_normal((size, size), dtype=np.float32)
@@ -40,18 +44,30 @@ def expose(scene: Scene, *, grain: float | None = None) -> NDArray[np.uint8]:
         log - scene.blur(log, 0.7)
     )  # the edge enhancement of every console
     log = log + noise * np.float32(0.004 * dose) / np.sqrt(signal)
-    return _display(scene, log, rng)
+    return _display(scene, log, _healthy_level(scene, spread), rng)
 
 
-def _display(scene: Scene, log: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    fields = (scene.whole[0] + scene.whole[1]) > 6
-    low = float(np.quantile(log[fields][::7], 0.05)) if fields.any() else 1.0
+def _healthy_level(scene: Scene, spread: np.float32) -> float:
+    """Return the optical depth that the darker lung would have without findings.
+
+    The exposure is set by it, so that a finding does not brighten or darken the rest of the picture.
+    """
+    air = (scene.whole[0] + scene.whole[1])[::4, ::4]
+    tissue = np.maximum(scene.body_path[::4, ::4] - air, 0)
+    primary = np.exp(-(TISSUE * tissue + LUNG * air + (BONE - TISSUE) * scene.bone[::4, ::4]))
+    scatter = cv2.GaussianBlur(np.minimum(primary, 0.2), (0, 0), 3.0 / scene.cm / 4) * spread + 0.004
+    fields = air > 6
+    depth = float(np.quantile(-np.log(primary + scatter)[fields], 0.3)) if fields.any() else 2.0
+    return depth + _OVERLAP[scene.view]
+
+
+def _display(scene: Scene, log: Array, low: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     inner = scene.body_path > 12
     high = float(np.quantile(log[inner][::17], 0.95)) if inner.any() else 4.0
     x = (log - low) / max(high - low, 0.5)
     contrast = np.float32(rng.uniform(0.85, 1.2) * (0.78 if scene.view == "AP" else 1.0))
     level = np.float32(rng.uniform(-0.08, 0.1) + (0.04 if scene.view == "AP" else 0.0))
-    y = 1 / (1 + np.exp(-(x - 0.24 + level) * 3.7 * contrast))
+    y = 1 / (1 + np.exp(-(x - 0.12 + level) * 3.2 * contrast))
     image = np.asarray(255 * (0.0 + 0.93 * y), np.float32)
     picture = np.clip(_collimate(scene, image, rng), 0, 255).astype(np.uint8)
     if rng.random() < 0.85:
