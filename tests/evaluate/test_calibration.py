@@ -92,14 +92,14 @@ def test_log_odds_and_back():
 def test_two_exclusive_findings_share_slope_and_sum_to_one():
     rng = np.random.default_rng(0)
     sick = (rng.random(600) < 0.7).astype(float)
-    p = expit(rng.normal(4 * sick - 1, 2))
+    p = expit(3 * rng.normal(2 * sick, 1.5))
     fitted = calibration.fit(PNEUMONIA, np.stack([1 - p, p], 1), np.stack([1 - sick, sick], 1))
     assert fitted.slope[0] == fitted.slope[1]
     assert fitted.intercept[0] == -fitted.intercept[1]
     after = fitted.apply(np.stack([1 - p, p], 1))
     assert after.sum(axis=1) == pytest.approx(np.ones(600), abs=1e-12)
     assert after[:, 1] == pytest.approx(expit(fitted.slope[1] * calibration.logit(p) + fitted.intercept[1]))
-    assert metrics.ece(sick, after[:, 1]) < metrics.ece(sick, p)
+    assert metrics.brier(sick, after[:, 1]) < metrics.brier(sick, p) - 0.005
 
 
 def test_four_exclusive_findings_sum_to_one_and_improve():
@@ -110,7 +110,7 @@ def test_four_exclusive_findings_sum_to_one_and_improve():
     after = calibration.fit(COVID, sharp, np.eye(4)[truth]).apply(sharp)
     assert after.sum(axis=1) == pytest.approx(np.ones(800))
     loss = [-np.log(np.maximum(p[np.arange(800), truth], 1e-12)).mean() for p in (sharp, after)]
-    assert loss[1] < loss[0] / 2
+    assert loss[1] < loss[0] - 0.3
 
 
 def test_a_tree_holds_after_calibration_and_order_within_a_root_stays():

@@ -51,9 +51,11 @@ def test_screen_misses_what_it_may_and_no_more():
 
 
 def test_screen_of_few_positives_misses_none_and_says_what_it_shows():
-    p, labels = draw(20, 300, 4)
+    p, labels = draw(20, 300, 3)
     points = operating_points.fit(ONE, p, labels)
-    assert p[labels == 1].min() >= points.screen["Edema"] > p[p < p[labels == 1].min()].max()
+    lowest = p[labels == 1].min()
+    assert lowest >= points.cutoffs["Edema"][0] > p[p < lowest].max()
+    assert lowest >= points.screen["Edema"]
     assert points.shown["Edema"] == pytest.approx(0.05 ** (1 / 20))
 
 
@@ -76,7 +78,7 @@ def test_balanced_comes_near_the_true_optimum():
 
 
 def test_balanced_takes_the_middle_of_a_gap_in_log_odds():
-    p = expit(np.array([-4.0, -3.5, -3, -3.2, -3.3, 1, 1.5, 2, 2.5, 3]))
+    p = expit(np.array([-5.0, -4.5, -4, -3.5, -3, 1, 1.5, 2, 2.5, 3]))
     points = operating_points.fit(ONE, p[:, None], np.repeat([0.0, 1.0], 5)[:, None])
     assert logit(points.balanced["Edema"]) == pytest.approx((-3 + 1) / 2)
 
@@ -155,7 +157,8 @@ def test_a_threshold_keeps_its_distance_from_every_score():
     ("arguments", "words"),
     [
         ((ONE, np.zeros((3, 2)), np.zeros((3, 2))), "task one needs"),
-        ((ONE, np.full((3, 1), 2.0), np.zeros((3, 1))), "row 0"),
+        ((ONE, np.full((3, 1), 2.0), np.zeros((3, 1))), "row 0 is 2"),
+        ((ONE, np.full((9, 1), np.nan), np.ones((9, 1))), "row 0 is nan"),
     ],
 )
 def test_bad_input_is_named(arguments, words):

@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike
 
 from wetread.errors import WetreadError
 from wetread.evaluate.calibration import logit, sigmoid
-from wetread.evaluate.metrics import Counts, FloatArray, Ranking, known, ratio
+from wetread.evaluate.metrics import Counts, FloatArray, Ranking, known, ratio, validate
 from wetread.findings import Task
 
 SENSITIVITY = 0.98
@@ -102,6 +102,7 @@ def fit(task: Task, probability: ArrayLike, labels: ArrayLike, *, sensitivity: f
     for column, finding in enumerate(task.findings):
         mirrored = finding == task.normal
         score, label = p[:, column], y[:, column]
+        validate(label, score, probability=True)
         if mirrored:
             score, label = 1 - score, np.where(known(label), 1 - label, np.nan)
         ranking = Ranking(label, score)

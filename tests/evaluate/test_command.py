@@ -1,0 +1,137 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from wetread.dataset.dataset import Dataset
+from wetread.errors import DatasetError, WetreadError
+from wetread.evaluate import command
+from wetread.findings import CHEXPERT, NIH, PNEUMONIA, Task
+from wetread.radiograph.pixels import plain
+
+SIDE = 16
+
+
+def packed(path, task=PNEUMONIA, images=80, transform=None):
+    """A dataset in memory whose pixels are brighter where the last finding is present; a third is validation."""
+    rng = np.random.default_rng(0)
+    width = len(task.findings)
+    labels = np.eye(width)[rng.integers(0, width, images)].astype(np.float32)
+    bright = 100 + 60 * labels[:, -1] + rng.normal(0, 30, images)
+    manifest = pl.DataFrame(
+        {
+            "patient": [f"p{i // 2}" for i in range(images)],
+            "split": ["valid" if i % 3 == 0 else "test" for i in range(images)],
+            "source": ["kermany"] * images,
+        }
+    )
+    pixels = np.clip(bright, 0, 255).astype(np.uint8)[:, None, None] * np.ones((1, SIDE, SIDE), np.uint8)
+    transform = transform or plain(size=SIDE, source=SIDE)
+    return Dataset(path, {"sha256": "ab" * 32}, task, transform, manifest, pixels, labels)
+
+
+def probability(pixels):
+    """The brighter, the more of the second finding."""
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[1:] == (1, SIDE, SIDE)
+    p = pixels.mean(axis=(1, 2, 3)) / 256
+    return np.stack([1 - p, p], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return packed(tmp_path / "data")
+
+
+@pytest.fixture
+def model():
+    points = {"screen": {"Normal": 0.6, "Pneumonia": 0.4}, "balanced": {"Normal": 0.5, "Pneumonia": 0.5}}
+    cutoffs = {"Normal": (0.3, 0.6), "Pneumonia": (0.4, 0.7)}
+    return {"name": "tiny", "id": "cd" * 32, "points": points, "cutoffs": cutoffs, "dataset_hash": "ab" * 32}
+
+
+def evaluate(dataset, model, out, split="test", **options):
+    return command.run(
+        dataset,
+        split,
+        probability,
+        task=PNEUMONIA,
+        transform=dataset.transform,
+        model=model,
+        out=out,
+        **({"resamples": 30} | options),
+    )
+
+
+def test_report_and_json_are_written_for_the_images_of_the_split(dataset, model, tmp_path):
+    done = []
+    result = evaluate(dataset, model, tmp_path / "new" / "out", progress=done.append)
+    assert result.images == sum(done) == dataset.rows("test").size
+    assert result.patients == dataset.manifest.filter(pl.col("split") == "test")["patient"].n_unique()
+    written = json.loads((tmp_path / "new" / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(result.to_dict()))
+    assert written["meta"]["dataset"]["SHA-256"] == "ab" * 32
+    assert written["findings"][1]["points"]["screen"]["threshold"] == 0.4
+    assert written["findings"][1]["sources"] == {
+        "kermany": [result.findings[1].positives, result.findings[0].positives]
+    }
+    assert "tiny on data, test split" in (tmp_path / "new" / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_scores_come_in_the_order_of_the_rows(dataset):
+    rows = dataset.rows("test")[::-1]
+    assert command.score(probability, dataset, rows) == pytest.approx(probability(dataset.pixels[rows][:, None]))
+
+
+def test_judging_a_model_on_the_images_that_tuned_it_is_named(dataset, model, tmp_path):
+    tuned = evaluate(dataset, model, tmp_path, split="valid")
+    assert "figures are too good" in tuned.cautions[0]
+    elsewhere = evaluate(dataset, model | {"dataset_hash": "ef" * 32}, tmp_path, split="valid")
+    assert not any("too good" in text for text in elsewhere.cautions)
+
+
+def test_findings_are_joined_by_name(tmp_path):
+    other_order = Task("other", ("Pneumonia", "Normal"), exclusive=True)
+    assert command.fits(packed(tmp_path, other_order), PNEUMONIA, plain(size=SIDE, source=SIDE)) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "transform", "words"),
+    [
+        (PNEUMONIA, plain(size=SIDE, source=32), "source is 16, the model's is 32; pack the collection"),
+        (PNEUMONIA, replace(plain(size=SIDE, source=SIDE), reduced=False), "reduced is True, the model's is False"),
+        (CHEXPERT, plain(size=SIDE, source=SIDE), "task pneumonia has no 'No Finding'"),
+        (Task("p", ("Pneumonia",)), plain(size=SIDE, source=SIDE), "only one is exclusive"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_refused_with_the_difference(dataset, task, transform, words):
+    with pytest.raises(DatasetError, match=words):
+        command.fits(dataset, task, transform)
+
+
+def test_splits_that_cannot_judge_are_refused(dataset, tmp_path):
+    with pytest.raises(WetreadError, match="--split 'train': use test or valid"):
+        command.split_rows(dataset, "train")
+    with pytest.raises(DatasetError, match="no image in split test"):
+        command.split_rows(packed(tmp_path / "one", images=1), "test")
+
+
+def test_the_table_shows_each_finding_at_the_point(dataset, model, tmp_path):
+    result = evaluate(dataset, model, tmp_path)
+    console = Console(record=True, width=200, quiet=True)
+    console.print(command.render(result, "balanced"))
+    text = console.export_text()
+    assert "sensitivity at balanced" in text
+    for found in result.findings:
+        assert found.finding in text
+        assert f"{100 * found.points['balanced'].sensitivity.value:.1f} %" in text
+    for found in result.findings:
+        assert all(caution[:40] in text for caution in found.cautions)
+
+
+def test_an_nih_model_does_not_answer_pneumonia(tmp_path):
+    with pytest.raises(DatasetError, match="has no 'Atelectasis'"):
+        command.fits(packed(tmp_path), NIH, plain(size=SIDE, source=SIDE))
