@@ -7,10 +7,13 @@ be chance. So everything behind the last features is left alone.
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
+from pathlib import Path
 
-import nncf
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 
 from wetread.errors import TrainError
@@ -29,6 +32,27 @@ def _backbone(model: onnx.ModelProto) -> set[str]:
     return reached
 
 
+def fold(graph: bytes) -> bytes:
+    """Return the graph with its constants folded: weights that are cast or transposed become weights again.
+
+    Raises
+    ------
+    TrainError
+        When the graph cannot be loaded.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(target)
+        try:
+            onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base class
+            raise TrainError(f"quantising failed: {str(error).splitlines()[0]}") from None
+        return target.read_bytes()
+
+
 def quantise(graph: bytes, pixels: NDArray[np.uint8]) -> bytes:
     """Return the graph with an int8 backbone.
 
@@ -44,8 +68,11 @@ def quantise(graph: bytes, pixels: NDArray[np.uint8]) -> bytes:
     TrainError
         When the graph cannot be quantised.
     """
+    os.environ.setdefault("NNCF_CI", "1")  # read at import: no telemetry
+    import nncf
+
     nncf.set_log_level(logging.ERROR)
-    model = onnx.load_model_from_string(graph)
+    model = onnx.load_model_from_string(fold(graph))
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
     inside = _backbone(model)
