@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit
@@ -43,7 +43,6 @@ def test_platt_of_many_images_is_logistic_regression():
     assert calibration.fit_platt(x, y) == pytest.approx(expected, abs=2e-3)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-40, 40), st.booleans()), min_size=1, max_size=60),
     st.integers(0, 30),

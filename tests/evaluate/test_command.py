@@ -1,14 +1,21 @@
+import io
 import json
+import sys
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import polars as pl
 import pytest
+import tiny_package
 from rich.console import Console
 
+from wetread import cli
+from wetread.dataset import sources, split
 from wetread.dataset.dataset import Dataset
+from wetread.dataset.pack import pack
 from wetread.errors import DatasetError, WetreadError
-from wetread.evaluate import command
+from wetread.evaluate import command, metrics
 from wetread.findings import CHEXPERT, NIH, PNEUMONIA, Task
 from wetread.radiograph.pixels import plain
 
@@ -121,9 +128,9 @@ def test_splits_that_cannot_judge_are_refused(dataset, tmp_path):
 
 def test_the_table_shows_each_finding_at_the_point(dataset, model, tmp_path):
     result = evaluate(dataset, model, tmp_path)
-    console = Console(record=True, width=200, quiet=True)
+    console = Console(file=io.StringIO(), width=200)
     console.print(command.render(result, "balanced"))
-    text = console.export_text()
+    text = console.file.getvalue()
     assert "sensitivity at balanced" in text
     for found in result.findings:
         assert found.finding in text
@@ -135,3 +142,73 @@ def test_the_table_shows_each_finding_at_the_point(dataset, model, tmp_path):
 def test_an_nih_model_does_not_answer_pneumonia(tmp_path):
     with pytest.raises(DatasetError, match="has no 'Atelectasis'"):
         command.fits(packed(tmp_path), NIH, plain(size=SIDE, source=SIDE))
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory):
+    """A package and a dataset on disk, packed with its transform."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        file = folder / "films" / ("NORMAL", "PNEUMONIA")[n % 2] / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)
+        cv2.imwrite(str(file), cv2.resize(coarse, (80, 70), interpolation=cv2.INTER_CUBIC))
+    package = tiny_package.write(folder / "tiny")
+    collection = sources.collect("folders", folder / "films", task=PNEUMONIA)
+    rows, _ = split.assign(collection.rows, collection.task, valid=10.0, test=20.0)
+    pack(replace(collection, rows=rows), folder / "data", transform=package.transform, workers=1)
+    return folder
+
+
+def wetread(monkeypatch, capsys, *arguments):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["wetread", "evaluate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out, err = capsys.readouterr()
+    return end.value.code or 0, out, err
+
+
+def test_the_command_evaluates_what_the_runtime_says(monkeypatch, capsys, packaged, tmp_path):
+    given = (packaged / "tiny", packaged / "data", "--out", tmp_path / "out", "--resamples", 20)
+    code, text, err = wetread(monkeypatch, capsys, *given, "--json")
+    assert (code, err) == (0, "")
+    said = json.loads(text)
+    assert said == json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    dataset = Dataset.open(packaged / "data")
+    rows = dataset.rows("test")
+    expected = tiny_package.answer(dataset.pixels[rows][:, None], 2).probability[:, 1]
+    labels = dataset.labels[rows, 1]
+    assert said["findings"][1]["images"] == rows.size == 20
+    assert said["findings"][1]["auroc"]["value"] == pytest.approx(metrics.auroc(labels, expected))
+    assert said["findings"][1]["points"]["screen"]["sensitivity"]["value"] == pytest.approx(
+        metrics.sensitivity(labels, expected, 0.3)
+    )
+    code, text, err = wetread(monkeypatch, capsys, *given, "--point", "balanced")
+    assert (code, err) == (0, "")
+    assert "sensitivity at balanced" in text
+    assert text.endswith(f"{tmp_path / 'out' / 'report.html'}\n")
+
+
+def test_mistakes_of_the_command_are_one_line(monkeypatch, capsys, packaged, tmp_path):
+    other = pack(
+        replace(
+            (collection := sources.collect("folders", packaged / "films", task=PNEUMONIA)),
+            rows=split.assign(collection.rows, collection.task, valid=10.0, test=20.0)[0],
+        ),
+        tmp_path / "other",
+        transform=plain(size=32, source=32),
+        workers=1,
+    )
+    for arguments, words in [
+        ((packaged / "tiny", other.path), "other transform: source is 32, the model's is 64"),
+        ((packaged / "tiny", packaged / "data", "--split", "train"), "use test or valid"),
+        ((packaged / "tiny", packaged / "films"), "not a packed dataset"),
+        (("nothing", packaged / "data"), "no model named 'nothing'"),
+        ((packaged / "tiny", packaged / "data", "--point", "best"), "point = 'best'"),
+    ]:
+        code, out, err = wetread(monkeypatch, capsys, *arguments, "--out", tmp_path / "out")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert words in err
+    assert not (tmp_path / "out").exists()

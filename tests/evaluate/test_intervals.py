@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
@@ -80,7 +80,6 @@ def test_images_of_a_patient_stay_together_and_widen_the_interval():
     assert by_patient.high - by_patient.low > 1.5 * (by_image.high - by_image.low)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(1, 9), st.integers(0, 2**32))
 def test_every_resample_draws_as_many_patients_as_there_are(groups, count, seed):
     weights = all_weights(groups, count, seed)

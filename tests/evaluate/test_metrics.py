@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, norm
 from sklearn import metrics as sk
@@ -123,7 +123,6 @@ def test_what_has_no_answer_is_nan():
     assert np.isnan(metrics.mean_auroc(np.zeros((3, 2)), np.zeros((3, 2))))
 
 
-@settings(max_examples=40, deadline=None)
 @given(CASES, st.floats(0, 1))
 def test_masked_labels_count_as_rows_that_are_not_there(case, threshold):
     labels, scores = case
@@ -139,7 +138,6 @@ def test_masked_labels_count_as_rows_that_are_not_there(case, threshold):
         )
 
 
-@settings(max_examples=40, deadline=None)
 @given(CASES)
 def test_ranking_metrics_ignore_monotone_transforms_and_mirror(case):
     labels, scores = case
@@ -150,7 +148,6 @@ def test_ranking_metrics_ignore_monotone_transforms_and_mirror(case):
     assert metrics.auroc(labels, -scores) == pytest.approx(1 - metrics.auroc(labels, scores), nan_ok=True)
 
 
-@settings(max_examples=40, deadline=None)
 @given(CASES, st.integers(1, 20))
 def test_calibration_error_lies_between_overall_gap_and_mean_gap(case, bins):
     labels, probability = case

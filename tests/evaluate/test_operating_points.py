@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 from scipy.stats import binomtest, norm
@@ -123,7 +123,6 @@ def test_findings_that_validation_lacks_get_the_defaults():
     assert operating_points.fit(ONE, np.full((100, 1), 0.3), labels).defaults == ("Edema",)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([CHEXPERT, COVID, PNEUMONIA]), st.integers(10, 120), st.floats(-1, 4))
 def test_low_screen_balanced_high_are_in_order(seed, task, images, distance):
     rng = np.random.default_rng(seed)
