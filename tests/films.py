@@ -19,10 +19,10 @@ from pydicom.uid import (
 )
 
 
-def scene(height: int = 96, width: int = 80, bits: int = 12, seed: int = 0) -> np.ndarray:
+def scene(height: int = 96, width: int = 80, bits: int = 12, seed: int = 0, smooth: float = 4) -> np.ndarray:
     """Return smooth noise over the full range of `bits`, unsigned."""
     rng = np.random.default_rng(seed)
-    field = cv2.GaussianBlur(rng.random((height, width)), (0, 0), 4)
+    field = cv2.GaussianBlur(rng.random((height, width)), (0, 0), smooth)
     field = (field - field.min()) / (field.max() - field.min())
     return np.rint(field * (2**bits - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
 
