@@ -8,9 +8,25 @@ pytest.importorskip("torch", reason="needs the train extra")
 pytestmark = pytest.mark.train
 
 from wetread.errors import ConfigError  # noqa: E402
-from wetread.train.recipe import load  # noqa: E402
+from wetread.train.recipe import Recipe, load  # noqa: E402
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+
+
+def keys(model, prefix=""):
+    for name, field in model.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def test_every_key_is_described_and_in_the_manual():
+    manual = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    for key, field in keys(Recipe):
+        assert field.description, key
+        assert f"| `{key}` |" in manual
+        assert field.description in manual
 
 
 @pytest.fixture

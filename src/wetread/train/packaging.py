@@ -20,6 +20,7 @@ from wetread import __version__
 from wetread.dataset.dataset import Dataset
 from wetread.errors import ConfigError, TrainError
 from wetread.evaluate import calibration, operating_points
+from wetread.evaluate.cautions import TUNED
 from wetread.evaluate.evaluation import evaluate
 from wetread.evaluate.report import card
 from wetread.evaluate.results import Evaluation
@@ -235,6 +236,7 @@ def package(
         cutoffs=points.cutoffs,
         resamples=resamples,
         seed=trained.recipe.seed,
+        cautions=[TUNED] if split == "valid" else [],
         meta=facts,
     )
     say("writing")
@@ -249,7 +251,7 @@ def package(
         population=about.population,
         views=about.views,
         familiarity_threshold=threshold,
-        metrics=_summary(evaluation, split),
+        metrics=evaluation.metrics() | {"split": split},
         dataset_hash=dataset.hash,
         recipe=trained.recipe.model_dump(exclude={"package"}),
         seed=trained.recipe.seed,
@@ -275,27 +277,3 @@ def _prove(served: Served, graph: bytes, pixels: NDArray[np.uint8], run: Path) -
     difference = float(np.abs(wanted - given).max())
     if not difference <= PARITY:
         raise TrainError(f"run {run}: the exported graph differs from PyTorch by {difference:.2g} in probability")
-
-
-def _summary(evaluation: Evaluation, split: str) -> dict[str, Any]:
-    """Return the metrics that `model.json` keeps: per finding, with intervals, finite values only."""
-
-    def triple(value: Any) -> list[float] | None:
-        numbers = [float(value.value), float(value.low), float(value.high)]
-        return [round(n, 4) for n in numbers] if np.isfinite(numbers).all() else None
-
-    per_finding = {
-        result.finding: {
-            "images": result.images,
-            "positives": result.positives,
-            "auroc": triple(result.auroc),
-            "average_precision": triple(result.average_precision),
-            **{
-                f"{rate}_{point}": triple(getattr(at, rate))
-                for point, at in result.points.items()
-                for rate in ("sensitivity", "specificity")
-            },
-        }
-        for result in evaluation.findings
-    }
-    return {"split": split, "mean_auroc": triple(evaluation.mean_auroc), "findings": per_finding}

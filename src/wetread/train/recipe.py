@@ -69,11 +69,11 @@ class AugmentRecipe(_Section):
 class OptimiseRecipe(_Section):
     """How the weights move."""
 
-    epochs: int = Field(10, ge=1, le=10_000)
-    batch: int = Field(32, ge=1, le=65_536)
-    learning_rate: float = Field(1e-3, gt=0, le=10)
+    epochs: int = Field(10, ge=1, le=10_000, description="How often the training images are seen.")
+    batch: int = Field(32, ge=1, le=65_536, description="Images in a step.")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Of AdamW, at its highest.")
     backbone_factor: float = Field(1.0, ge=0, le=1, description="Learning rate of the backbone relative to the head.")
-    weight_decay: float = Field(0.05, ge=0, le=10)
+    weight_decay: float = Field(0.05, ge=0, le=10, description="Of AdamW; not on biases and norms.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Fraction of all steps in which the rate rises linearly.")
     clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 is off.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are evaluated; 0 is off.")
@@ -91,22 +91,24 @@ class PackageRecipe(_Section):
     population: Literal["adult", "child", "phantom", "any"] = Field(
         "any", description="Whom the model is for; others are refused."
     )
-    views: list[Literal["PA", "AP", "LATERAL"]] = Field(["PA", "AP"], min_length=1)
+    views: list[Literal["PA", "AP", "LATERAL"]] = Field(
+        ["PA", "AP"], min_length=1, description="Views that it may judge."
+    )
     half: bool = Field(False, description="Store large weights as float16; the arithmetic stays float32.")
     stress: bool = Field(
         False, description="Fit calibration and operating points on validation images with the recipe's augmentation."
     )
     licence: str = Field("", description="Licence of the weights.")
     attribution: str = Field("", description="Whose data they were trained on; empty takes the dataset's.")
-    intended_use: str = ""
+    intended_use: str = Field("", description="One or two sentences for the card.")
     limits: list[str] = Field(default_factory=list, description="What the model is known not to do.")
 
 
 class Recipe(_Section):
     """Every choice of a training run."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0)
+    name: str = Field(description="Of the run, and of its package.", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(0, ge=0, description="Of every choice by chance.")
     threads: int = Field(2, ge=1, le=1024, description="Threads of PyTorch; part of what makes a run reproducible.")
     network: NetworkRecipe = Field(default_factory=lambda: NetworkRecipe.model_validate({}))
     labels: LabelsRecipe = Field(default_factory=lambda: LabelsRecipe.model_validate({}))
