@@ -17,6 +17,9 @@ MISCALIBRATED = 0.1
 FLAGS_NEARLY_ALL = 0.9
 GIVEN_AWAY = 0.95
 
+TUNED = "These images chose the model's epoch, calibration and thresholds: the figures are too good."
+"""For an evaluation on the split that was used for fitting."""
+
 
 def about(result: FindingResult, *, normal: bool = False) -> tuple[str, ...]:
     """Return the cautions about one finding; `normal` for the task's normal finding."""

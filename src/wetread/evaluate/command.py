@@ -16,6 +16,7 @@ from rich.text import Text
 from wetread.dataset.dataset import Dataset
 from wetread.errors import DatasetError, WetreadError
 from wetread.evaluate import report
+from wetread.evaluate.cautions import TUNED
 from wetread.evaluate.evaluation import evaluate
 from wetread.evaluate.metrics import FloatArray
 from wetread.evaluate.results import Evaluation
@@ -130,9 +131,7 @@ def run(
     """
     columns, rows = fits(dataset, task, transform), split_rows(dataset, split)
     manifest = dataset.manifest[rows]
-    cautions = []
-    if split == "valid" and dataset.hash == model.get("dataset_hash"):
-        cautions.append("These images chose the model's epoch, calibration and thresholds: the figures are too good.")
+    tuned = split == "valid" and dataset.hash == model.get("dataset_hash")
     evaluation = evaluate(
         task,
         score(probability, dataset, rows, progress=progress),
@@ -143,7 +142,7 @@ def run(
         sources=manifest["source"].to_numpy(),
         resamples=resamples,
         seed=seed,
-        cautions=cautions,
+        cautions=[TUNED] if tuned else [],
         meta=provenance(dataset, split, model),
     )
     out.mkdir(parents=True, exist_ok=True)

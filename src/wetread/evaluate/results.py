@@ -160,7 +160,8 @@ class Evaluation:
         -------
         dict
             ``images``, ``patients``, ``mean_auroc`` and per finding ``positives``, ``auroc``, ``average_precision``,
-            ``brier``, ``ece`` and, per point, the rates. A figure with an interval is [value, low, high].
+            ``brier``, ``ece`` and, per point, the rates. A figure with an interval is [value, low, high], rounded
+            to four decimals; what is undefined is None.
         """
         result: dict[str, Any] = {
             "images": self.images,
@@ -185,7 +186,7 @@ class Evaluation:
 
 
 def _triple(value: Interval) -> list[float | None]:
-    return [_plain(value.value), _plain(value.low), _plain(value.high)]
+    return [None if np.isnan(v) else round(v, 4) for v in (value.value, value.low, value.high)]
 
 
 def _plain(value: Any) -> Any:
