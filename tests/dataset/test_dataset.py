@@ -125,7 +125,7 @@ def test_a_missing_or_broken_file_is_one_line_that_names_the_dataset(copy, name,
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_hostile_bytes_anywhere_never_raise_anything_else(packed, tmp_path, data):
     folder = tmp_path / "hostile"

@@ -65,7 +65,7 @@ def test_a_label_is_parsed_or_found_bad(text, value, bad):
 
 def test_to_array_gives_the_columns_in_the_order_of_the_task_and_nan_for_null():
     frame = pl.DataFrame(
-        {"Tuberculosis": [0, 1], "Normal": [1, None], "COVID-19": [-1, 0], "Pneumonia": [0, 0]},
+        {"Tuberculosis": [0, 1], "Normal": [1, None], "COVID-19": [-1, 0], "Pneumonia": [0, 0], "Other": [7, 7]},
         schema_overrides=dict.fromkeys(COVID.findings, pl.Int8),
     )
     got = labels.to_array(frame, COVID)
@@ -77,6 +77,13 @@ def test_to_array_gives_the_columns_in_the_order_of_the_task_and_nan_for_null():
 def test_to_array_names_row_column_and_value_of_what_is_no_label(value, message):
     frame = pl.DataFrame({f: [0, 0] for f in COVID.findings}).with_columns(Normal=pl.Series([1, value]))
     with pytest.raises(DatasetError, match=message):
+        labels.to_array(frame, COVID)
+
+
+@pytest.mark.parametrize("present", [0, 2])
+def test_an_exclusive_task_needs_exactly_one_present_finding_in_every_row(present):
+    frame = pl.DataFrame({f: [int(i == 0), int(i < present)] for i, f in enumerate(COVID.findings)})
+    with pytest.raises(DatasetError, match=f"row 1: {present} findings are present"):
         labels.to_array(frame, COVID)
 
 

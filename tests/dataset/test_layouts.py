@@ -8,7 +8,7 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from wetread.dataset import files, sources
+from wetread.dataset import command, files, sources
 from wetread.errors import DatasetError
 from wetread.findings import CHEXPERT, COVID, NIH, PNEUMONIA, Task
 from wetread.radiograph import phantom
@@ -375,3 +375,12 @@ def test_folders_that_are_no_classes_are_an_error(make_folders, tmp_path, names)
     root = make_folders({f"{name}/a.png": i for i, name in enumerate(names)}) if names else tmp_path
     with pytest.raises(DatasetError, match=f"{len(names)} class folders"):
         sources.collect("folders", root)
+
+
+def test_a_folder_name_is_shown_as_it_is_and_steers_no_terminal(make_folders, tmp_path, capsys):
+    root = make_folders({"[red]one/a.png": 1, "\x1b[31mtwo/b.png": 2, "\x1b[31mtwo/c.png": b"bad"})
+    command.run(command.Request("folders", root, tmp_path / "out", size=16, workers=1))
+    out = capsys.readouterr().out
+    assert "[red]one" in out
+    assert "\x1b" not in out
+    assert "�[31mtwo" in out

@@ -205,6 +205,7 @@ def test_an_empty_folder_is_used(collection, tmp_path):
         (lambda c: replace(c, rows=c.rows.with_columns(split=None)), {}, "23 of them without a split"),
         (lambda c: replace(c, rows=c.rows.head(0)), {}, "0 rows"),
         (lambda c: c, {"workers": 0}, "workers = 0"),
+        (lambda c: replace(c, rows=c.rows.with_columns(Normal=pl.lit(1))), {}, "is exclusive"),
     ],
 )
 def test_what_cannot_be_packed_is_an_error(collection, tmp_path, change, options, message):
@@ -241,7 +242,7 @@ def test_a_resumed_packing_decodes_only_the_rest(collection, tmp_path, monkeypat
     assert dataset.hash == reference.hash
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_wherever_the_kill_tore_the_files_the_hash_is_the_same(make_folders, tmp_path_factory, picture, data):
     base = tmp_path_factory.mktemp("torn")

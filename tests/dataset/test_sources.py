@@ -64,6 +64,10 @@ def test_an_unknown_kind_limit_or_label_table_is_an_error(chexpert, make_folders
         sources.collect("chexpert", chexpert[0], limit=0)
     with pytest.raises(DatasetError, match=r"no label table absent\.csv"):
         sources.collect("chexpert", chexpert[0], labels="absent.csv")
+    (chexpert[0] / "binary.csv").write_bytes(bytes(range(128, 256)))
+    for name in ("binary.csv", str(chexpert[0] / "binary.csv")):
+        with pytest.raises(DatasetError, match="not UTF-8 text"):
+            sources.collect("chexpert", chexpert[0], labels=name)
     with pytest.raises(DatasetError, match="labels in the folder names"):
         sources.collect("folders", make_folders({"a/1.png": 1, "b/2.png": 2}), labels="x.csv")
 

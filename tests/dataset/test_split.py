@@ -32,7 +32,7 @@ def sides(rows):
 shares = st.one_of(st.none(), st.floats(0.01, 0.45), st.integers(1, 40))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(30, 60), shares, shares, st.integers(0, 2**31))
 def test_no_patient_is_on_two_sides_and_no_image_is_lost(patients, valid, test, seed):
     rows = collection(patients)
@@ -47,7 +47,7 @@ def test_no_patient_is_on_two_sides_and_no_image_is_lost(patients, valid, test, 
 
 
 @given(st.integers(0, 2**31), st.permutations(range(12)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_the_order_of_the_rows_does_not_matter(seed, order):
     rows = collection(12)
     shuffled = pl.concat([rows.filter(pl.col("patient") == f"p{patient}") for patient in order])

@@ -115,11 +115,10 @@ class Dataset:
             )
         if stray := sorted(set(manifest["split"].fill_null("null")) - set(SPLITS)):
             raise DatasetError(f"{path / MANIFEST}: split {stray[0]!r} is none of {', '.join(SPLITS)}")
-        values = labels.to_array(manifest, task)
-        if task.exclusive and (bad := np.flatnonzero((values == PRESENT).sum(axis=1) != 1)).size:
-            raise DatasetError(
-                f"{path / MANIFEST}: row {bad[0]}: task {task.name!r} is exclusive, exactly one finding must be present"
-            )
+        try:
+            values = labels.to_array(manifest, task)
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error}; pack it again") from None
         return cls(path, info, task, transform, manifest, pixels, values)
 
 

@@ -52,7 +52,8 @@ def to_array(frame: pl.DataFrame, task: Task) -> Labels:
     Raises
     ------
     DatasetError
-        When a finding has no column, or a column holds another value than 1, 0, -1 and null.
+        When a finding has no column, a column holds another value than 1, 0, -1 and null, or an exclusive task has
+        not exactly one present finding in a row.
     """
     if missing := [finding for finding in task.findings if finding not in frame.columns]:
         raise DatasetError(f"manifest: no column {missing[0]!r}, which task {task.name!r} asks for")
@@ -64,6 +65,12 @@ def to_array(frame: pl.DataFrame, task: Task) -> Labels:
     if (bad := ~(np.isnan(labels) | np.isin(labels, (PRESENT, ABSENT, UNCERTAIN)))).any():
         row, index = np.argwhere(bad)[0]
         raise DatasetError(f"manifest: row {row}, {task.findings[index]!r} = {labels[row, index]:g}; allowed 1, 0, -1")
+    present = (labels == PRESENT).sum(axis=1)
+    if task.exclusive and (wrong := np.flatnonzero(present != 1)).size:
+        raise DatasetError(
+            f"manifest: row {wrong[0]}: {present[wrong[0]]} findings are present, but task {task.name!r} is exclusive: "
+            "exactly one must be"
+        )
     return labels
 
 

@@ -288,27 +288,25 @@ def _join_identical(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _text(listed: pl.DataFrame, name: str) -> str | None:
+    """Return the text of the first file of this name in the collection, or at this path."""
     match = listed.filter(pl.col("path").str.split("/").list.last() == name)
-    if match.is_empty():
+    if match.is_empty() and not Path(name).is_file():
         return None
-    file, member = match.select("file", "member").row(0)
+    file, member = (name, None) if match.is_empty() else match.select("file", "member").row(0)
     try:
         return files.read(file, member).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{file}: not UTF-8 text: {error}") from None
+        raise DatasetError(f"{file}: {name}: not UTF-8 text: {error}") from None
 
 
 def _table(listed: pl.DataFrame, names: tuple[str, ...], root: Path, *, required: bool) -> pl.DataFrame | None:
     """Return the first table of these names, in the collection or by path, every column as text."""
     for name in names:
-        text = _text(listed, name)
-        if text is None and Path(name).is_file():
-            text = Path(name).read_text(encoding="utf-8-sig", errors="strict")
-        if text is None:
+        if (text := _text(listed, name)) is None:
             continue
         try:
             table = pl.read_csv(io.StringIO(text), infer_schema=False, truncate_ragged_lines=True)
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise DatasetError(f"{root}: {name}: not a CSV table: {str(error).splitlines()[0]}") from None
         return table.rename({column: column.strip() for column in table.columns})
     if required:

@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from wetread import __version__
-from wetread.dataset import files
+from wetread.dataset import files, labels
 from wetread.dataset.dataset import (
     INFO,
     MANIFEST,
@@ -94,6 +94,7 @@ def pack(
     unsplit = rows["split"].null_count()
     if rows.is_empty() or unsplit:
         raise DatasetError(f"{out}: {rows.height} rows, {unsplit} of them without a split; nothing to pack")
+    labels.to_array(rows, collection.task)  # raises when the labels do not fit the task
     if workers < 1:
         raise DatasetError(f"workers = {workers}: must be at least 1")
     about = collection.about | {"seed": seed, "parent": parent}
@@ -215,6 +216,7 @@ def _decode(
             unread += refused
             if progress:
                 progress(min(start + _SHARD, rows.height), rows.height)
+    files.close()
     return unread
 
 

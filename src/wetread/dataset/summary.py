@@ -26,7 +26,7 @@ def render(dataset: Dataset) -> Group:
         table.add_row(what, *(f"{splits[split][what]:,}" for split in shown))
     table.add_section()
     for finding in dataset.task.findings:
-        table.add_row(finding, *(_label(splits[split]["labels"][finding]) for split in shown))
+        table.add_row(_text(finding), *(_label(splits[split]["labels"][finding]) for split in shown))
     parts: list[Table | Text] = [table]
     if info["refused"]:
         parts.append(_refusals(info))
@@ -47,5 +47,10 @@ def _refusals(info: dict[str, Any]) -> Table:
     table.add_column("for example")
     for reason, number in info["refused_by_reason"].items():
         example = next(entry for entry in info["refused"] if entry["reason"].split(":")[0] == reason)
-        table.add_row(Text(reason), f"{number:,}", Text(f"{example['image']}: {example['reason']}"))
+        table.add_row(_text(reason), f"{number:,}", _text(f"{example['image']}: {example['reason']}"))
     return table
+
+
+def _text(words: str) -> Text:
+    """Return words from a collection as they are: no markup, no codes that would steer the terminal."""
+    return Text("".join(letter if letter.isprintable() else "�" for letter in words))
