@@ -144,3 +144,18 @@ def test_write_dicom_writes_the_same_patients_as_the_collection(tmp_path):
 def test_numbers_out_of_range_are_named(tmp_path, arguments, part):
     with pytest.raises(WetreadError, match=part):
         phantoms.write_chexpert(tmp_path, **{"count": 1, "seed": 0, **arguments})
+
+
+def test_the_command_writes_either_kind(tmp_path):
+    from typer.testing import CliRunner
+
+    from wetread.cli import app
+
+    runner = CliRunner()
+    result = runner.invoke(app, ["phantom", str(tmp_path / "a"), "3", "--size", "64", "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip().endswith("3 phantoms")
+    assert len(list((tmp_path / "a").rglob("*.jpg"))) == 3
+    result = runner.invoke(app, ["phantom", str(tmp_path / "b"), "2", "--size", "64", "--dicom", "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "b").glob("*.dcm"))) == 2

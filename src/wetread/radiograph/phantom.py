@@ -18,7 +18,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
     UID,
     ComputedRadiographyImageStorage,
@@ -279,7 +279,10 @@ def dicom(
     ds.BodyPartExamined = "CHEST"
     ds.ViewPosition = "LL" if radiograph.view == "LATERAL" else radiograph.view
     ds.PatientOrientation = ["P", "F"] if radiograph.view == "LATERAL" else ["L", "F"]
-    ds.ImageLaterality = "U"
+    chest = Dataset()
+    chest.CodeValue, chest.CodingSchemeDesignator, chest.CodeMeaning = "51185008", "SCT", "Chest"
+    ds.AnatomicRegionSequence, ds.AcquisitionContextSequence = [chest], []
+    ds.ImageLaterality, ds.DetectorType, ds.LossyImageCompression = "U", "", "00"
     ds.PresentationIntentType = "FOR PRESENTATION"
     ds.BurnedInAnnotation = "NO"
     ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = "1", number, number
@@ -292,6 +295,7 @@ def dicom(
     ds.Rows, ds.Columns = pixels.shape
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
     ds.WindowCenter, ds.WindowWidth = "2048", "4096"
+    ds.PixelIntensityRelationship, ds.PixelIntensityRelationshipSign = "LOG", 1 if inverted else -1
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", "1", "US"
     ds.PixelData = ((4095 - pixels) if inverted else pixels).astype("<u2").tobytes()
     pydicom.dcmwrite(stream, ds, enforce_file_format=True)
