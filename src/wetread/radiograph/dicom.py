@@ -60,6 +60,7 @@ _FAMILY = {
     "j2k": JPEG2000,
     "rle": RLELossless,
 }
+_LUT16 = int(cv2.__version__.split(".")[0]) >= 5
 _SILENCED = threading.Lock()
 _silencers = 0
 _catcher: warnings.catch_warnings[Any] | None = None
@@ -263,7 +264,7 @@ def _array(dataset: Dataset, syntax: UID) -> NDArray[Any]:
     dataset.file_meta.TransferSyntaxUID = syntax
     plugin = "pyjpegls" if syntax == JPEGLSNearLossless else "gdcm" if syntax.is_encapsulated else ""
     if syntax == RLELossless:
-        plugin = "pydicom"
+        plugin = "pylibjpeg"
     array, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin)
     return array
 
@@ -312,8 +313,9 @@ def render(stored: NDArray[Any], dataset: Dataset) -> Pixels:
     shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
     if photometric == "MONOCHROME1" or shape == "INVERSE":
         table = np.invert(table)
-    if stored.dtype == np.uint8 and bits == 8:  # OpenCV's look-up is the faster, and takes 256 entries
-        whole: Any = cv2.LUT(stored, np.pad(table, (low, 255 - high)))
+    # OpenCV's look-up is the faster; it takes a table for every value, and 16 bits from version 5 on.
+    if (stored.dtype == np.uint8 and bits == 8) or (stored.dtype == np.uint16 and _LUT16):
+        whole: Any = cv2.LUT(stored, np.pad(table, (low, np.iinfo(stored.dtype).max - high)))
         return whole  # type: ignore[no-any-return]
     rendered: Pixels = table[stored.astype(np.int64) - low]
     return rendered
