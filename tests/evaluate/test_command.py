@@ -144,6 +144,12 @@ def test_an_nih_model_does_not_answer_pneumonia(tmp_path):
         command.fits(packed(tmp_path), NIH, plain(size=SIDE, source=SIDE))
 
 
+def repack(folder, out, transform):
+    collection = sources.collect("folders", folder / "films", task=PNEUMONIA)
+    rows, _ = split.assign(collection.rows, collection.task, valid=10.0, test=20.0)
+    return pack(replace(collection, rows=rows), out, transform=transform, workers=1)
+
+
 @pytest.fixture(scope="module")
 def packaged(tmp_path_factory):
     """A package and a dataset on disk, packed with its transform."""
@@ -155,9 +161,7 @@ def packaged(tmp_path_factory):
         coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)
         cv2.imwrite(str(file), cv2.resize(coarse, (80, 70), interpolation=cv2.INTER_CUBIC))
     package = tiny_package.write(folder / "tiny")
-    collection = sources.collect("folders", folder / "films", task=PNEUMONIA)
-    rows, _ = split.assign(collection.rows, collection.task, valid=10.0, test=20.0)
-    pack(replace(collection, rows=rows), folder / "data", transform=package.transform, workers=1)
+    repack(folder, folder / "data", package.transform)
     return folder
 
 
@@ -192,15 +196,7 @@ def test_the_command_evaluates_what_the_runtime_says(monkeypatch, capsys, packag
 
 
 def test_mistakes_of_the_command_are_one_line(monkeypatch, capsys, packaged, tmp_path):
-    other = pack(
-        replace(
-            (collection := sources.collect("folders", packaged / "films", task=PNEUMONIA)),
-            rows=split.assign(collection.rows, collection.task, valid=10.0, test=20.0)[0],
-        ),
-        tmp_path / "other",
-        transform=plain(size=32, source=32),
-        workers=1,
-    )
+    other = repack(packaged, tmp_path / "other", plain(size=32, source=32))
     for arguments, words in [
         ((packaged / "tiny", other.path), "other transform: source is 32, the model's is 64"),
         ((packaged / "tiny", packaged / "data", "--split", "train"), "use test or valid"),

@@ -64,7 +64,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile():
-    task = Task("t", ("Edema", HOSTILE))
+    task = Task("t", ("Edema", "Fracture", HOSTILE))
     return report.html(
         evaluated(task, meta={"model": {"name": HOSTILE, "views": ["PA", "AP"], "licence": None}}), title=HOSTILE
     )
@@ -76,7 +76,7 @@ def test_the_page_is_well_formed_and_asks_nothing_of_the_network(hostile):
     assert "default-src 'none'" in hostile
     assert "@import" not in hostile
     assert page.tables > 6
-    assert hostile.count("<svg") == 3  # overview and one for each finding
+    assert hostile.count("<svg") == 4  # overview and one for each finding
 
 
 def test_names_cannot_become_markup(hostile):

@@ -74,7 +74,7 @@ def evaluate(
         raise WetreadError(
             f"probability {p.shape} and labels {y.shape}: task {task.name} needs [images, {len(task.findings)}] of both"
         )
-    patient = np.arange(len(p)) if groups is None else np.asarray(groups)
+    patient = np.arange(len(p)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     source = np.full(len(p), "") if sources is None else np.asarray(sources).astype(str)
     for name, given in (("groups", patient), ("sources", source)):
         if given.shape != (len(p),):
@@ -158,7 +158,7 @@ class _Column:
         self,
         finding: str,
         samples: dict[str, FloatArray],
-        patient: NDArray[Any],
+        patient: NDArray[np.intp],
         source: NDArray[np.str_],
         cutoffs: tuple[float, float] | None,
         bins: int,
@@ -208,7 +208,7 @@ class _Column:
             **{rate: value[f"{name} {rate}"] for rate in RATES},
         )
 
-    def _patients(self, patient: NDArray[Any]) -> dict[str, int]:
+    def _patients(self, patient: NDArray[np.intp]) -> dict[str, int]:
         """Return for each share the number of patients that it is a share of."""
         everyone = np.ones(self.rows.size, dtype=bool)
         sets = {"prevalence": everyone}

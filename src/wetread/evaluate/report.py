@@ -74,8 +74,8 @@ def summary(evaluation: Evaluation) -> list[str]:
         only = abnormal[0]
         sentences.append(f"AUROC of {only.finding}: {area(only.auroc)}.")
         sentences += [
-            f"At {name} it flags {rate(point.sensitivity)} of the images with {only.finding}, and leaves "
-            f"{rate(point.specificity)} of those without alone."
+            f"At {name} it flags {rate(point.sensitivity)} of the images with {only.finding}, and does not flag "
+            f"{rate(point.specificity)} of those without it."
             for name, point in only.points.items()
         ]
     elif abnormal:
@@ -112,7 +112,7 @@ def html(evaluation: Evaluation, *, title: str = "Evaluation") -> str:
             sentences=summary(evaluation),
             rates=RATES,
             points=list(evaluation.findings[0].points),
-            overview=plots.overview(evaluation) if len(has_area) > 1 else "",
+            overview=plots.overview(evaluation) if len(has_area) > 2 else "",
             plots={f.finding: plots.finding(f) for f in evaluation.findings if f.images},
         )
     )
