@@ -234,7 +234,7 @@ def _collapse(scene: Scene, _: np.random.Generator) -> Mask:
     """Plate-like bands over the diaphragm, or a lobe collapsed against mediastinum or apex."""
     body = scene.body
     kind, side, rng = _atelectasis(body)
-    rng.random(4)
+    rng.random(4)  # past the draws of `reshape`
     sign = SIGN[side]
     if kind == "plates":
         canvas = scene.canvas()
@@ -313,7 +313,7 @@ def _free_air(scene: Scene, _: np.random.Generator) -> Mask:
     """Air between lung and wall: no vessels in it, and the visceral pleura as a thin line."""
     body = scene.body
     side, size, rng = _pneumothorax(body)
-    rng.random(2)
+    rng.random(2)  # past the draws of `reshape`
     sign = SIGN[side]
     cap = 1.6 + size * rng.uniform(4.0, 7.0)
     gap = 0.9 + size * rng.uniform(3.0, 5.0)
