@@ -60,7 +60,7 @@ $(VENV)/.dev: $(INPUTS) | $(BIN)/python
 
 $(VENV)/.system: $(INPUTS) | $(BIN)/python
 	@echo "Installing Wetread with PyTorch into $(VENV) (minutes, about 6 GB)"
-	$(PIP) -e '.[dev,train,postgres,s3]'
+	$(PIP) -e '.[dev,train,postgres,s3]' 'torchmetrics>=1.4'
 	@touch $@ $(VENV)/.dev $(VENV)/.base
 
 $(VENV)/.docs: $(INPUTS) | $(BIN)/python
