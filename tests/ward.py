@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ def dicom(seed: int = 0, **elements: Any) -> bytes:
     } | elements
     buffer = BytesIO()
     films.dataset(films.scene(32, 32, bits=12, seed=seed), **elements).save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def archive(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """Return a zip archive: name → content."""
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
     return buffer.getvalue()
 
 

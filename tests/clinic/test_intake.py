@@ -96,9 +96,7 @@ def test_no_study_uid_is_a_caution_not_a_loss(ward: Ward) -> None:
     ("requested", "tag", "wanted"),
     [(None, None, "routine"), (None, "STAT", "critical"), ("urgent", None, "urgent"), ("routine", "STAT", "routine")],
 )
-def test_the_requested_priority_is_the_floor(
-    ward: Ward, requested: str | None, tag: str | None, wanted: str
-) -> None:
+def test_the_requested_priority_is_the_floor(ward: Ward, requested: str | None, tag: str | None, wanted: str) -> None:
     elements = {"RequestedProcedurePriority": tag} if tag else {}
     received = ward.take(dicom(0, **elements), "edema.dcm", requested=requested)
     assert study(ward, received.study).row.priority == wanted

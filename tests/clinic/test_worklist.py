@@ -60,9 +60,7 @@ def test_pages_together_are_the_sorted_list(ward: Ward, limit: int) -> None:
 def test_filters_part_the_list(ward: Ward) -> None:
     wanted = fill(ward, 150)
     by_class = [row.study for cls in ("critical", "urgent", "routine") for row in walk(ward, priority=cls)]
-    by_status = [
-        row.study for s in ("received", "analysed", "not_analysed", "claimed") for row in walk(ward, status=s)
-    ]
+    by_status = [row.study for s in ("received", "analysed", "not_analysed", "claimed") for row in walk(ward, status=s)]
     assert sorted(by_class) == sorted(wanted) == sorted(by_status)
     read = walk(ward, status="reviewed", limit=9)
     assert len(read) == 150 - len(wanted)
@@ -137,7 +135,7 @@ def test_no_such_study(ward: Ward) -> None:
 
 
 def test_a_big_list_is_paged_in_bounded_steps(tmp_path: Path) -> None:
-    """What a page costs does not grow with the list: the same number of virtual-machine steps, give or take the tree."""
+    """What a page costs does not grow with the list: the same number of SQLite's steps, give or take the tree."""
     steps = []
     for count in (500, 5000):
         ward = Ward(tmp_path / str(count))

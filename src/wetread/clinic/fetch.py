@@ -188,7 +188,7 @@ def _check(response: httpx.Response, max_bytes: int) -> None:
 
 def _copy(response: httpx.Response, file: BinaryIO, max_bytes: int, until: float) -> None:
     size = 0
-    for piece in response.iter_raw(65_536):
+    for piece in response.iter_raw():  # as it comes: pieces of a given size would be waited for, past all time limits
         size += len(piece)
         if size > max_bytes:
             raise TooLargeError(f"url: more than {max_bytes} bytes")

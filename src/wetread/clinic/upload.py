@@ -73,8 +73,8 @@ def take(
         try:
             if identity.sniff(head) == "zip" and (archive := _open(file, max_files, max_total)) is not None:
                 with archive:
-                    for member, stream in _members(archive, receipt):
-                        _one(intake, receipt, f"{name}/{member}", stream, site, study, requested)
+                    for member, stream in _members(name, archive, receipt):
+                        _one(intake, receipt, member, stream, site, study, requested)
                 continue
             file.seek(0)
         except ClinicError as error:
@@ -147,19 +147,21 @@ def _directory_size(file: BinaryIO) -> int:
     return int(claimed)
 
 
-def _members(archive: zipfile.ZipFile, receipt: Receipt) -> Iterator[tuple[str, BinaryIO]]:
+def _members(name: str, archive: zipfile.ZipFile, receipt: Receipt) -> Iterator[tuple[str, BinaryIO]]:
+    """Yield each member that may be a radiograph, called ``archive/member``."""
     for member in archive.infolist():
         path = PurePosixPath(member.filename)
+        full = f"{name}/{member.filename}"
         if member.is_dir():
             continue
         if path.name in _JUNK or path.parts[:1] == ("__MACOSX",):
-            receipt.skipped.append(identity.clean(member.filename))
+            receipt.skipped.append(identity.clean(full))
             continue
         if member.flag_bits & 1:
-            _refuse(receipt, member.filename, ClinicError("encrypted; send the archive without a password"))
+            _refuse(receipt, full, ClinicError("encrypted; send the archive without a password"))
             continue
         try:
             with archive.open(member) as stream:
-                yield path.name, stream  # type: ignore[misc]  # IO[bytes] is what BinaryIO is
+                yield full, stream  # type: ignore[misc]  # IO[bytes] is what BinaryIO is
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError) as error:
-            _refuse(receipt, member.filename, ClinicError(f"cannot be unpacked ({error}); make the archive again"))
+            _refuse(receipt, full, ClinicError(f"cannot be unpacked ({error}); make the archive again"))

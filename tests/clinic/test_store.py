@@ -1,0 +1,219 @@
+"""The database: its promises on SQLite, and the same clinic on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import alembic.autogenerate
+import alembic.migration
+import pytest
+import sqlalchemy as sa
+from ward import SITE, NameReader, Ward, dicom, png
+
+from wetread.clinic import access, audit, reviews, store, triage, worklist
+from wetread.clinic.store import Store
+from wetread.clinic.triage import Policy
+from wetread.errors import ClinicError, ConfigError
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_sqlite_is_set_as_promised(database: Store) -> None:
+    wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": store.BUSY_TIMEOUT_MS}
+    with database.read() as connection:
+        assert {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in wanted} == wanted
+
+
+def test_migrations_give_the_tables_of_this_version(database: Store) -> None:
+    with database.write() as connection:
+        context = alembic.migration.MigrationContext.configure(connection)
+        assert alembic.autogenerate.compare_metadata(context, store.metadata) == []
+
+
+def test_opening_again_keeps_what_is_there(database: Store, tmp_path: Path) -> None:
+    with database.write() as connection:
+        store.ensure_site(connection, "a")
+    again = Store.open(tmp_path)
+    with again.read() as connection:
+        assert list(connection.execute(sa.select(store.site.c.name)).scalars()) == ["a"]
+    again.close()
+
+
+def test_a_failed_transaction_leaves_nothing(database: Store) -> None:
+    def fail() -> None:
+        with database.write() as connection:
+            store.ensure_site(connection, "a")
+            store.emit(connection, "x", "a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.read() as connection:
+        assert connection.execute(sa.select(store.site)).all() == []
+
+
+def test_foreign_keys_hold(database: Store) -> None:
+    row = {"id": "1", "site": "none", "name": "n", "role": "r", "created_at": store.now()}
+    with pytest.raises(sa.exc.IntegrityError), database.write() as connection:
+        connection.execute(store.account.insert().values(row))
+
+
+def test_writers_take_turns_and_readers_do_not_wait(database: Store, tmp_path: Path) -> None:
+    """Two stores on one file, as the service and a command: no writer fails, no event number is lost."""
+    other = Store.open(tmp_path)
+
+    def write(which: Store) -> None:
+        for _ in range(20):
+            with which.write() as connection:
+                store.emit(connection, "x", SITE)
+
+    threads = [threading.Thread(target=write, args=(which,)) for which in (database, other, database, other)]
+    with database.write() as writing:
+        store.emit(writing, "x", SITE)
+        with other.read() as reading:
+            assert reading.execute(sa.select(sa.func.count()).select_from(store.event)).scalar() == 0
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.read() as connection:
+        seqs = list(connection.execute(sa.select(store.event.c.seq).order_by(store.event.c.seq)).scalars())
+    assert seqs == list(range(1, 82))
+    other.close()
+
+
+def test_times_need_a_zone(database: Store) -> None:
+    moment = store.Moment()
+    dialect = database.engine.dialect
+    with pytest.raises(ValueError, match="zone"):
+        moment.process_bind_param(datetime(2024, 1, 1), dialect)
+    assert moment.process_result_value(datetime(2024, 1, 1), dialect) == datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "martian://x/y", "sqlite:////nowhere/at/all.db"])
+def test_a_bad_url_is_named(url: str) -> None:
+    with pytest.raises((ConfigError, ClinicError), match="database"):
+        Store(url)
+
+
+def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "clinic.db").write_bytes(b"not a database, but long enough to look at" * 100)
+    with pytest.raises(ClinicError, match="cannot be opened"):
+        Store.open(tmp_path)
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        Store.open(tmp_path / "file" / "data")
+
+
+def _binary(name: str) -> str | None:
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(found[-1]) if found else None)
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start a PostgreSQL cluster of our own and give its URL; it refuses to run as root, so somebody else does."""
+    initdb, pg_ctl = _binary("initdb"), _binary("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        pytest.skip("needs PostgreSQL: apt-get install -y postgresql")
+    pytest.importorskip("psycopg", reason="needs psycopg, of the extra postgres")
+    home = tmp_path_factory.mktemp("postgresql")
+    user: str | None = None
+    if os.getuid() == 0:
+        with contextlib.suppress(KeyError):
+            user = pwd.getpwnam("postgres").pw_name
+        if user is None:
+            pytest.skip("needs the account `postgres`, since PostgreSQL does not run as root")
+        shutil.chown(home, user)
+        for folder in [home, *home.parents]:  # pytest's folders are closed to others
+            if folder.owner() == "root" and folder.is_relative_to(Path(os.environ.get("TMPDIR", "/tmp"))):
+                with contextlib.suppress(PermissionError):
+                    folder.chmod(folder.stat().st_mode | 0o011)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(*command: str) -> None:
+        environment = {"PATH": os.environ["PATH"]}
+        subprocess.run(command, check=True, user=user, cwd="/", stdout=subprocess.DEVNULL, env=environment)
+
+    cluster = str(home / "cluster")
+    run(initdb, "-D", cluster, "-U", "wetread", "-A", "trust", "-E", "UTF8", "--no-sync")
+    options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off"
+    run(pg_ctl, "-D", cluster, "-w", "-l", str(home / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://wetread@127.0.0.1:{port}/postgres"
+    finally:
+        run(pg_ctl, "-D", cluster, "-m", "immediate", "stop")
+
+
+@pytest.mark.system
+def test_the_clinic_runs_on_postgresql(postgresql: str, tmp_path: Path) -> None:
+    ward = Ward(tmp_path, [NameReader()], postgresql)
+    database = ward.database
+    keys = [ward.take(png(i), f"{name}.png").study for i, name in enumerate(["nothing", "edema", "pneumothorax"])]
+    ward.take(dicom(0, PatientName="Roe^Jane"))
+    assert ward.take(dicom(1, SOPInstanceUID="1.2.1.3")).quarantined
+    assert ward.work() == 4
+    page = worklist.page(database, SITE, limit=2)
+    rest = worklist.page(database, SITE, limit=2, after=page.next)
+    assert [row.study for row in (*page.rows, *rest.rows)][:3] == keys[::-1]
+    assert (page.counts.unread, page.counts.critical, page.counts.urgent) == (4, 1, 1)
+    reviews.save(database, SITE, keys[2], "dr", answers={"Pneumothorax": "agree"}, verdict="right", sign=True)
+    assert worklist.study(database, SITE, keys[2]).row.status == "reviewed"
+    assert worklist.page(database, SITE, status="reviewed").rows[0].study == keys[2]
+    assert triage.rerank(database, Policy(ai=False), SITE) == 3
+    with database.write() as connection:
+        assert triage.sweep(connection, Policy().rule, store.now()) == []
+    secret = access.create(database, "a", "service", SITE)
+    assert access.identify(database, secret, kind="api") is not None
+    assert audit.verify(database) is None
+    with database.write() as connection:
+        context = alembic.migration.MigrationContext.configure(connection)
+        assert alembic.autogenerate.compare_metadata(context, store.metadata) == []
+
+    def write() -> None:
+        for _ in range(25):
+            with database.write() as connection:
+                store.emit(connection, "x", SITE)
+                audit.record(connection, SITE, "a", "x", "y")
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert audit.verify(database) is None
+    database.close()
+
+
+@pytest.mark.system
+def test_without_its_driver_postgresql_is_a_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['psycopg'] = None\n"
+        "from wetread.clinic.store import Store\n"
+        "from wetread.errors import ConfigError\n"
+        "try:\n    Store('postgresql+psycopg://u@127.0.0.1:1/x')\n"
+        "except ConfigError as error:\n    print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert said.stdout.startswith("database: ")
+    assert said.stdout.count("\n") == 1
