@@ -116,11 +116,11 @@ def test_findings_that_validation_lacks_get_the_defaults():
     p, labels = draw(50, 50, 2)
     for rare in (np.zeros((100, 1)), np.ones((100, 1)), np.full((100, 1), np.nan), np.eye(100)[:, :1]):
         points = operating_points.fit(ONE, p, rare)
-        assert points.defaults == ("Edema",)
+        assert points.defaults == ["Edema"]
         assert (points.screen, points.balanced) == ({"Edema": 0.5}, {"Edema": 0.5})
         assert points.cutoffs == {"Edema": (0.1, 0.9)}
         assert not points.shown
-    assert operating_points.fit(ONE, np.full((100, 1), 0.3), labels).defaults == ("Edema",)
+    assert operating_points.fit(ONE, np.full((100, 1), 0.3), labels).defaults == ["Edema"]
 
 
 @given(st.integers(0, 2**32), st.sampled_from([CHEXPERT, COVID, PNEUMONIA]), st.integers(10, 120), st.floats(-1, 4))

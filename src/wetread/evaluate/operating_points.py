@@ -62,7 +62,7 @@ class Points:
     shown : dict of finding to float
         Sensitivity at `screen` that validation proves with 95 % confidence (of "not normal" for the normal
         finding). Findings with defaults are not in it.
-    defaults : tuple of str
+    defaults : list of str
         Findings with too few images of either class to fit anything.
     """
 
@@ -70,7 +70,7 @@ class Points:
     balanced: dict[str, float]
     cutoffs: dict[str, tuple[float, float]]
     shown: dict[str, float]
-    defaults: tuple[str, ...]
+    defaults: list[str]
 
 
 def fit(task: Task, probability: ArrayLike, labels: ArrayLike, *, sensitivity: float = SENSITIVITY) -> Points:
@@ -97,8 +97,7 @@ def fit(task: Task, probability: ArrayLike, labels: ArrayLike, *, sensitivity: f
         )
     if not 0 < sensitivity < 1:
         raise WetreadError(f"sensitivity: {sensitivity:g} cannot be proved; choose a value between 0 and 1, e.g. 0.98")
-    points = Points({}, {}, {}, {}, ())
-    defaults = []
+    points = Points({}, {}, {}, {}, [])
     for column, finding in enumerate(task.findings):
         mirrored = finding == task.normal
         score, label = p[:, column], y[:, column]
@@ -108,7 +107,7 @@ def fit(task: Task, probability: ArrayLike, labels: ArrayLike, *, sensitivity: f
         ranking = Ranking(label, score)
         positives = int(ranking.positive.sum())
         if min(positives, ranking.positive.size - positives) < MIN_IMAGES or ranking.thresholds.size < 3:
-            defaults.append(finding)
+            points.defaults.append(finding)
             points.screen[finding], points.balanced[finding] = DEFAULT_SCREEN, DEFAULT_BALANCED
             points.cutoffs[finding] = DEFAULT_CUTOFFS
             continue
@@ -122,13 +121,14 @@ def fit(task: Task, probability: ArrayLike, labels: ArrayLike, *, sensitivity: f
         points.screen[finding] = 1 - screen if mirrored else screen
         points.balanced[finding] = 1 - balanced if mirrored else balanced
         points.cutoffs[finding] = (1 - high, 1 - low) if mirrored else (low, high)
-    return Points(points.screen, points.balanced, points.cutoffs, points.shown, tuple(defaults))
+    return points
 
 
 def allowed_misses(positives: int, sensitivity: float) -> int:
     """Return how many of the positives may be missed while `sensitivity` is proved; 0 also if it cannot be."""
-    chance = _binomial(positives, 1 - sensitivity)  # of so many misses, were the sensitivity no better
-    return max(0, int((np.cumsum(chance) <= 1 - CONFIDENCE).sum()) - 1)
+    most = min(positives, int(positives * (1 - sensitivity)) + 1)  # the mean; the median is not above the next
+    chance = _at_most(most, positives, 1 - sensitivity)  # of so few misses, were the sensitivity no better
+    return max(0, int((chance <= 1 - CONFIDENCE).sum()) - 1)
 
 
 def proved_sensitivity(misses: int, positives: int) -> float:
@@ -141,23 +141,18 @@ def proved_sensitivity(misses: int, positives: int) -> float:
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        if _binomial(positives, 1 - middle)[: misses + 1].sum() <= 1 - CONFIDENCE:
+        if _at_most(misses, positives, 1 - middle)[-1] <= 1 - CONFIDENCE:
             low = middle
         else:
             high = middle
     return low
 
 
-def _binomial(trials: int, chance: float) -> FloatArray:
-    """Return the chances of 0 to `trials` successes."""
-    k = np.arange(trials + 1)
-    factorial = np.array([lgamma(i + 1) for i in k])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = factorial[-1] - factorial - factorial[::-1]  # log of n over k
-        terms = (
-            terms + np.where(k > 0, k * np.log(chance), 0) + np.where(k < trials, (trials - k) * np.log1p(-chance), 0)
-        )
-    return np.asarray(np.exp(terms))
+def _at_most(most: int, trials: int, chance: float) -> FloatArray:
+    """Return the binomial chances of at most 0, 1 ... `most` successes."""
+    k = np.arange(most + 1)
+    ways = lgamma(trials + 1) - np.array([lgamma(i + 1) + lgamma(trials - i + 1) for i in range(most + 1)])
+    return np.cumsum(np.exp(ways + k * np.log(chance) + (trials - k) * np.log1p(-chance)))
 
 
 def _between(counts: Counts, first: int, last: int) -> float:
