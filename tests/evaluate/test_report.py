@@ -1,4 +1,5 @@
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,6 +11,7 @@ from wetread.evaluate.evaluation import evaluate
 from wetread.evaluate.intervals import Interval
 from wetread.findings import PNEUMONIA, Task
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -166,3 +168,27 @@ def test_a_plot_is_the_same_each_time_and_changes_no_settings():
     assert dict(matplotlib.rcParams) == before
     for words in ("sensitivity", "observed frequency", "screen", "balanced"):
         assert words in drawn
+
+
+@pytest.mark.system
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
+@pytest.mark.parametrize("width", [1280, 600])
+def test_a_browser_shows_the_page_without_complaint_or_request(tmp_path, width):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    file = tmp_path / "report.html"
+    file.write_text(report.html(evaluated(Task("t", ("Edema", "Fracture", HOSTILE)))), encoding="utf-8")
+    requests, complaints = [], []
+    with sync_api.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(file.as_uri())
+        boxes = [figure.bounding_box() for figure in page.locator("svg").all()]
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        browser.close()
+    assert (requests, complaints) == ([file.as_uri()], [])
+    assert overflow <= 0  # wide tables scroll by themselves
+    assert len(boxes) == 4
+    assert all(box["width"] > 300 and box["height"] > 50 for box in boxes)
