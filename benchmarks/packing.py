@@ -4,7 +4,8 @@ The same JPEG files for all, from the page cache: phantoms of 2,320 × 2,828 pix
 Kermany films where ../shared/data is there. *Bare decoding* is OpenCV at the same reduced scale and nothing else: no
 resizing, no checks, no writing; packing cannot be faster. The rate of `pack` is that after its first shard, so that the
 start of its processes does not count; everything it writes and synchronises to disk does. One process is timed by its
-own processor time, so that other jobs on the machine do not count; several by the clock on the wall.
+own processor time, so that other jobs on the machine do not count; several by the clock on the wall, as is the Pillow
+loop that they are compared with.
 """
 
 from __future__ import annotations
@@ -65,16 +66,16 @@ def bare(file: str, flag: int) -> None:
     cv2.imdecode(np.frombuffer(Path(file).read_bytes(), np.uint8), flag)
 
 
-def rate(work: Callable[[str], object], files: list[str], seconds: float = 3.0) -> float:
-    """Images a second of a plain loop, over at least `seconds`."""
+def rate(work: Callable[[str], object], files: list[str], seconds: float = 3.0) -> tuple[float, float]:
+    """Images a second of processor time and of the clock, of a plain loop over at least `seconds` of the first."""
     for file in files:
         work(file)  # into the page cache
-    done, start = 0, time.process_time()
+    done, start, wall = 0, time.process_time(), time.perf_counter()
     while time.process_time() - start < seconds:
         for file in files:
             work(file)
         done += len(files)
-    return done / (time.process_time() - start)
+    return done / (time.process_time() - start), done / (time.perf_counter() - wall)
 
 
 def bare_loop(files: list[str], flags: list[int], repeats: int) -> None:
@@ -128,18 +129,21 @@ def compare(title: str, root: Path, images: int, workers: list[int]) -> None:
     sides = " × ".join(f"{min(s[axis] for s in shapes)}–{max(s[axis] for s in shapes)}" for axis in (0, 1))
     print(f"\n{title}: {len(files)} files, {sides} pixels, to {transform.size}²")
     print(f"{'':<34}{'images/s':>10}{'× Pillow loop':>15}{'of bare decoding':>18}")
-    pillow = rate(partial(with_pillow, size=transform.size), files)
+    pillow, pillow_wall = rate(partial(with_pillow, size=transform.size), files)
 
-    def show(name: str, value: float, floor: float | None = None) -> None:
-        print(f"{name:<34}{value:>10.1f}{value / pillow:>15.2f}" + (f"{value / floor:>18.0%}" if floor else ""))
+    def show(name: str, value: float, floor: float | None = None, peer: float = pillow) -> None:
+        print(f"{name:<34}{value:>10.1f}{value / peer:>15.2f}" + (f"{value / floor:>18.0%}" if floor else ""))
 
     show("Pillow loop", pillow)
-    show("OpenCV loop, full scale", rate(partial(with_opencv, size=transform.size), files))
+    show("OpenCV loop, full scale", rate(partial(with_opencv, size=transform.size), files)[0])
+    show("Pillow loop, by the clock", pillow_wall, peer=pillow_wall)
     collection = repeated(collection, images)
     for number in workers:
+        peer = pillow if number == 1 else pillow_wall
         floor = rate_bare(files, transform, number, images)
-        show(f"bare decoding, {number} process{'es' * (number > 1)}", floor)
-        show(f"wetread pack, {number} worker{'s' * (number > 1)}", rate_pack(collection, transform, number), floor)
+        show(f"bare decoding, {number} process{'es' * (number > 1)}", floor, peer=peer)
+        ours = rate_pack(collection, transform, number)
+        show(f"wetread pack, {number} worker{'s' * (number > 1)}", ours, floor, peer)
 
 
 def main() -> None:

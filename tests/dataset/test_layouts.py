@@ -315,6 +315,24 @@ def test_a_name_that_is_none_of_kermany_s_is_refused_there_and_a_patient_of_its_
     assert sources.collect("folders", root).rows["patient"].to_list() == ["IM-0001", "scan"]
 
 
+def test_films_of_one_dicom_patient_stay_together_under_a_pseudonym(make_folders, tmp_path):
+    films = {
+        f"{label}/{number}{suffix}": phantom.dicom(phantom.make(number, size=64), patient=patient)
+        for number, (label, patient, suffix) in enumerate(
+            [("A", "DOE-1", ".dcm"), ("B", "DOE-1", ""), ("A", "DOE-2", ".dcm"), ("B", "", ".DCM")]
+        )
+    }
+    root = make_folders(films | {"B/9.dcm": b"hostile", "B/8": b"bytes"})
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+        for file in [*root.rglob("*.*"), root / "B/1", root / "B/8"]:
+            archive.write(file, file.relative_to(root))
+    for place in (root, tmp_path / "films.zip"):
+        patients = dict(sources.collect("folders", place).rows.select("image", "patient").iter_rows())
+        assert patients["A/0.dcm"] == patients["B/1"]
+        assert len({patients[image] for image in ("A/0.dcm", "A/2.dcm", "B/3.DCM", "B/9.dcm", "B/8")}) == 5
+        assert not any("DOE" in patient for patient in patients.values())
+
+
 def test_the_collection_s_double_folder_is_refused_as_duplicates(make_folders):
     doubled = {f"chest_xray/{path}": seed for path, seed in KERMANY.items()}
     doubled |= {f"chest_xray/chest_xray/{path}": seed for path, seed in KERMANY.items()}

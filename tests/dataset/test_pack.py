@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import signal
 import subprocess
 import sys
 import zipfile
@@ -273,21 +274,27 @@ if __name__ == "__main__":
     collection = sources.collect("folders", Path(root))
     rows, _ = split.assign(collection.rows, collection.task, valid=0.3)
     def progress(done, total):
-        if kill == "yes" and done >= 15:
+        if done >= 15 and kill == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if done >= 15 and kill == "interrupt":
+            os.killpg(0, signal.SIGINT)  # what Ctrl-C does: workers get it too
     out = module.pack(replace(collection, rows=rows), Path(out), transform=plain(16, 24), progress=progress)
     print(out.hash)
 """
 
 
-def test_a_packing_killed_with_signal_9_is_resumed_to_the_same_hash(collection, tmp_path):
+@pytest.mark.parametrize(("how", "code"), [("kill", -signal.SIGKILL), ("interrupt", -signal.SIGINT)])
+def test_a_killed_or_interrupted_packing_is_resumed_to_the_same_hash(collection, tmp_path, how, code):
     script = tmp_path / "kill.py"
     script.write_text(KILL)
     root = str(tmp_path / "collection")
     command = [sys.executable, str(script), root, str(tmp_path / "out")]
     # It ends only when every worker has closed the pipe too: none outlives the killed process.
-    killed = subprocess.run([*command, "yes"], capture_output=True, text=True, check=False, timeout=60)
-    assert killed.returncode == -9, killed.stderr
+    killed = subprocess.run(
+        [*command, how], capture_output=True, text=True, check=False, timeout=120, start_new_session=True
+    )
+    assert killed.returncode == code, killed.stderr
+    assert "_process_worker" not in killed.stderr  # no traceback from a worker
     assert not (tmp_path / "out").exists()
     assert len((tmp_path / "out.partial/journal.jsonl").read_bytes().splitlines()) == 4
     resumed = subprocess.run([*command, "no"], capture_output=True, text=True, check=True)

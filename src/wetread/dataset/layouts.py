@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import polars as pl
 from wetread.dataset import files, labels
 from wetread.errors import DatasetError
 from wetread.findings import CHEXPERT, COVID, NIH, PNEUMONIA, Task
+from wetread.radiograph.read import Limits
 
 COLUMNS = {
     "image": pl.String,
@@ -206,7 +208,7 @@ def folders(listed: pl.DataFrame, task: Task | None, other: str | None, root: Pa
         elif finding is None:
             reason = f"unknown label: folder {above[-1]!r} is no finding of task {task.name!r}"
         split = _SPLITS[above[split_at].lower()] if split_at is not None else None
-        patient = _kermany_patient(image) or name.rsplit(".", 1)[0]
+        patient = _kermany_patient(image) or _dicom_patient(name, file, member) or name.rsplit(".", 1)[0]
         out.append((image, patient, name.rsplit(".", 1)[0], split, finding, path, file, member, size, reason))
     columns = ("image", "patient", "study", "split", "finding", *PLACE, "reason")
     schema = dict.fromkeys(columns, pl.String) | {"bytes": pl.Int64}
@@ -225,6 +227,22 @@ def _kermany_patient(image: str) -> str | None:
         if match := pattern.match(name):
             return match.expand(key)
     return None
+
+
+def _dicom_patient(name: str, file: str, member: str | None) -> str | None:
+    """Return a pseudonym of the patient whom a DICOM file names, or None; identifiers stay out of the manifest."""
+    if not name.lower().endswith((".dcm", ".dicom", ".ima")) and "." in name:
+        return None
+    import pydicom  # takes half a second
+
+    try:
+        stream = Path(file) if member is None else io.BytesIO(files.read(file, member, Limits().max_bytes))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            identifier = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID")
+    except Exception:  # hostile bytes can raise anything; packing refuses the file with the reason
+        return None
+    return f"dicom-{hashlib.sha256(str(identifier).encode()).hexdigest()[:16]}" if identifier else None
 
 
 def _plain(name: str) -> str:

@@ -216,7 +216,7 @@ SOURCES: dict[str, Source] = {
     "folders": Source(
         title="a folder per class",
         read=layouts.folders,
-        patient="Kermany's key where the name follows it, else the file name; joined over byte-identical files",
+        patient="Kermany's key, else DICOM Patient ID, else the file name; joined over byte-identical files",
         task=None,
         licence="unknown: see the collection",
         attribution="unknown: see the collection",
