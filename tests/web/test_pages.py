@@ -198,6 +198,13 @@ def test_no_page_names_a_file_that_is_not_there(client):
             assert client.get(address).status_code == 200, address
 
 
+def test_a_browser_keeps_the_front_end_and_asks_whether_it_changed(client):
+    first = client.get("/static/dist/study.js")
+    assert first.headers["cache-control"] == "no-cache"
+    again = client.get("/static/dist/study.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
 class TestLogin:
     def test_a_link_only_asks_and_then_works_once(self, app, client):
         code = access.login_code(app.state.clinic.database, "Dr O", Role.RADIOLOGIST, "default")

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
 from wetread import __version__
@@ -81,7 +80,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     problems.install(app)
     for module in (api, images, events, operations, pages):
         app.include_router(module.router)
-    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")
     app.add_middleware(Timing, metrics=metrics)
     app.add_middleware(
         Guard, hosts=settings.hosts, upload_limit=settings.max_upload_bytes, upload_path="/api/v1/studies"

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from wetread import __version__
@@ -18,6 +19,18 @@ from wetread.web import events, security, view
 from wetread.web.problems import UnauthenticatedError
 
 router = APIRouter(include_in_schema=False)
+
+
+class Static(StaticFiles):
+    """The style sheet and the built front end. A browser keeps them and asks each time whether they changed."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Answer with the file, or that it has not changed."""
+        answer = super().file_response(*args, **kwargs)
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
+
+
 templates = Jinja2Templates(Path(__file__).parent / "templates")
 templates.env.trim_blocks = templates.env.lstrip_blocks = True
 templates.env.filters["waiting"] = view.waiting
