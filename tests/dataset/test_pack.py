@@ -168,8 +168,17 @@ def test_the_same_inputs_again_do_nothing(collection, tmp_path):
     assert not calls
 
 
-@pytest.mark.parametrize("what", ["transform", "rows", "labels", "bytes", "parent"])
-def test_other_inputs_into_a_finished_folder_are_an_error_and_change_nothing(collection, tmp_path, what):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("transform", "transform"),
+        ("rows", "images or labels"),
+        ("labels", "images or labels"),
+        ("bytes", "images or labels"),
+        ("parent", "collection"),
+    ],
+)
+def test_other_inputs_into_a_finished_folder_are_an_error_and_change_nothing(collection, tmp_path, what, said):
     out = tmp_path / "out"
     pack(collection, out, transform=TRANSFORM, workers=1)
     before = snapshot(out)
@@ -182,7 +191,7 @@ def test_other_inputs_into_a_finished_folder_are_an_error_and_change_nothing(col
         rows = rows.with_columns(Normal=1 - pl.col("Normal"), Pneumonia=1 - pl.col("Pneumonia"))
     elif what == "bytes":
         rows = rows.with_columns(pl.col("bytes") + 1)
-    with pytest.raises(DatasetError, match="never changed; give another folder"):
+    with pytest.raises(DatasetError, match=f"dataset of other {said}, which is never changed"):
         pack(replace(collection, rows=rows), out, workers=1, **options)
     assert snapshot(out) == before
 

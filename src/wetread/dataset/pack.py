@@ -102,7 +102,9 @@ def pack(
     if (out / INFO).is_file():
         dataset = Dataset.open(out)
         if dataset.info.get("inputs") != inputs:
-            raise DatasetError(f"{out}: holds a dataset of other inputs, which is never changed; give another folder")
+            given = {"task": collection.task.to_dict(), "transform": transform.parameters(), "collection": about}
+            other = next((name for name, value in given.items() if dataset.info.get(name) != value), "images or labels")
+            raise DatasetError(f"{out}: holds a dataset of other {other}, which is never changed; give another folder")
         return dataset
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out}: exists and is no dataset; give another folder")
