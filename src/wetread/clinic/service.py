@@ -107,6 +107,7 @@ class Clinic:
         if self.worker is not None:
             return
         settings = self.settings
+        logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd, names included
         if settings.ai:
             self._open_models()
         with self.database.write() as connection:

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
 
 from wetread.clinic import audit, fetch, reviews, upload, worklist
 from wetread.clinic.access import Caller
@@ -69,18 +68,11 @@ async def add_studies(
             first = error.errors()[0]
             raise ClinicError(f"body: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         return await run_in_threadpool(_add, clinic, caller, [], [body.url], body.study, body.priority, wait)
-    try:
-        async with request.form(max_files=clinic.settings.max_files, max_fields=100) as form:
-            files = [
-                (value.filename or "file", value.file)
-                for _, value in form.multi_items()
-                if isinstance(value, UploadFile)
-            ]
-            urls = [value for value in form.getlist("url") if isinstance(value, str) and value]
-            study, priority = (_field(form.get(name)) for name in ("study", "priority"))
-            return await run_in_threadpool(_add, clinic, caller, files, urls, study, priority, wait)
-    except MultiPartException as error:
-        raise ClinicError(f"form: {error.message}") from None
+    async with request.form(max_files=clinic.settings.max_files, max_fields=100) as form:
+        files = [(v.filename or "file", v.file) for _, v in form.multi_items() if isinstance(v, UploadFile)]
+        urls = [value for value in form.getlist("url") if isinstance(value, str) and value]
+        study, priority = (_field(form.get(name)) for name in ("study", "priority"))
+        return await run_in_threadpool(_add, clinic, caller, files, urls, study, priority, wait)
 
 
 def _field(value: object) -> str | None:

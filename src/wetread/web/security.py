@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wetread.clinic import access
@@ -41,10 +42,6 @@ HEADERS = {
 }
 SMALL_BODY = 2**20
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-class _TooLargeError(Exception):
-    pass
 
 
 class Guard:
@@ -82,14 +79,14 @@ class Guard:
             await send(message)
 
         if not self._ours(headers.get("host", "")):
-            detail = "this server does not go by that name; add it to the setting `hosts`"
-            await problem(421, detail)(scope, receive, sending)
+            unknown = "this server does not go by that name; add it to the setting `hosts`"
+            await problem(421, unknown)(scope, receive, sending)
             return
         limit = self.upload_limit if scope["path"] == self.upload_path else SMALL_BODY
-        too_large = problem(413, f"a body of more than {limit} bytes; send less at a time", {"Connection": "close"})
+        detail, close = f"a body of more than {limit} bytes; send less at a time", {"Connection": "close"}
         announced = headers.get("content-length", "0")
         if not announced.isdecimal() or int(announced) > limit:
-            await too_large(scope, receive, sending)
+            await problem(413, detail, close)(scope, receive, sending)
             return
         got = 0
 
@@ -98,20 +95,16 @@ class Guard:
             message = await receive()
             got += len(message.get("body", b""))
             if got > limit:
-                raise _TooLargeError
+                raise HTTPException(413, detail, close)
             return message
 
         try:
             await self.app(scope, receiving, sending)
-        except _TooLargeError:
-            if not started:
-                await too_large(scope, receive, sending)
         except Exception:
             route = scope.get("route")
             log.exception("%s %s", scope["method"], getattr(route, "path", "?"))
             if not started:
-                detail = "an error that was not foreseen; it is in the server's log"
-                await problem(500, detail)(scope, receive, sending)
+                await problem(500, "an error that was not foreseen; it is in the server's log")(scope, receive, sending)
 
     def _ours(self, host: str) -> bool:
         """Tell whether a Host header names this server: a name of ours, or an address, which no DNS can rebind."""
