@@ -57,6 +57,16 @@ def test_json_is_dataset_json_with_its_path(monkeypatch, capsys, root, tmp_path)
     assert said["collection"]["selection"]["seed"] == 3
 
 
+def test_a_terminal_gets_a_progress_bar_and_a_pipe_does_not(monkeypatch, capsys, root, tmp_path):
+    assert wetread(monkeypatch, capsys, "folders", root, tmp_path / "pipe", "--size", "16")[2] == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code, out, err = wetread(monkeypatch, capsys, "folders", root, tmp_path / "terminal", "--size", "16", "--json")
+    assert code == 0
+    assert "packing" in err
+    assert "21/21" in err
+    json.loads(out)
+
+
 def test_a_limit_is_told_on_the_summary(monkeypatch, capsys, root, tmp_path):
     _, text, _ = wetread(monkeypatch, capsys, "folders", root, tmp_path / "out", "--size", "16", "--limit", "12")
     assert "left out by the limit: 9 images" in text

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import cast, get_args
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from wetread import findings
 from wetread.dataset import sources, split, summary
@@ -67,7 +68,7 @@ def run(request: Request, *, as_json: bool = False) -> Dataset:
     shares = {"valid": request.valid, "test": request.test}
     about = collection.about | {"selection": collection.about["selection"] | shares}
     collection = replace(collection, rows=rows, refused=collection.refused + leaks, about=about)
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.speed:.0f} images/s"))
+    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), _Rate())
     terminal = Console(stderr=True)
     with Progress(
         *columns, TimeRemainingColumn(), console=terminal, transient=True, disable=not terminal.is_terminal
@@ -87,6 +88,11 @@ def run(request: Request, *, as_json: bool = False) -> Dataset:
     else:
         Console().print(summary.render(dataset))
     return dataset
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} images/s")
 
 
 def _transform(request: Request) -> Transform:
