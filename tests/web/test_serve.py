@@ -35,10 +35,11 @@ class Server:
         settings = {"WETREAD_MODELS": "none", "WETREAD_THREADS": "1"} | settings
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("WETREAD_")} | settings
         self.log = data.parent / "serve.log"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "wetread", "serve", "--data", str(data), "--port", "0"],
-            stdout=subprocess.PIPE, stderr=self.log.open("a"), env=self.environment, cwd=data.parent, text=True,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "wetread", "serve", "--data", str(data), "--port", "0"]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, env=self.environment, cwd=data.parent, text=True
+            )
         assert self.process.stdout is not None
         self.link = self.process.stdout.readline().strip()
         assert "/login?code=" in self.link, self.log.read_text()
@@ -70,7 +71,8 @@ class Server:
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.http.close()
-        self.process.send_signal(how)
+        if self.process.poll() is None:
+            self.process.send_signal(how)
         code = self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -83,8 +85,7 @@ def serving(data: Path, **settings: str) -> Iterator[Server]:
     try:
         yield server
     finally:
-        if server.process.poll() is None:
-            server.stop()
+        server.stop()
 
 
 def analysed(server: Server, count: int) -> list[dict[str, Any]]:

@@ -120,9 +120,9 @@ class Clinic:
             log.error("image %s: its file is missing from the archive; restore it from a backup", image)
         self.intake.backfill()
         limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
-        self.worker = Worker(
-            self.database, self.archive, self.models, self.policy, threads=settings.threads, limits=limits
-        )
+        # Two more than the runtime has, so that files are decoded while it computes, and batches form.
+        threads = settings.threads + 2
+        self.worker = Worker(self.database, self.archive, self.models, self.policy, threads=threads, limits=limits)
         self.worker.start()
         self._every(1.0, self._sweep)
         if self.watch is not None:

@@ -75,7 +75,8 @@ class Guard:
                 answer = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     answer.setdefault(name, value)
-                answer.setdefault("Cache-Control", "no-store")
+                # Nothing about patients is kept; our own scripts and styles are, as long as they are the same.
+                answer.setdefault("Cache-Control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
             await send(message)
 
         if not self._ours(headers.get("host", "")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
@@ -76,7 +77,9 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
         )
     )
     say(f"http://{_shown(host)}:{port}/login?code={code}")
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
+    # uvicorn raises the signal again after an orderly end, which would end the process as if it had been killed.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 
 
