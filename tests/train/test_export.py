@@ -17,7 +17,7 @@ SIDE = 64
 TASKS = [CHEXPERT, NIH, PNEUMONIA, COVID]
 
 
-def make(task, backbone: str = "small_cnn") -> Served:
+def make(task, backbone: str = "small_cnn", mirror: bool = False) -> Served:
     torch.manual_seed(0)
     net = Network(NetworkRecipe.model_validate({"backbone": backbone, "normalise": "image"}), len(task.findings)).eval()
     torch.nn.init.normal_(net.head.weight, 0, 0.3)
@@ -28,7 +28,7 @@ def make(task, backbone: str = "small_cnn") -> Served:
     intercept = np.array([-0.4, 0.4]) if count == 2 else shift
     with torch.inference_mode():
         features = net.features(pixels(40, 5)).mean((2, 3)).numpy()
-    return Served(net, Calibration(task, slope, intercept), Familiarity.fit(features), (0.8, -0.2))
+    return Served(net, Calibration(task, slope, intercept), Familiarity.fit(features), (0.8, -0.2), mirror)
 
 
 def pixels(count: int = 5, seed: int = 1):
@@ -80,19 +80,41 @@ def test_no_child_is_likelier_than_its_parent():
     assert (np.diff(probability, axis=0) != 0).any()
 
 
-def test_maps_are_the_gradient_of_the_reported_log_odds(served):
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+def test_maps_are_the_gradient_of_the_reported_log_odds(task, mirror):
     """Grad-CAM by automatic differentiation: features weighed by the mean gradient, before the ReLU."""
-    last = served.network.features(pixels()).detach().requires_grad_()
-    own, served.network.features = served.network.features, lambda _: last
-    try:
-        out = served(pixels())
-    finally:
-        served.network.features = own
-    for column in range(len(served.task.findings)):
+    served = make(task, mirror=mirror)
+    own, looks = served.network.features, []
+
+    def remember(x):
+        looks.append(own(x).detach().requires_grad_())
+        return looks[-1]
+
+    served.network.features = remember
+    out = served(pixels())
+    assert len(looks) == 1 + mirror
+    for column in range(len(task.findings)):
         odds = torch.logit(out[0][:, column].double()).sum()
-        (gradient,) = torch.autograd.grad(odds, last, retain_graph=True)
-        cam = (gradient.mean((2, 3), keepdim=True) * last).sum(1)
-        torch.testing.assert_close(out[2][:, column], cam, rtol=2e-3, atol=1e-4 * float(cam.abs().max()))
+        cam = 0
+        for index, (last, gradient) in enumerate(
+            zip(looks, torch.autograd.grad(odds, looks, retain_graph=True), strict=True)
+        ):
+            one = (gradient.mean((2, 3), keepdim=True) * last).sum(1)
+            cam = cam + (one.flip(2) if index else one)
+        cam = cam.detach()
+        torch.testing.assert_close(out[2][:, column].detach(), cam, rtol=2e-3, atol=1e-4 * float(cam.abs().max()))
+
+
+def test_with_the_mirror_an_image_and_its_mirror_image_score_alike():
+    served = make(COVID, mirror=True)
+    with torch.inference_mode():
+        first, second = served(pixels()), served(pixels().flip(3))
+        single = torch.softmax(served.network(pixels()), 1), torch.softmax(served.network(pixels().flip(3)), 1)
+        plain, _, _ = served.look(pixels())
+    torch.testing.assert_close(first[0], second[0])
+    torch.testing.assert_close(first[2], second[2].flip(3))
+    torch.testing.assert_close(torch.sigmoid(plain), (single[0] + single[1]) / 2, rtol=1e-4, atol=1e-5)
 
 
 def test_half_weights_halve_the_file_and_hardly_move_the_answer():

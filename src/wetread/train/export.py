@@ -26,6 +26,7 @@ from wetread.evaluate.calibration import Calibration
 from wetread.findings import Task
 from wetread.train.network import Network
 
+_LARGEST = 30.0  # log-odds beyond this are certainty in float32
 OUTPUTS = ("probability", "abnormal", "maps", "features", "familiarity")
 
 
@@ -87,7 +88,10 @@ class Served(nn.Module):
     calibration : Calibration
     anything : (float, float)
         Slope and intercept of the chance of any finding, for a task without a normal finding.
-    familiarity : Familiarity
+    familiarity : Familiarity, optional
+        Without it every image is equally familiar.
+    mirror : bool
+        Look at the mirror image too and take the mean probability.
     """
 
     slope: Tensor
@@ -100,13 +104,17 @@ class Served(nn.Module):
         self,
         network: Network,
         calibration: Calibration,
-        familiarity: Familiarity,
+        familiarity: Familiarity | None = None,
         anything: tuple[float, float] = (1, 0),
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         self.network = network.eval()
         self.task: Task = calibration.task
-        self.anything = anything
+        self.anything, self.mirror = anything, mirror
+        if familiarity is None:
+            width = network.head.in_features
+            familiarity = Familiarity(np.zeros(width, np.float32), np.eye(width, 1, dtype=np.float32), np.inf, np.inf)
         self.rest, self.typical = familiarity.rest, familiarity.typical
         self.register_buffer("slope", torch.tensor(calibration.slope, dtype=torch.float32))
         self.register_buffer("intercept", torch.tensor(calibration.intercept, dtype=torch.float32))
@@ -114,47 +122,55 @@ class Served(nn.Module):
         self.register_buffer("directions", torch.from_numpy(familiarity.directions))
         self.register_buffer("shrink", 1 / self.directions.square().sum(0))
 
-    def odds(self, logits: Tensor) -> Tensor:
-        """Return the member's log-odds [B, F] of logits [B, F]."""
+    def member(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-odds [B, F], their maps [B, F, h, w] and pooled features [B, D] of one look at the pixels."""
+        last = self.network.features(pixels).float()
+        features = last.mean((2, 3))
+        logits = self.network.head(features)
+        maps = torch.conv2d(last, self.network.head.weight[:, :, None, None]) / (last.shape[2] * last.shape[3])
+        count = logits.shape[1]
         if not self.task.exclusive:
-            return logits.clamp(-30, 30)
-        if logits.shape[1] == 2:
-            return (logits - logits.flip(1)).clamp(-30, 30)
-        columns = range(logits.shape[1])
-        others = [torch.logsumexp(logits[:, [j for j in columns if j != k]], 1) for k in columns]
-        return (logits - torch.stack(others, 1)).clamp(-30, 30)
+            odds = logits
+        elif count == 2:
+            odds, maps = logits - logits.flip(1), maps - maps.flip(1)
+        else:  # the log-odds of a softmax: own logit against the others', weighed by their share of the rest
+            rest = logits[:, None, :].masked_fill(torch.eye(count).bool(), -torch.inf)
+            odds = logits - torch.logsumexp(rest, 2)
+            maps = maps - (torch.softmax(rest, 2) @ maps.flatten(2)).reshape(maps.shape)
+        return odds.clamp(-_LARGEST, _LARGEST), maps, features
 
-    def weights(self, logits: Tensor, probability: Tensor) -> Tensor:
-        """Return d reported log-odds [k] / d logit [j] of an exclusive task as [B, F, F]."""
-        findings = logits.shape[1]
-        own = torch.eye(findings)
-        if findings == 2:
-            return (self.slope[:, None] * (2 * own - 1)).expand(logits.shape[0], -1, -1)
-        # log-odds of the softmax: own logit against the others', weighed by their share of the rest
-        share = torch.softmax(logits[:, None, :].masked_fill(own.bool(), -torch.inf), 2)
-        inner = self.slope[:, None] * (own - share)
-        # dividing by the sum: log p_k - log of the sum of the others
-        spread = probability * (1 - probability)
-        rest = (probability.sum(1, keepdim=True) - probability).clamp(min=1e-9)
-        outer = own * (1 - probability)[:, :, None] - (1 - own) * spread[:, None, :] / rest[:, :, None]
-        return outer @ inner
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `member` does, of the mean probability of the image and its mirror image where asked for."""
+        odds, maps, features = self.member(pixels)
+        if not self.mirror:
+            return odds, maps, features
+        other_odds, other_maps, other_features = self.member(pixels.flip(3))
+        present = (torch.sigmoid(odds) + torch.sigmoid(other_odds)) / 2
+        absent = (torch.sigmoid(-odds) + torch.sigmoid(-other_odds)) / 2
+        # d log-odds of the mean / d log-odds of a member, without the cancellation of 1 - p
+        share = torch.sigmoid(odds) * torch.sigmoid(-odds) / (2 * present * absent)
+        other = torch.sigmoid(other_odds) * torch.sigmoid(-other_odds) / (2 * present * absent)
+        maps = share[:, :, None, None] * maps + other[:, :, None, None] * other_maps.flip(3)
+        return torch.log(present) - torch.log(absent), maps, (features + other_features) / 2
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return probability [B, F], abnormal [B], maps [B, F, h, w], features [B, D], familiarity [B]."""
         task = self.task
-        last = self.network.features(pixels).float()
-        features = last.mean((2, 3))
-        logits = self.network.head(features)
-        plain = torch.conv2d(last, self.network.head.weight[:, :, None, None]) / (last.shape[2] * last.shape[3])
-        y = self.slope * self.odds(logits) + self.intercept
+        odds, maps, features = self.look(pixels)
+        y = self.slope * odds + self.intercept
+        maps = maps * self.slope[None, :, None, None]
         if task.exclusive:
             single = torch.sigmoid(y)
             probability = single / single.sum(1, keepdim=True)
-            maps = (self.weights(logits, single) @ plain.flatten(2)).reshape(plain.shape)
+            if len(task.findings) > 2:  # dividing by the sum: log p_k - log of the sum of the others
+                own = torch.eye(len(task.findings))
+                rest = (single.sum(1, keepdim=True) - single).clamp(min=1e-9)
+                spread = (single * (1 - single))[:, None, :] / rest[:, :, None]
+                weight = own * (1 - single)[:, :, None] - (1 - own) * spread
+                maps = (weight @ maps.flatten(2)).reshape(maps.shape)
         else:
-            plain = plain * self.slope[None, :, None, None]
             columns: list[Tensor] = [y[:, f] for f in range(len(task.findings))]
-            pictures: list[Tensor] = [plain[:, f] for f in range(len(task.findings))]
+            pictures: list[Tensor] = [maps[:, f] for f in range(len(task.findings))]
             parents = task.parent_index()
             for f in sorted(range(len(parents)), key=lambda f: len(task.path(task.findings[f]))):
                 if (p := parents[f]) >= 0:  # the reported log-odds are the parent's where that is lower

@@ -31,7 +31,6 @@ from wetread.model import golden
 from wetread.model.package import Meta, Package, write
 from wetread.train.augment import augment
 from wetread.train.export import Familiarity, Served, halve, to_onnx
-from wetread.train.loop import softmax
 from wetread.train.network import Network, load_weights
 from wetread.train.recipe import Recipe
 
@@ -87,14 +86,14 @@ class Trained:
 
 
 @torch.inference_mode()
-def _look(network: Network, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return logits [N, F] and pooled features [N, D]."""
-    logits, features = [], []
+def _look(served: Served, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return uncalibrated probabilities [N, F] and pooled features [N, D]."""
+    odds, features = [], []
     for start in range(0, len(pixels), _BATCH):
-        pooled = network.features(torch.from_numpy(pixels[start : start + _BATCH, None])).mean((2, 3))
+        values, _, pooled = served.look(torch.from_numpy(pixels[start : start + _BATCH, None]))
+        odds.append(values)
         features.append(pooled)
-        logits.append(network.head(pooled))
-    return torch.cat(logits).numpy(), torch.cat(features).numpy()
+    return calibration.sigmoid(torch.cat(odds).numpy()), torch.cat(features).numpy()
 
 
 def _run(engine: Engine, pixels: NDArray[np.uint8]) -> Outputs:
@@ -104,11 +103,6 @@ def _run(engine: Engine, pixels: NDArray[np.uint8]) -> Outputs:
         outputs = engine.run(pixels[start : start + _BATCH, None])
         parts.append(outputs._replace(maps=outputs.maps[:0]))
     return Outputs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def _uncalibrated(logits: NDArray[np.float32], task: Task) -> NDArray[np.float64]:
-    """Return uncalibrated probabilities [N, F]."""
-    return np.asarray(softmax(logits) if task.exclusive else calibration.sigmoid(logits), np.float64)
 
 
 def _anything(task: Task, probability: NDArray[np.float64], labels: NDArray[np.float32]) -> tuple[float, float]:
@@ -180,17 +174,19 @@ def package(
         fit_pixels, fit_labels = pixels, labels
 
     say("calibrating on validation")
-    logits, _ = _look(trained.network, fit_pixels)
-    plain = _uncalibrated(logits, task)
+    some = np.sort(np.random.default_rng(trained.recipe.seed).permutation(train)[:_ENOUGH])
+    count = len(task.findings)
+    unfitted = Served(
+        trained.network, calibration.Calibration(task, np.ones(count), np.zeros(count)), mirror=about.mirror
+    )
+    plain, _ = _look(unfitted, fit_pixels)
     fitted = calibration.fit(task, plain, fit_labels)
     anything = _anything(task, fitted.apply(plain), fit_labels)
-    some = np.sort(np.random.default_rng(trained.recipe.seed).permutation(train)[:_ENOUGH])
-    _, features = _look(trained.network, np.asarray(dataset.pixels[some]))
-    familiarity = Familiarity.fit(features)
+    familiarity = Familiarity.fit(_look(unfitted, np.asarray(dataset.pixels[some]))[1])
     calibrating = np.asarray(dataset.pixels[some[:300]])
 
     def build(tail: calibration.Calibration) -> tuple[bytes, Engine]:
-        served = Served(trained.network, tail, familiarity, anything)
+        served = Served(trained.network, tail, familiarity, anything, about.mirror)
         graph = to_onnx(served, dataset.transform.size)
         _prove(served, graph, pixels[:_BATCH, None], run)
         if about.half:

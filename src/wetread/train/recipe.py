@@ -94,6 +94,7 @@ class PackageRecipe(_Section):
     views: list[Literal["PA", "AP", "LATERAL"]] = Field(
         ["PA", "AP"], min_length=1, description="Views that it may judge."
     )
+    mirror: bool = Field(False, description="Look at the mirror image too and take the mean: twice the work.")
     half: bool = Field(False, description="Store large weights as float16; the arithmetic stays float32.")
     stress: bool = Field(
         False, description="Fit calibration and operating points on validation images with the recipe's augmentation."
