@@ -240,9 +240,13 @@ def _gdcm(stored: np.ndarray, syntax: int) -> bytes:
     change = gdcm.ImageChangeTransferSyntax()
     change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
     change.SetInput(image)
+    image.thisown = False  # GDCM counts references and frees it; freed twice, it takes the process along
     assert change.Change()
-    fragments = change.GetOutput().GetDataElement().GetSequenceOfFragments()
-    value = fragments.GetFragment(0).GetByteValue().GetBuffer()
+    output = change.GetOutput()  # each object must outlive those that it lends
+    element = output.GetDataElement()
+    fragments = element.GetSequenceOfFragments()
+    fragment = fragments.GetFragment(0)
+    value = fragment.GetByteValue().GetBuffer()
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
 
 

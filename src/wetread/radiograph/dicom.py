@@ -18,7 +18,6 @@ from io import BytesIO
 from typing import Any
 
 import cv2
-import gdcm
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
@@ -42,13 +41,10 @@ from pydicom.uid import (
 )
 
 from wetread.errors import Code, ReadError
-from wetread.radiograph import headers
+from wetread.radiograph import headers, isolated
 from wetread.radiograph.read import Limits, Pixels, Radiograph, Sex, View, decode, grey, ramp
 
 PHANTOM_MANUFACTURER = "Wetread phantom"
-
-gdcm.Trace.WarningOff()  # it would write about broken files to standard error
-gdcm.Trace.ErrorOff()
 
 _PAGES = "{}: Pixel Data holds several pages but no Number of Frames; a radiograph has one"
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
@@ -98,7 +94,7 @@ def read(data: bytes, name: str, limits: Limits, reduce_to: int | None = None) -
             raise
         except MemoryError:
             raise ReadError(f"{name}: too large for the memory of this machine", Code.TOO_LARGE) from None
-        except Exception as error:  # hostile bytes can raise anything from four decoders and a parser
+        except Exception as error:  # hostile bytes can raise anything from a parser
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ReadError(f"{name}: broken DICOM file: {reason}; export it again") from None
 
@@ -255,17 +251,35 @@ def _compressed(dataset: Dataset, value: bytes, name: str, limits: Limits, reduc
             if pixels is None:
                 raise ReadError(f"{name}: its JPEG picture is broken; export it again")
             return pixels
-    return _array(dataset, _FAMILY[header.codec if header else "rle"])
+    return _isolated(dataset, frame, _FAMILY[header.codec if header else "rle"])
+
+
+def _isolated(dataset: Dataset, frame: bytes, syntax: UID) -> NDArray[Any]:
+    """Decode a compressed frame in a process apart; YBR becomes RGB."""
+    samples = _number(dataset, "SamplesPerPixel", 1)
+    allocated = _number(dataset, "BitsAllocated", 8)
+    image = {
+        "rows": _number(dataset, "Rows"),
+        "columns": _number(dataset, "Columns"),
+        "samples_per_pixel": samples,
+        "photometric_interpretation": str(dataset.get("PhotometricInterpretation") or "MONOCHROME2").strip(),
+        "bits_allocated": allocated,
+        "bits_stored": _number(dataset, "BitsStored", allocated),
+        "pixel_representation": _number(dataset, "PixelRepresentation", 0),
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+    }
+    if samples > 1:
+        image["planar_configuration"] = _number(dataset, "PlanarConfiguration", 0)
+    plugin = {JPEGLSNearLossless: "pyjpegls", RLELossless: "pylibjpeg"}.get(syntax, "gdcm")
+    return isolated.decode(frame, {"syntax": str(syntax), "plugin": plugin, "image": image})
 
 
 def _array(dataset: Dataset, syntax: UID) -> NDArray[Any]:
-    """Decode the first frame with pydicom, by `syntax` and not by what the file claims; YBR becomes RGB."""
+    """Decode the native frame by `syntax` and not by what the file claims; YBR becomes RGB."""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
-    plugin = "pyjpegls" if syntax == JPEGLSNearLossless else "gdcm" if syntax.is_encapsulated else ""
-    if syntax == RLELossless:
-        plugin = "pylibjpeg"
-    array, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin)
+    array, _ = get_decoder(syntax).as_array(dataset, index=0)
     return array
 
 
