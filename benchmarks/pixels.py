@@ -1,6 +1,6 @@
 """From native-size files to what a model sees: beside a Pillow loop, and beside decoding alone; one thread.
 
-`python benchmarks/pixels.py [--repeat N]` (needs ../shared/data; times are of one thread, so that a busy machine tells little less).
+`python benchmarks/pixels.py [--repeat N]` (needs ../shared/data; times are of one thread).
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+
 from wetread.dataset import dataset as datasets
 from wetread.dataset.dataset import Dataset
-from wetread.findings import PNEUMONIA, Task
+from wetread.findings import Task
 from wetread.radiograph.pixels import plain
 
 SIDE = 32
