@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, help="a packed dataset of its task; without one only time is measured")
     parser.add_argument("--split", default="valid")
     parser.add_argument("--limit", type=int, default=0, help="most images to score; 0 is all")
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="folder that keeps the quantised graphs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1, help="per case, batch size and round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -138,7 +139,11 @@ def main() -> None:
     graph, engines, loads = package.onnx, {}, {}
     for name, (where, precision, quantised) in CASES.items():
         try:
-            content = quantised(graph, calibration)
+            made = chosen.work / f"{package.id[:12]}-{name.lower().replace(' ', '-')}.onnx"
+            if not made.is_file():
+                made.parent.mkdir(parents=True, exist_ok=True)
+                made.write_bytes(quantised(graph, calibration))
+            content = made.read_bytes()
             begun = time.process_time()
             engines[name] = runtime.load(content, precision=precision, runtime=where, threads=chosen.threads)
             loads[name] = time.process_time() - begun
