@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openjpeg.utils import encode_array
 from pydicom import Dataset
+from pydicom.pixels import get_encoder
 from pydicom.uid import (
     JPEG2000,
     DeflatedExplicitVRLittleEndian,
@@ -21,6 +23,7 @@ from pydicom.uid import (
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -88,8 +91,16 @@ def test_encapsulated_without_delimiter() -> None:
     np.testing.assert_array_equal(read(whole[:-8]).pixels, read(whole).pixels)
 
 
-def test_truncated_compressed_frame() -> None:
-    refuse(films.compressed(JPEG[: len(JPEG) // 2], GREY8), Code.UNREADABLE)
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEGLSLossless, JPEG2000, RLELossless])
+def test_truncated_compressed_frame(syntax: Any) -> None:
+    if syntax == JPEGBaseline8Bit:
+        frame, like = JPEG, GREY8
+    elif syntax == JPEG2000:
+        frame, like = encode_array(STORED, bits_stored=12), STORED
+    else:
+        frame, like = get_encoder(syntax).encode(films.dataset(STORED), index=0), STORED
+    assert read(films.compressed(frame, like, syntax)).full_size == (96, 80)
+    refuse(films.compressed(frame[: len(frame) // 2], like, syntax), Code.UNREADABLE)
 
 
 @pytest.mark.parametrize("claimed", [JPEG2000, RLELossless, JPEGBaseline8Bit])

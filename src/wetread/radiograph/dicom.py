@@ -244,6 +244,9 @@ def _compressed(dataset: Dataset, value: bytes, name: str, limits: Limits, reduc
                 f"{name}: its header says {columns}×{rows} pixels, its picture {header.width}×{header.height}; "
                 "export it again"
             )
+        if header.codec != "j2k" and not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+            # OpenCV would say so too, but CharLS keeps looking for the end
+            raise ReadError(f"{name}: its compressed picture is cut short; export it again")
         monochrome = str(dataset.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
         signed = _number(dataset, "PixelRepresentation", 0) == 1
         if header.codec == "baseline" and header.samples == 1 and monochrome and not signed:
