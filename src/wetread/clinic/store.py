@@ -125,6 +125,8 @@ study = Table(
 _unread = study.c.reading != "signed"
 for _columns in (
     ("site", "rank", "received_at", "id"),
+    ("site", "priority", "rank", "received_at", "id"),
+    ("site", "analysis", "rank", "received_at", "id"),
     ("site", "priority", "analysis", "overdue"),
     ("overdue", "overdue_at"),
 ):
@@ -134,7 +136,8 @@ for _columns in (
         sqlite_where=_unread,
         postgresql_where=_unread,
     )
-Index("ix_study_site_received_at", study.c.site, study.c.received_at, study.c.id)
+_read = study.c.reading == "signed"
+Index("ix_study_read", study.c.site, study.c.received_at, study.c.id, sqlite_where=_read, postgresql_where=_read)
 series = Table(
     "series",
     metadata,
@@ -304,6 +307,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        self.memo: dict[str, tuple[int, Any]] = {}  # site → number of the newest event, and what was counted then
         # SQLite lets waiting writers poll; a lock of our own wakes the next one at once.
         self._turn = threading.Lock()
         try:

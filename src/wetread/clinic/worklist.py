@@ -232,17 +232,16 @@ def page(
         raise ClinicError(f"priority {priority!r}: not one of critical, urgent, routine")
     now, limit, table = now or store.now(), max(1, min(limit, 500)), store.study.c
     claims = store.claim
+    held = sa.and_(claims.c.study == table.id, claims.c.expires_at > now)
     query = sa.select(*(table[name] for name in _SHOWN), claims.c.reader.label("claimed_by")).select_from(
-        store.study.outerjoin(claims, sa.and_(claims.c.study == table.id, claims.c.expires_at > now))
+        store.study.join(claims, held, isouter=status != "claimed")
     )
     query = query.where(table.site == site)
     if status == "reviewed":
         query = query.where(sa.text("study.reading = 'signed'")).order_by(table.received_at.desc(), table.id.desc())
     else:
         query = query.where(sa.text("study.reading != 'signed'")).order_by(table.rank, table.received_at, table.id)
-        if status == "claimed":
-            query = query.where(claims.c.reader.is_not(None))
-        elif status is not None:
+        if status is not None and status != "claimed":
             query = query.where(claims.c.reader.is_(None), table.analysis == status)
     if priority is not None:
         query = query.where(table.priority == priority)
@@ -256,10 +255,21 @@ def page(
             )
     with database.read() as connection:
         found = connection.execute(query.limit(limit + 1)).mappings().all()
-        totals = counts(connection, site)
+        totals = _remembered(database, connection, site)
     rows = tuple(_row(dict(row)) for row in found[:limit])
     more = len(found) > limit
     return Page(rows, totals, _next(rows[-1]) if more else None)
+
+
+def _remembered(database: Store, connection: Connection, site: str) -> Counts:
+    """Return the numbers, counted anew only when something happened: every change comes with an event."""
+    newest = connection.execute(sa.select(sa.func.max(store.event.c.seq))).scalar() or 0
+    seq, totals = database.memo.get(site, (-1, None))
+    if totals is None or seq != newest:
+        totals = counts(connection, site)
+        database.memo[site] = (newest, totals)
+    found: Counts = totals
+    return found
 
 
 def counts(connection: Connection, site: str) -> Counts:

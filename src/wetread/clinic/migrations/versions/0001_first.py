@@ -87,7 +87,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_study")),
         sa.UniqueConstraint("site", "study_uid", "patient_id", name=op.f("uq_study_site_study_uid_patient_id")),
     )
-    op.create_index("ix_study_site_received_at", "study", ["site", "received_at", "id"], unique=False)
+    op.create_index(
+        "ix_study_read",
+        "study",
+        ["site", "received_at", "id"],
+        unique=False,
+        sqlite_where=sa.text("reading = 'signed'"),
+        postgresql_where=sa.text("reading = 'signed'"),
+    )
     op.create_index(
         "ix_study_unread_overdue_overdue_at",
         "study",
@@ -97,9 +104,25 @@ def upgrade() -> None:
         postgresql_where=sa.text("reading != 'signed'"),
     )
     op.create_index(
+        "ix_study_unread_site_analysis_rank_received_at_id",
+        "study",
+        ["site", "analysis", "rank", "received_at", "id"],
+        unique=False,
+        sqlite_where=sa.text("reading != 'signed'"),
+        postgresql_where=sa.text("reading != 'signed'"),
+    )
+    op.create_index(
         "ix_study_unread_site_priority_analysis_overdue",
         "study",
         ["site", "priority", "analysis", "overdue"],
+        unique=False,
+        sqlite_where=sa.text("reading != 'signed'"),
+        postgresql_where=sa.text("reading != 'signed'"),
+    )
+    op.create_index(
+        "ix_study_unread_site_priority_rank_received_at_id",
+        "study",
+        ["site", "priority", "rank", "received_at", "id"],
         unique=False,
         sqlite_where=sa.text("reading != 'signed'"),
         postgresql_where=sa.text("reading != 'signed'"),
