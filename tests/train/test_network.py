@@ -47,6 +47,19 @@ def test_every_kind_of_backbone_gives_a_map_that_the_head_averages(backbone, opt
     torch.testing.assert_close(maps.mean((2, 3)), logits, rtol=1e-3, atol=1e-4)
 
 
+def test_an_earlier_stage_gives_finer_maps_and_takes_the_same_weights(tmp_path):
+    torch.manual_seed(3)
+    whole = timm.create_model("mobilenetv2_100", in_chans=1).eval()
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    net = network("mobilenetv2_100", stage=4, neck=48)
+    load_weights(net, tmp_path / "w.safetensors")
+    with torch.inference_mode():
+        assert net.features(pixels()).shape == (2, 48, 4, 4)
+        x = net.prepare(pixels())
+        expected = whole.forward_intermediates(x, indices=[3], intermediates_only=True)[0]
+        torch.testing.assert_close(net.backbone(x), expected)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenetv2_100", "convnext_atto"])
 def test_features_are_those_of_timm(name):
     """The pooled features are what timm's own classifier would see."""

@@ -108,6 +108,4 @@ def _transform(request: Request) -> Transform:
     transform = Transform.load(request.template)
     if transform.template is None:
         raise ConfigError(f"--template {request.template}: holds no lung template; make one with `wetread template`")
-    if request.size not in (None, transform.size):
-        raise ConfigError(f"--size {request.size}: the template is of size {transform.size}; leave --size out")
-    return transform
+    return transform if request.size is None else transform.scaled(request.size)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,6 +106,14 @@ class Transform:
         if self.size != self.source:
             whole = cv2.resize(whole, (self.size, self.size), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         return Seen(whole, (0.0, 0.0, 1.0, 1.0), match)
+
+    def scaled(self, size: int) -> Transform:
+        """Return the same transform for arrays of another size: the template and the whole shrink or grow with it."""
+        if self.template is None or size == self.size:
+            return replace(self, size=size, source=max(self.source, size))
+        template = cv2.resize(self.template, (size, size), interpolation=cv2.INTER_AREA)
+        source = round(self.source * size / self.size)
+        return replace(self, size=size, source=source, template=np.asarray(template, np.uint8))
 
     def parameters(self) -> dict[str, Any]:
         """Return what defines the transform as JSON-ready values; the template appears as its SHA-256."""

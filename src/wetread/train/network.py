@@ -100,6 +100,8 @@ class TimmFeatures(nn.Module):
         Fetch timm's weights from the hub; RGB stems are summed to grey.
     options : dict
         Keyword arguments of `timm.create_model`.
+    stage : int
+        Stop after this stage, counted from 1 (each has half the height and width of the one before); 0 is the end.
 
     Raises
     ------
@@ -107,21 +109,32 @@ class TimmFeatures(nn.Module):
         For an unknown backbone or option, or when the hub cannot be reached.
     """
 
-    def __init__(self, name: str, pretrained: bool = False, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, name: str, pretrained: bool = False, options: dict[str, Any] | None = None, stage: int = 0
+    ) -> None:
         super().__init__()
         options = dict(options or {})
+        if stage:
+            options |= {"features_only": True, "out_indices": (stage - 1,)}
         if not timm.is_model(name):
             close = timm.list_models(f"{name[:6]}*")[:4]
             raise TrainError(f"backbone {name!r}: timm has no such model; perhaps one of {', '.join(close) or '?'}")
         try:
-            self.net = timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=0, **options)
+            classes = {} if stage else {"num_classes": 0}
+            self.net = timm.create_model(name, pretrained=pretrained, in_chans=1, **classes, **options)
         except (TypeError, ValueError, RuntimeError, OSError) as error:
             raise TrainError(f"backbone {name!r} with options {options}: {str(error).splitlines()[0]}") from None
+        self.stage = stage
+        if stage:
+            self.num_features = int(cast(Any, self.net).feature_info.channels()[-1])
+            return
         self.num_features = int(cast(Any, getattr(self.net, "head_hidden_size", 0) or self.net.num_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features [B, C, h, w], NCHW whatever the backbone's own layout."""
         net = cast(Any, self.net)
+        if self.stage:
+            return cast(Tensor, net(x)[-1])
         x = net.forward_features(x)
         if x.ndim == 3:  # ViT: drop class and register tokens, tokens to a grid
             x = x[:, getattr(net, "num_prefix_tokens", 0) :]
@@ -155,10 +168,17 @@ class Network(nn.Module):
         if recipe.backbone in plain:
             self.backbone = plain[recipe.backbone]()
         else:
-            self.backbone = TimmFeatures(recipe.backbone, recipe.weights == "hub", recipe.options)
+            self.backbone = TimmFeatures(recipe.backbone, recipe.weights == "hub", recipe.options, recipe.stage)
         self.normalise = recipe.normalise
         self.dropout = nn.Dropout(recipe.dropout)
-        self.head = nn.Linear(self.backbone.num_features, findings)
+        width = self.backbone.num_features
+        self.neck: nn.Module = nn.Identity()
+        if recipe.neck:  # mixes the channels of a stage that was not made to be the last
+            self.neck = nn.Sequential(
+                nn.Conv2d(width, recipe.neck, 1, bias=False), nn.BatchNorm2d(recipe.neck), nn.ReLU()
+            )
+            width = recipe.neck
+        self.head = nn.Linear(width, findings)
         nn.init.zeros_(self.head.bias)
 
     def prepare(self, pixels: Tensor) -> Tensor:
@@ -172,7 +192,7 @@ class Network(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return the last features [B, C, h, w] of uint8 pixels [B, 1, S, S]."""
-        return cast(Tensor, self.backbone(self.prepare(pixels)))
+        return cast(Tensor, self.neck(self.backbone(self.prepare(pixels))))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits [B, F] of uint8 pixels [B, 1, S, S]."""

@@ -25,6 +25,10 @@ class NetworkRecipe(_Section):
 
     backbone: str = Field("mobilenetv2_100", description="A timm name, or small_cnn, residual_cnn.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the backbone.")
+    stage: int = Field(
+        0, ge=0, le=5, description="Stop after this stage of a timm backbone, for finer maps; 0 is the end."
+    )
+    neck: int = Field(0, ge=0, le=4096, description="Channels of a 1 x 1 convolution before the head; 0 is none.")
     weights: str = Field(
         "", description="Where to start: empty (random), hub (timm's), or a file of weights (.safetensors or a run's)."
     )
