@@ -34,6 +34,7 @@ def prepared(graph: bytes, folder: Path) -> Path:
     """Write the graph as ONNX Runtime's quantiser wants it: constants folded, nodes named."""
     target = folder / "prepared.onnx"
     model = onnx.load_model_from_string(fold(graph))
+    del model.graph.value_info[:]  # the exporter's notes on the head's shape are those before it was transposed
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
     onnx.save_model(model, target)

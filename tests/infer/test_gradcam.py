@@ -30,9 +30,9 @@ BACKBONES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def reported_odds(logits: Any, task: Task, slope: Any, intercept: Any) -> Any:
-    """Return the log-odds [B, F] of the probabilities that the package reports, with autograd, in float64."""
-    first = torch.softmax(logits, 1) if task.exclusive else torch.sigmoid(logits)
+def reported_odds(looks: list[Any], task: Task, slope: Any, intercept: Any) -> Any:
+    """Return the log-odds [B, F] that the package reports for the logits of its looks, with autograd, in float64."""
+    first = sum(torch.softmax(logits, 1) if task.exclusive else torch.sigmoid(logits) for logits in looks) / len(looks)
     probability = torch.sigmoid(slope * torch.log(first / (1 - first)) + intercept)
     if task.exclusive:
         probability = probability / probability.sum(1, keepdim=True)
@@ -43,26 +43,29 @@ def reported_odds(logits: Any, task: Task, slope: Any, intercept: Any) -> Any:
     return torch.log(probability / (1 - probability))
 
 
-def grad_cam(model: Any, layer: str, images: Any, task: Task, slope: Any, intercept: Any) -> tuple[Any, Any]:
-    """Return probability [B, F] and Grad-CAM before its ReLU [B, F, h, w]."""
+def grad_cam(
+    model: Any, layer: str, images: Any, mirror: bool, task: Task, slope: Any, intercept: Any
+) -> tuple[Any, Any]:
+    """Return probability [B, F] and Grad-CAM before its ReLU [B, F, h, w], that of the mirror image turned back."""
     kept: list[Any] = []
     hook = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-    odds = reported_odds(model(images), task, slope, intercept)
+    looks = [model(images), model(images.flip(3))] if mirror else [model(images)]
     hook.remove()
-    (activation,) = kept
+    odds = reported_odds(looks, task, slope, intercept)
     maps = []
     for finding in range(odds.shape[1]):
-        (gradient,) = torch.autograd.grad(odds[:, finding].sum(), activation, retain_graph=True)
-        weight = gradient.mean((2, 3), keepdim=True)
-        maps.append((weight * activation).sum(1))
+        gradients = torch.autograd.grad(odds[:, finding].sum(), kept, retain_graph=True)
+        cams = [(g.mean((2, 3), keepdim=True) * a).sum(1) for g, a in zip(gradients, kept, strict=True)]
+        maps.append(cams[0] + cams[1].flip(2) if mirror else cams[0])
     return torch.sigmoid(odds).detach().numpy(), torch.stack(maps, 1).detach().numpy()
 
 
-CASES = [(backbone, CHEXPERT) for backbone in BACKBONES] + [("resnet18", task) for task in (PNEUMONIA, COVID)]
+CASES = [(backbone, CHEXPERT, False) for backbone in BACKBONES]
+CASES += [("resnet18", PNEUMONIA, True), ("resnet18", COVID, True)]
 
 
-@pytest.mark.parametrize(("backbone", "task"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_maps_are_grad_cam_of_the_reported_log_odds(backbone: str, task: Task) -> None:
+@pytest.mark.parametrize(("backbone", "task", "mirror"), CASES, ids=lambda value: getattr(value, "name", None))
+def test_maps_are_grad_cam_of_the_reported_log_odds(backbone: str, task: Task, mirror: bool) -> None:
     from wetread.train.export import Familiarity, Served, to_onnx
     from wetread.train.network import Network
     from wetread.train.recipe import NetworkRecipe
@@ -91,11 +94,12 @@ def test_maps_are_grad_cam_of_the_reported_log_odds(backbone: str, task: Task) -
     model.get_classifier().load_state_dict(network.head.state_dict())
     model.double().eval()
     images = network.prepare(torch.from_numpy(pixels)).double()
-    probability, maps = grad_cam(model, layer, images, task, torch.from_numpy(slope), torch.from_numpy(intercept))
+    tail = (task, torch.from_numpy(slope), torch.from_numpy(intercept))
+    probability, maps = grad_cam(model, layer, images, mirror, *tail)
 
     width = network.head.in_features
     familiarity = Familiarity.fit(rng.normal(size=(50, width)).astype(np.float32), axes=4)
-    graph = to_onnx(Served(network, Calibration(task, slope, intercept), familiarity), SIZE)
+    graph = to_onnx(Served(network, Calibration(task, slope, intercept), familiarity, mirror=mirror), SIZE)
     outputs = runtime.load(graph).run(pixels)
     np.testing.assert_allclose(outputs.probability, probability, atol=1e-4)
     assert outputs.maps.shape == maps.shape
