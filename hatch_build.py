@@ -66,10 +66,9 @@ def build(root: Path) -> bool:
             errors="replace",
         )
         if done.returncode:
-            # npm tells the kind of failure in "npm error code E…" and the cause in the lines after it.
+            # npm tells the kind of failure in its first lines ("npm error code E…") and the cause in the fourth.
             lines = [line.removeprefix("npm error ").strip() for line in done.stdout.splitlines() if line.strip()]
-            noise = ("at ", "syscall ", "errno ", "A complete log")
-            told = "; ".join(line for line in lines if not line.startswith(noise))[:240]
+            told = "; ".join(line for line in lines[:4] if not line.startswith(("syscall ", "errno ")))[:240]
             raise RuntimeError(f"wetread front end: {what} failed ({told}): {remedy}")
 
     run(

@@ -292,6 +292,10 @@ const KEYS: Record<string, () => unknown> = {
   n: next,
   Enter: sign,
   w: () => find<HTMLAnchorElement>("#back")!.click(),
+  g: () => {
+    if (timer) save();
+    void saving.then(() => location.reload());
+  },
   Escape: () => {
     armed = false;
     say("");
@@ -365,10 +369,21 @@ window.addEventListener("pagehide", () => {
   if (holding && page.dataset.signed !== "true") void send(`/api/v1/studies/${study}/claim`, null, "DELETE").catch(() => null);
 });
 
+/** What arrives while the study is open is told, and shown when the reader asks for it: the page never changes under the eye. */
+function follow(): void {
+  const events = new EventSource(`/events?after=${page.dataset.after ?? 0}`);
+  const tell = (event: MessageEvent<string>) => {
+    if ((JSON.parse(event.data) as { study?: string }).study === study) say("There is something new about this study: g shows it.");
+  };
+  for (const kind of ["instance.stored", "study.analysed", "study.refused"]) events.addEventListener(kind, tell);
+  window.addEventListener("pagehide", () => events.close());
+}
+
 const ranked = findings.find((finding) => finding.dataset.finding === page.dataset.ranked);
 
 start();
 void hold();
+follow();
 setInterval(hold, 5 * 60_000);
 drawScale();
 select(ranked ?? findings[0]);

@@ -539,6 +539,16 @@ class TestReview:
         (review,) = server.api.get(f"/studies/{study}").json()["reviews"]
         assert review["findings"] == [{"finding": "Pneumoperitoneum", "answer": "added"}]
 
+    def test_what_arrives_meanwhile_is_told_and_shown_on_demand(self, server, page):
+        study = server.send(phantom.dicom(phantom.make(13, size=SIZE)), "13.dcm")
+        open_study(page, server, study)
+        lateral = phantom.make(13, view="LATERAL", size=SIZE)
+        assert server.send(phantom.dicom(lateral, number=2), "13-lateral.dcm") == study
+        until(page, "document.querySelector('#message').textContent.includes('something new')")
+        assert page.locator("[data-image]").count() == 1
+        page.keyboard.press("g")
+        until(page, "document.querySelectorAll('[data-image]').length === 2")
+
     def test_opening_claims_and_leaving_gives_back(self, server, page):
         study = server.send(phantom.dicom(phantom.make(12, size=SIZE)), "12.dcm")
         open_study(page, server, study)

@@ -118,6 +118,7 @@ def next_study(request: Request, caller: Reader, after: str = "") -> Response:
 def study_page(request: Request, caller: Reader, study: str) -> Response:
     """Show one study."""
     clinic = request.app.state.clinic
+    seq = events.latest(clinic)
     try:
         found = worklist.study(clinic.database, caller.site, study)
     except NotFoundError as error:
@@ -125,7 +126,12 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
     with clinic.database.write() as connection:
         audit.record(connection, caller.site, caller.name, "study.viewed", study)
     return render(
-        request, "study.html", caller=caller, may_review=caller.may(Right.REVIEW), **view.reading(found, caller.name)
+        request,
+        "study.html",
+        caller=caller,
+        seq=seq,
+        may_review=caller.may(Right.REVIEW),
+        **view.reading(found, caller.name),
     )
 
 
