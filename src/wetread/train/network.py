@@ -120,7 +120,7 @@ class TimmFeatures(nn.Module):
             close = timm.list_models(f"{name[:6]}*")[:4]
             raise TrainError(f"backbone {name!r}: timm has no such model; perhaps one of {', '.join(close) or '?'}")
         try:
-            classes = {} if stage else {"num_classes": 0}
+            classes: dict[str, Any] = {} if stage else {"num_classes": 0}
             self.net = timm.create_model(name, pretrained=pretrained, in_chans=1, **classes, **options)
         except (TypeError, ValueError, RuntimeError, OSError) as error:
             raise TrainError(f"backbone {name!r} with options {options}: {str(error).splitlines()[0]}") from None

@@ -165,13 +165,11 @@ def package(
     torch.set_num_threads(trained.recipe.threads)
     valid, train = dataset.rows("valid"), dataset.rows("train")
     pixels, labels = np.asarray(dataset.pixels[valid]), dataset.labels[valid]
+    fit_pixels = pixels
     if about.stress:  # what another source may do to an image, as far as the recipe imagines it
         changes = trained.recipe.augment
         draws = [np.random.default_rng([trained.recipe.seed, 3, int(row)]) for row in valid]
-        changed = np.stack([augment(image, changes, rng) for image, rng in zip(pixels, draws, strict=True)])
-        fit_pixels, fit_labels = np.concatenate([pixels, changed]), np.concatenate([labels, labels])
-    else:
-        fit_pixels, fit_labels = pixels, labels
+        fit_pixels = np.stack([augment(image, changes, rng) for image, rng in zip(pixels, draws, strict=True)])
 
     say("calibrating on validation")
     some = np.sort(np.random.default_rng(trained.recipe.seed).permutation(train)[:_ENOUGH])
@@ -180,8 +178,8 @@ def package(
         trained.network, calibration.Calibration(task, np.ones(count), np.zeros(count)), mirror=about.mirror
     )
     plain, _ = _look(unfitted, fit_pixels)
-    fitted = calibration.fit(task, plain, fit_labels)
-    anything = _anything(task, fitted.apply(plain), fit_labels)
+    fitted = calibration.fit(task, plain, labels)
+    anything = _anything(task, fitted.apply(plain), labels)
     familiarity = Familiarity.fit(_look(unfitted, np.asarray(dataset.pixels[some]))[1])
     calibrating = np.asarray(dataset.pixels[some[:300]])
 
@@ -201,13 +199,13 @@ def package(
     graph, engine = build(fitted)
     if precision != "fp32":  # its scores are others, so it is calibrated on them
         say(f"calibrating {precision}")
-        again = calibration.fit(task, _run(engine, fit_pixels).probability, fit_labels)
+        again = calibration.fit(task, _run(engine, fit_pixels).probability, labels)
         slope, intercept = again.slope * fitted.slope, again.slope * fitted.intercept + again.intercept
         graph, engine = build(calibration.Calibration(task, slope, intercept))
 
     say("choosing operating points on validation")
     outputs = _run(engine, fit_pixels)
-    points = operating_points.fit(task, outputs.probability, fit_labels)
+    points = operating_points.fit(task, outputs.probability, labels)
     familiar = np.sort(outputs.familiarity)
     threshold = float(familiar[int((1 - PASS) / 2 * len(familiar))]) / 2
 

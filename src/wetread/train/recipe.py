@@ -101,7 +101,8 @@ class PackageRecipe(_Section):
     mirror: bool = Field(False, description="Look at the mirror image too and take the mean: twice the work.")
     half: bool = Field(False, description="Store large weights as float16; the arithmetic stays float32.")
     stress: bool = Field(
-        False, description="Fit calibration and operating points on validation images with the recipe's augmentation."
+        False,
+        description="Calibrate and choose operating points on validation images changed by the augmentation.",
     )
     licence: str = Field("", description="Licence of the weights.")
     attribution: str = Field("", description="Whose data they were trained on; empty takes the dataset's.")
