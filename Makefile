@@ -38,7 +38,7 @@ bench: $(VENV)/.system  ## list the benchmarks; `make bench NAME=packing` runs o
 
 docs: $(VENV)/.docs  ## build the documentation site into site/
 	$(BIN)/typer wetread.cli utils docs --name wetread --title "Command line" --output docs/cli.md >/dev/null
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove what was built, the environment included
 	rm -rf $(VENV) site dist build src/wetread/web/static/dist frontend/node_modules
