@@ -23,13 +23,24 @@ def shared() -> Path:
     return folder
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn every skip into a failure when WETREAD_REQUIRE=all: nothing may go untested unnoticed."""
-    report = yield
+def _required(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure when WETREAD_REQUIRE=all: nothing may go untested unnoticed."""
     if report.skipped and os.environ.get("WETREAD_REQUIRE") == "all" and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped although WETREAD_REQUIRE=all: {report.longrepr}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Look at the skips of tests and fixtures."""
+    report = yield
+    _required(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Look at the skips of whole modules."""
+    report = yield
+    _required(report)
     return report
