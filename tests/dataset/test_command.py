@@ -86,12 +86,17 @@ def test_options_reach_the_dataset(monkeypatch, capsys, chexpert, tmp_path):
     assert dataset.info["collection"]["selection"]["test"] == 3
 
 
-def test_a_lung_template_is_used(monkeypatch, capsys, root, tmp_path):
+@pytest.mark.parametrize("size", [None, 24, 48])
+def test_a_lung_template_is_used_at_the_size_asked_for(monkeypatch, capsys, root, tmp_path, size):
     template = lungs(np.random.default_rng(0).integers(0, 256, (24, 24), np.uint8), source=32)
     template.save(tmp_path / "template.npz")
-    options = ["--transform", "lungs", "--template", tmp_path / "template.npz"]
+    options = ["--transform", "lungs", "--template", tmp_path / "template.npz", *(["--size", size] if size else [])]
     assert wetread(monkeypatch, capsys, "folders", root, tmp_path / "out", *options)[0] == 0
-    assert Dataset.open(tmp_path / "out").transform == template
+    used = Dataset.open(tmp_path / "out").transform
+    if size == 48:
+        assert (used.name, used.size, used.source) == ("lungs", 48, 64)
+    else:
+        assert used == template
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_a_lung_template_is_used(monkeypatch, capsys, root, tmp_path):
         (["--transform", "edges"], "use plain or lungs"),
         (["--template", "t.npz"], "belongs to --transform lungs"),
         (["--transform", "lungs", "--template", "{plain}"], "holds no lung template"),
-        (["--transform", "lungs", "--template", "{lungs}", "--size", "99"], "the template is of size 24"),
+        (["--transform", "lungs", "--template", "{lungs}", "--size", "3"], "size 3"),
         (["--transform", "lungs", "--template", "absent.npz"], "absent.npz"),
         (["--views", "top"], "use frontal, lateral, all"),
         (["--task", "absent"], "task 'absent'"),
