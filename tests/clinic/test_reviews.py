@@ -128,7 +128,11 @@ def test_deeds_are_audited_in_a_chain(ward: Ward, key: str) -> None:
     reviews.save(ward.database, SITE, key, "dr", sign=True)
     with ward.database.read() as connection:
         rows = connection.execute(sa.select(store.audit).order_by(store.audit.c.seq)).all()
-    assert [(r.actor, r.action, r.object) for r in rows] == [("dr", "study.claimed", key), ("dr", "review.signed", key)]
+    assert [(r.actor, r.action, r.object) for r in rows] == [
+        ("intake", "image.received", key),
+        ("dr", "study.claimed", key),
+        ("dr", "review.signed", key),
+    ]
     assert audit.verify(ward.database) is None
 
 

@@ -20,7 +20,7 @@ from wetread.clinic.upload import Receipt
 
 def take(ward: Ward, *files: tuple[str, bytes], max_files: int = 50, max_total: int = 2**22) -> Receipt:
     streams = [(name, BytesIO(content)) for name, content in files]
-    return upload.take(ward.intake, streams, SITE, max_files=max_files, max_total=max_total)
+    return upload.take(ward.intake, streams, SITE, actor="test", max_files=max_files, max_total=max_total)
 
 
 def unread(ward: Ward) -> int:

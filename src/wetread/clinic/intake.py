@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import identity, priority, store, triage
+from wetread.clinic import audit, identity, priority, store, triage
 from wetread.clinic.archive import Archive, Stored
 from wetread.clinic.identity import Identity
 from wetread.clinic.priority import ORDER, Priority
@@ -84,7 +84,14 @@ class Intake:
         self._policy, self._models, self._wake = policy, models, wake
 
     def take(
-        self, source: BinaryIO, name: str, site: str, *, study: str | None = None, requested: str | None = None
+        self,
+        source: BinaryIO,
+        name: str,
+        site: str,
+        *,
+        actor: str = "intake",
+        study: str | None = None,
+        requested: str | None = None,
     ) -> Received:
         """Take in one file; when this returns, it is safe.
 
@@ -96,6 +103,8 @@ class Intake:
             What the sender calls it; shown, never used as a path.
         site : str
             Where it belongs.
+        actor : str
+            Who sends it; for the audit.
         study : str, optional
             Which study a file without a Study Instance UID belongs to: the id of a study, or any label of up to 64
             characters, which stands for one study of the site. By default it is a study of its own.
@@ -116,13 +125,20 @@ class Intake:
             raise ClinicError(f"study {study[:80]!r}: must be the id of a study or a label of 1 to 64 characters")
         stored = self.archive.put(source, limit=self.max_bytes)
         said = identity.of(self.archive.path(stored.sha256), stored.head)
-        received = self._register(stored, said, name, site, study, floor)
+        received = self._register(stored, said, name, site, actor, study, floor)
         if received.new:
             self._wake()
         return received
 
     def _register(
-        self, stored: Stored, said: Identity, name: str, site: str, study: str | None, floor: Priority | None
+        self,
+        stored: Stored,
+        said: Identity,
+        name: str,
+        site: str,
+        actor: str,
+        study: str | None,
+        floor: Priority | None,
     ) -> Received:
         cautions = list(said.cautions)
         if floor is None:
@@ -171,6 +187,9 @@ class Intake:
             else:
                 _enqueue(connection, image["id"], self._models() or [READ_ONLY], floor, now)
                 store.emit(connection, "instance.stored", site, row.id, {"image": image["id"]})
+            audit.record(
+                connection, site, actor, "image.received", row.id, {"image": image["id"], "state": image["state"]}
+            )
             _update(connection, row, said, floor, cautions, now, reopen=not known)
             triage.refresh(connection, row.id, self._policy(connection, site), now)
         return Received(name, row.id, image["id"], True, bool(known), said.format)
@@ -195,7 +214,9 @@ class Intake:
             with path.open("rb") as file:
                 head = file.read(4096)
             stored = Stored(sha256, path.stat().st_size, head)
-            adopted.append(self._register(stored, identity.of(path, head), "recovered file", site, None, None).study)
+            adopted.append(
+                self._register(stored, identity.of(path, head), "recovered file", site, "recovery", None, None).study
+            )
         return adopted, sorted(row.id for row in rows if row.sha256 not in on_disk)
 
     def backfill(self) -> int:

@@ -142,7 +142,13 @@ def merge(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def scores(merged: Sequence[Mapping[str, Any]]) -> list[Scored]:
     """Return all findings of all models as the priority rule takes them."""
     return [
-        Scored(f"{model['model_name']} {model['version']}", f["finding"], f["probability"], f["flagged"], f["call"])
+        Scored(
+            f"{model['model_name']} {model['version']}".strip()[:64],
+            f["finding"],
+            f["probability"],
+            f["flagged"],
+            f["call"],
+        )
         for model in merged
         for f in model["findings"]
     ]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -48,6 +49,7 @@ def take(
     files: Iterable[tuple[str, BinaryIO]],
     site: str,
     *,
+    actor: str,
     study: str | None = None,
     requested: str | None = None,
     max_files: int,
@@ -59,7 +61,7 @@ def take(
     ----------
     files : iterable of (str, binary file)
         Seekable.
-    site, study, requested
+    site, actor, study, requested
         As `Intake.take` has them.
     max_files : int
         Most members of one archive.
@@ -67,6 +69,7 @@ def take(
         Most bytes that one archive may unpack to.
     """
     receipt = Receipt()
+    into = partial(intake.take, site=site, actor=actor, study=study, requested=requested)
     for name, file in files:
         head = file.read(4096)
         file.seek(0)
@@ -74,21 +77,19 @@ def take(
             if identity.sniff(head) == "zip" and (archive := _open(file, max_files, max_total)) is not None:
                 with archive:
                     for member, stream in _members(name, archive, receipt):
-                        _one(intake, receipt, member, stream, site, study, requested)
+                        _one(into, receipt, member, stream)
                 continue
             file.seek(0)
         except ClinicError as error:
             _refuse(receipt, name, error)
             continue
-        _one(intake, receipt, name, file, site, study, requested)
+        _one(into, receipt, name, file)
     return receipt
 
 
-def _one(
-    intake: Intake, receipt: Receipt, name: str, file: BinaryIO, site: str, study: str | None, requested: str | None
-) -> None:
+def _one(into: Callable[[BinaryIO, str], Received], receipt: Receipt, name: str, file: BinaryIO) -> None:
     try:
-        receipt.received.append(intake.take(file, name, site, study=study, requested=requested))
+        receipt.received.append(into(file, name))
     except ClinicError as error:
         _refuse(receipt, name, error)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:

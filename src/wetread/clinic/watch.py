@@ -91,6 +91,7 @@ class Watch:
                     self.intake,
                     [(path.name, file)],
                     self.settings.site,
+                    actor="watched folder",
                     max_files=self.settings.max_files,
                     max_total=self.settings.max_upload_bytes,
                 )

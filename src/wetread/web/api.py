@@ -100,6 +100,7 @@ def _add(
             clinic.intake,
             [*files, *fetched],
             caller.site,
+            actor=caller.name,
             study=study,
             requested=priority,
             max_files=settings.max_files,
@@ -107,10 +108,6 @@ def _add(
         )
     if receipt.error is not None and not receipt.received:
         raise receipt.error
-    with clinic.database.write() as connection:
-        for image in receipt.received:
-            detail = {"image": image.image, "new": image.new}
-            audit.record(connection, caller.site, caller.name, "image.received", image.study, detail)
     return _receipt(clinic, caller.site, receipt, wait)
 
 
