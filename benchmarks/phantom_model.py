@@ -2,9 +2,9 @@
 
     python -m benchmarks phantom_model [--count 600] [--seed 99]
 
-A map points right when its highest place lies inside the finding's mask: the pointing game of Zhang et al. 2018,
-without its margin. It is asked of true positives at `balanced`. Beside it stands what a blind guess at the middle
-of the image would have got.
+A map points right when its highest place lies inside the finding's mask (the pointing game of Zhang et al. 2018,
+without its margin). It is asked of true positives at `balanced`. Beside it stands what a blind guess at the middle of
+the image would have got.
 """
 
 from __future__ import annotations
