@@ -171,7 +171,10 @@ def wait_for(condition: object) -> None:
 def test_two_workers_share_the_jobs(ward: Ward) -> None:
     keys = [ward.take(png(i), "edema.png").study for i in range(12)]
     workers = [Worker(ward.database, ward.archive, ward.models, lambda c, s: Policy(), threads=2) for _ in range(2)]
-    for each in workers:
+    for number, each in enumerate(workers):
+        each.name = (
+            f"service {number}"  # on two machines; a second one of the same name takes the jobs of the first back
+        )
         each.start()
     wait_for(lambda: all(study(ward, key).row.status == "analysed" for key in keys))
     for each in workers:
