@@ -1,6 +1,6 @@
 """Decoding in a process apart, for codecs that hostile or damaged bytes can crash or keep busy for ever.
 
-Fuzzing broke them: GDCM's JPEG Lossless with a segmentation fault, CharLS with a loop. A child process decodes
+Fuzzing broke them: CharLS with a loop, the RLE decoder with a panic. A child process decodes
 instead, one for each thread that needs one at the time; it is kept for the next frame, and replaced when it dies or
 takes too long. Run as a module, this file is that child.
 """
