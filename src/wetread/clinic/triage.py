@@ -68,7 +68,7 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -
     elif waiting or not results:
         analysis, code, refusal = "received", None, None
     else:
-        worst = min(results, key=lambda r: (_TELLING.index(Code(r["code"])) if r["code"] else 99, r["model_name"]))
+        worst = min(results, key=lambda r: (_TELLING.index(Code(r["code"])), r["model_name"]))
         analysis, code, refusal = "not_analysed", worst["code"], worst["reason"] or worst["code"]
 
     floor = Priority(row.floor)
