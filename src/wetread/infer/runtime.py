@@ -123,7 +123,7 @@ class _OpenVino:
         names = {name for output in self._compiled.outputs for name in output.names}
         self._shape = _contract(
             {
-                next(iter(i.names)): (
+                "pixels" if "pixels" in i.names else min(i.names, default=""): (  # a tensor may have several names
                     i.element_type.get_type_name(),
                     [d.get_length() if d.is_static else "B" for d in i.partial_shape],
                 )
