@@ -164,3 +164,31 @@ def test_a_database_that_does_not_answer_is_503(client, monkeypatch: pytest.Monk
     monkeypatch.setattr(worklist, "page", gone)
     response = client("GET", "/api/v1/worklist")
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+
+
+def test_a_full_disk_is_507_and_nothing_is_half_there(client, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = client("GET", "/api/v1/worklist").json()["counts"]["unread"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        response = client("POST", "/api/v1/studies", files={"files": ("a.png", png(300))})
+    assert response.status_code == 507
+    assert "disk full" in response.json()["detail"]
+    assert client("GET", "/api/v1/worklist").json()["counts"]["unread"] == before
+    assert client.send(("a.png", png(300)))["studies"][0]["new"] is True
+
+
+def test_uploads_by_many_at_once(client) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    before = client("GET", "/api/v1/worklist").json()["counts"]["unread"]
+    with ThreadPoolExecutor(8) as pool:
+        receipts = list(pool.map(lambda seed: client.send((f"edema {seed}.png", png(400 + seed % 12))), range(24)))
+    assert {r["studies"][0]["status"] for r in receipts} == {"analysed"}
+    assert len({r["studies"][0]["study"] for r in receipts}) == 12
+    assert client("GET", "/api/v1/worklist").json()["counts"]["unread"] == before + 12
