@@ -13,6 +13,9 @@ function held(): HTMLTableRowElement | null {
   return document.activeElement?.closest<HTMLTableRowElement>("#rows tr[data-study]") ?? body().querySelector("tr[data-study]:hover");
 }
 
+/** The row whose place was kept although the list has another order meanwhile. */
+let kept: HTMLTableRowElement | null = null;
+
 /** Bring the rows into the server's order; the held one keeps its place, and stays, dimmed, when it left the list. */
 function arrange(fresh: HTMLTableRowElement[]): void {
   const present = new Map(rows().map((row) => [row.dataset.study!, row]));
@@ -30,7 +33,11 @@ function arrange(fresh: HTMLTableRowElement[]): void {
   if (keep) {
     keep.classList.toggle("gone", !order.includes(keep));
     const others = order.filter((row) => row !== keep);
+    const own = order.indexOf(keep);
     order.splice(0, order.length, ...others.slice(0, place), keep, ...others.slice(place));
+    kept = order.indexOf(keep) === own ? null : keep;
+  } else {
+    kept = null;
   }
   // Moving an element takes the focus from it, so the held row stays where it is and the others move around it.
   for (const child of [...body().children]) if (child !== keep && !order.includes(child as HTMLTableRowElement)) child.remove();
@@ -73,6 +80,14 @@ function refresh(): void {
     htmx.trigger(document.body, "worklist-changed", {});
   }, 150);
 }
+
+/** Once hand and eye have left the row whose place was kept, the list takes its order. */
+function release(): void {
+  if (kept && held() !== kept) refresh();
+}
+document.addEventListener("mouseover", release);
+document.addEventListener("focusin", release);
+document.addEventListener("focusout", () => setTimeout(release));
 
 function follow(): void {
   const state = document.querySelector<HTMLElement>("#live")!;
