@@ -151,6 +151,8 @@ def test_a_bug_is_a_problem_without_a_traceback(client, monkeypatch: pytest.Monk
     assert "secret" not in response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert "ZeroDivisionError" in caplog.text
+    assert "in broken" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_a_database_that_does_not_answer_is_503(client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -369,9 +369,10 @@ class Store:
 
 def _engine(url: sa.URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True)
+        return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
     engine = sa.create_engine(
         url,
+        hide_parameters=True,  # they hold names, and errors are logged
         poolclass=sa.pool.QueuePool,
         pool_size=8,
         max_overflow=24,

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import traceback
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -101,9 +102,10 @@ class Guard:
 
         try:
             await self.app(scope, receiving, sending)
-        except Exception:
-            route = scope.get("route")
-            log.exception("%s %s", scope["method"], getattr(route, "path", "?"))
+        except Exception as error:
+            # Where it happened, not its message, which may quote a patient's data.
+            path, stack = getattr(scope.get("route"), "path", "?"), "".join(traceback.format_tb(error.__traceback__))
+            log.error("%s %s: %s\n%s", scope["method"], path, type(error).__name__, stack)
             if not started:
                 await problem(500, "an error that was not foreseen; it is in the server's log")(scope, receive, sending)
 
