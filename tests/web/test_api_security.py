@@ -143,16 +143,16 @@ def test_a_bug_is_a_problem_without_a_traceback(client, monkeypatch: pytest.Monk
     from wetread.clinic import worklist
 
     def broken(*args: object, **more: object) -> None:
-        raise ZeroDivisionError("secret detail")
+        raise ZeroDivisionError("-".join(["a", "patient"]))  # a message that no line of code holds
 
     monkeypatch.setattr(worklist, "page", broken)
     response = client("GET", "/api/v1/worklist")
     assert response.status_code == 500
-    assert "secret" not in response.text
+    assert "a-patient" not in response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert "ZeroDivisionError" in caplog.text
     assert "in broken" in caplog.text
-    assert "secret" not in caplog.text
+    assert "a-patient" not in caplog.text
 
 
 def test_a_database_that_does_not_answer_is_503(client, monkeypatch: pytest.MonkeyPatch) -> None:
