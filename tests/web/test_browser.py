@@ -563,17 +563,19 @@ def test_screenshots(chromium, tmp_path):
     target.mkdir(parents=True, exist_ok=True)
     (tmp_path / "data").mkdir()
     with serving(tmp_path, "phantom") as server:
+        given = {3: ["Pneumothorax"], 6: ["Pleural Effusion"], 11: ["Edema"]}  # the others are drawn
+        studies = {}
         for seed in range(1, 15):
-            body = phantom.make(seed, size=512, view="AP" if seed % 5 == 0 else "PA")
-            server.send(phantom.dicom(body), f"{seed}.dcm", priority="urgent" if seed == 9 else "routine")
+            view = "AP" if seed % 5 == 0 else "PA"
+            body = phantom.make(seed, size=512, view=view, findings=given.get(seed))
+            priority = "urgent" if seed == 9 else "routine"
+            studies[seed] = server.send(phantom.dicom(body), f"{seed}.dcm", priority=priority)
             if seed == 3:
-                lateral = phantom.make(seed, size=512, view="LATERAL")
+                lateral = phantom.make(seed, size=512, view="LATERAL", findings=given[3])
                 server.send(phantom.dicom(lateral, number=2), "lateral.dcm")
         server.send(phantom.dicom(phantom.make(40, size=512, view="LATERAL")), "alone.dcm")
         context = chromium.new_context()
         sign_in(context, server)
-        worklist = server.api.get("/worklist").json()["studies"]
-        chosen = next(row for row in worklist if row["finding"] == "Pneumothorax")
         for size in ((1366, 768), (1920, 1080)):
             name = f"{size[0]}x{size[1]}.png"
             with watched(context, server.url) as page:
@@ -582,7 +584,7 @@ def test_screenshots(chromium, tmp_path):
                 until(page, "document.querySelector('#live').textContent === 'live'")
                 page.keyboard.press("j")
                 page.screenshot(path=target / f"worklist-{name}")
-                open_study(page, server, chosen["study"])
+                open_study(page, server, studies[3])
                 page.screenshot(path=target / f"study-{name}")
                 page.keyboard.press("h")
                 page.wait_for_selector("#legend:not([hidden])")
