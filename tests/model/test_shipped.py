@@ -9,7 +9,7 @@ import wetread
 from wetread.model.package import Package
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SHIPPED = sorted(p.name for p in (Path(wetread.__file__).parent / "shipped").iterdir() if (p / "model.json").is_file())
+SHIPPED = sorted(file.parent.name for file in (Path(wetread.__file__).parent / "shipped").glob("*/model.json"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
