@@ -39,7 +39,7 @@ def test_shape_and_type_stay_the_input_stays_and_the_seed_decides(seed):
     np.testing.assert_array_equal(IMAGE, before)
 
 
-@pytest.mark.parametrize("name", [n for n in AugmentRecipe.model_fields if n not in ("flip", "mixup")])
+@pytest.mark.parametrize("name", [n for n in AugmentRecipe.model_fields if n not in ("share", "flip", "mixup")])
 def test_every_kind_of_change_changes_something(name):
     strength = (
         20.0 if name == "rotate" else 0.4 if name in ("shift", "zoom", "stretch", "contrast", "brightness") else 1.0
@@ -53,6 +53,12 @@ def test_exposure_keeps_the_order_of_greys():
     ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     for seed in range(10):
         assert (np.diff(augment(ramp, recipe, np.random.default_rng(seed)).astype(int), axis=1) >= 0).all()
+
+
+def test_a_share_of_images_keeps_its_exposure_and_sharpness():
+    recipe = ALL.model_copy(update={"share": 0.4, **dict.fromkeys(("flip", "rotate", "shift", "zoom", "stretch"), 0.0)})
+    same = [np.array_equal(augment(IMAGE, recipe, np.random.default_rng(s)), IMAGE) for s in range(400)]
+    assert 0.5 < np.mean(same) < 0.7
 
 
 def test_zoom_keeps_the_centre():

@@ -80,4 +80,7 @@ def augment(image: Image, recipe: AugmentRecipe, rng: np.random.Generator) -> Im
     -------
     uint8 array, shape [S, S]
     """
-    return _degrade(_expose(_place(image, recipe, rng), recipe, rng), recipe, rng)
+    image = _place(image, recipe, rng)
+    if rng.random() < recipe.share:
+        image = _degrade(_expose(image, recipe, rng), recipe, rng)
+    return image

@@ -53,6 +53,7 @@ class LabelsRecipe(_Section):
 class AugmentRecipe(_Section):
     """Random changes to a training image; each is off at its default."""
 
+    share: float = Field(1.0, ge=0, le=1, description="Chance that exposure and sharpness of an image change at all.")
     flip: float = Field(0.0, ge=0, le=1, description="Chance to mirror left and right.")
     rotate: float = Field(0.0, ge=0, le=180, description="Largest rotation, in degrees.")
     shift: float = Field(0.0, ge=0, le=0.5, description="Largest shift, as a fraction of the side.")
