@@ -28,8 +28,8 @@ ROWS = {
     "small CNN": ["network.backbone=small_cnn", "network.options={}", "optimise.precision=fp32"],
     "residual CNN": ["network.backbone=residual_cnn", "network.options={}"],
     "MobileNetV2, ImageNet": [],
-    "MobileNetV2, random": [],
     "DenseNet-121, random": ["network.backbone=densenet121", "network.options={}"],
+    "MobileNetV2, random": [],
 }
 
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--weights", default="", help="ImageNet weights of mobilenetv2_100")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--per-epoch", type=int, default=0, help="images drawn each epoch; 0 is all")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/pneumonia.toml"))
     arguments = parser.parse_args()
     dataset = Dataset.open(arguments.dataset)
@@ -58,6 +59,7 @@ def main() -> None:
                 *factor,
                 f"network.weights={weights}",
                 f"optimise.epochs={arguments.epochs}",
+                f"optimise.per_epoch={arguments.per_epoch}",
                 "optimise.keep=last",
             ],
         )
@@ -79,7 +81,8 @@ def main() -> None:
             groups=patients,
             points={"screen": points.screen, "balanced": points.balanced},
         ).findings[1]
-        speed = len(dataset.rows("train")) * arguments.epochs / float(np.asarray(json.loads(spent.read_text())))
+        drawn = arguments.per_epoch or len(dataset.rows("train"))
+        speed = drawn * arguments.epochs / float(np.asarray(json.loads(spent.read_text())))
         cells = [
             f"{rate(at.sensitivity)}, {rate(at.specificity)}"
             for at in (result.points["balanced"], result.points["screen"])
