@@ -165,11 +165,12 @@ def package(
     torch.set_num_threads(trained.recipe.threads)
     valid, train = dataset.rows("valid"), dataset.rows("train")
     pixels, labels = np.asarray(dataset.pixels[valid]), dataset.labels[valid]
-    fit_pixels = pixels
+    looks = [pixels]
     if about.stress:  # what another source may do to an image, as far as the recipe imagines it
         changes = trained.recipe.augment
         draws = [np.random.default_rng([trained.recipe.seed, 3, int(row)]) for row in valid]
-        fit_pixels = np.stack([augment(image, changes, rng) for image, rng in zip(pixels, draws, strict=True)])
+        looks.append(np.stack([augment(image, changes, rng) for image, rng in zip(pixels, draws, strict=True)]))
+    fit_pixels, fit_labels = np.concatenate(looks), np.concatenate([labels] * len(looks))
 
     say("calibrating on validation")
     some = np.sort(np.random.default_rng(trained.recipe.seed).permutation(train)[:_ENOUGH])
@@ -178,8 +179,8 @@ def package(
         trained.network, calibration.Calibration(task, np.ones(count), np.zeros(count)), mirror=about.mirror
     )
     plain, _ = _look(unfitted, fit_pixels)
-    fitted = calibration.fit(task, plain, labels)
-    anything = _anything(task, fitted.apply(plain), labels)
+    fitted = calibration.fit(task, plain, fit_labels)
+    anything = _anything(task, fitted.apply(plain), fit_labels)
     familiarity = Familiarity.fit(_look(unfitted, np.asarray(dataset.pixels[some]))[1])
     calibrating = np.asarray(dataset.pixels[some[:300]])
 
@@ -199,15 +200,16 @@ def package(
     graph, engine = build(fitted)
     if precision != "fp32":  # its scores are others, so it is calibrated on them
         say(f"calibrating {precision}")
-        again = calibration.fit(task, _run(engine, fit_pixels).probability, labels)
+        again = calibration.fit(task, _run(engine, fit_pixels).probability, fit_labels)
         slope, intercept = again.slope * fitted.slope, again.slope * fitted.intercept + again.intercept
         graph, engine = build(calibration.Calibration(task, slope, intercept))
 
     say("choosing operating points on validation")
     outputs = _run(engine, fit_pixels)
-    points = operating_points.fit(task, outputs.probability, labels)
-    if about.stress:
-        points = _safer(task, points, operating_points.fit(task, _run(engine, pixels).probability, labels))
+    points = operating_points.fit(task, outputs.probability, fit_labels)
+    if about.stress:  # counted once each, or the same patients would prove a sensitivity twice
+        halves = np.split(outputs.probability, len(looks))
+        points = _safer(task, points, [operating_points.fit(task, half, labels) for half in halves])
     familiar = np.sort(outputs.familiarity)
     threshold = float(familiar[int((1 - PASS) / 2 * len(familiar))]) / 2
 
@@ -265,14 +267,17 @@ def package(
     return written, evaluation
 
 
-def _safer(task: Task, points: operating_points.Points, other: operating_points.Points) -> operating_points.Points:
-    """Take of each `screen` and cut-off the one that misses less or claims less; `balanced` stays."""
+def _safer(
+    task: Task, points: operating_points.Points, others: list[operating_points.Points]
+) -> operating_points.Points:
+    """Take of each `screen` and cut-off among the others the one that misses less or claims less; keep `balanced`."""
     screen, cutoffs = {}, {}
     for finding in task.findings:
         pick = max if finding == task.normal else min
-        screen[finding] = pick(points.screen[finding], other.screen[finding])
-        (low, high), (other_low, other_high) = points.cutoffs[finding], other.cutoffs[finding]
-        cutoffs[finding] = (min(low, other_low), max(high, other_high))
+        screen[finding] = pick(other.screen[finding] for other in others)
+        lows, highs = zip(*(other.cutoffs[finding] for other in others), strict=True)
+        balanced = points.balanced[finding]
+        cutoffs[finding] = (min(*lows, balanced), max(*highs, balanced))
     return replace(points, screen=screen, cutoffs=cutoffs)
 
 

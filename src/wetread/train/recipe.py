@@ -103,7 +103,7 @@ class PackageRecipe(_Section):
     half: bool = Field(False, description="Store large weights as float16; the arithmetic stays float32.")
     stress: bool = Field(
         False,
-        description="Calibrate and choose operating points on validation images changed by the augmentation.",
+        description="Calibrate and choose operating points also on copies changed by the augmentation.",
     )
     licence: str = Field("", description="Licence of the weights.")
     attribution: str = Field("", description="Whose data they were trained on; empty takes the dataset's.")
