@@ -179,7 +179,9 @@ def render(evaluation: Evaluation, point: str) -> Group:
     """Return the evaluation as a table for a terminal, with the rates at one operating point."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("finding", "present / images", "AUROC", "average precision", f"sensitivity at {point}", "specificity"):
-        table.add_column(name, justify="left" if name == "finding" else "right")
+        # an interval is never cut short; a long finding wraps instead
+        narrow = name in ("finding", "present / images")
+        table.add_column(name, justify="left" if name == "finding" else "right", min_width=None if narrow else 13)
     for f in evaluation.findings:
         at = f.points[point]
         table.add_row(
