@@ -178,7 +178,7 @@ def provenance(dataset: Dataset, split: str, model: Mapping[str, Any]) -> dict[s
 def render(evaluation: Evaluation, point: str) -> Group:
     """Return the evaluation as a table for a terminal, with the rates at one operating point."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("finding", "present / images", "AUROC", "average precision", f"sensitivity at {point}", "specificity"):
+    for name in ("finding", "present / images", "AUROC", f"sensitivity at {point}", "specificity"):
         # an interval is never cut short; a long finding wraps instead
         narrow = name in ("finding", "present / images")
         table.add_column(name, justify="left" if name == "finding" else "right", min_width=None if narrow else 13)
@@ -188,7 +188,6 @@ def render(evaluation: Evaluation, point: str) -> Group:
             f.finding,
             f"{f.positives} / {f.images}",
             report.area(f.auroc),
-            report.area(f.average_precision),
             report.rate(at.sensitivity),
             report.rate(at.specificity),
         )
