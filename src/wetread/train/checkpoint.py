@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 
 from wetread.errors import TrainError
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part of either."""
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file so that a crash leaves the old one or the new one, never a part of either."""
     draft = path.with_name(f".{path.name}.draft")
     with draft.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
+    with _whole(path) as file:
+        file.write(data)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically."""
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("wb") as file:
+    with _whole(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:
