@@ -7,7 +7,15 @@ import cv2
 import numpy as np
 import pytest
 
+from wetread.dataset import files
 from wetread.findings import CHEXPERT
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """Close the archive that reading keeps open."""
+    yield
+    files.close()
 
 
 def jpeg(seed, height=40, width=48):

@@ -81,7 +81,7 @@ def test_options_reach_the_dataset(monkeypatch, capsys, chexpert, tmp_path):
     dataset = Dataset.open(out)
     assert dataset.task.findings == ("Edema", "Fracture")
     assert set(dataset.manifest["view"]) == {"LATERAL"}
-    assert dataset.transform == plain(32, 256)
+    assert dataset.transform == plain(32)
     assert dataset.rows("test").size
     assert dataset.info["collection"]["selection"]["test"] == 3
 

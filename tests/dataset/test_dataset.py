@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 
+import cv2
 import numpy as np
 import polars as pl
 import pytest
@@ -53,7 +54,12 @@ def test_it_says_what_the_tables_say(packed):
     for image, values in zip(dataset.manifest["image"], dataset.labels, strict=True):
         expected = [float(lines[image][finding] or "nan") for finding in CHEXPERT.findings]
         np.testing.assert_array_equal(values, np.float32(expected))
-    assert dataset.manifest.columns == [*sources.COLUMNS, *CHEXPERT.findings]
+    assert dataset.manifest.columns == [*sources.COLUMNS, *CHEXPERT.findings, "height", "width"]
+    sizes = {
+        image: cv2.imread(str(root / "CheXpert-v1.0-small" / image)).shape[:2] for image in dataset.manifest["image"]
+    }
+    rows = dataset.manifest.select("image", "height", "width").iter_rows()
+    assert {image: (height, width) for image, height, width in rows} == sizes
 
 
 def test_splits_partition_the_rows(packed):
@@ -97,14 +103,12 @@ def test_verify_passes_as_packed_and_fails_when_one_pixel_differs(packed, copy):
 
 def test_the_hash_depends_on_task_transform_manifest_and_pixels_and_on_nothing_else(packed, copy):
     dataset, _ = packed
-    file = copy / "pixels.npy"
-    given = (dataset.task, dataset.transform, dataset.manifest, file)
-    assert digest(*given) == dataset.hash
+    assert digest(dataset.task, dataset.transform, dataset.manifest, copy) == dataset.hash
     changed = dataset.manifest.with_columns(split=pl.lit("test"))
-    assert digest(dataset.task, dataset.transform, changed, file) != dataset.hash
-    assert digest(dataset.task, plain(16, 32), dataset.manifest, file) != dataset.hash
+    assert digest(dataset.task, dataset.transform, changed, copy) != dataset.hash
+    assert digest(dataset.task, plain(16, 32), dataset.manifest, copy) != dataset.hash
     reordered = dataset.manifest.select(reversed(dataset.manifest.columns))
-    assert digest(dataset.task, dataset.transform, reordered, file) == dataset.hash
+    assert digest(dataset.task, dataset.transform, reordered, copy) == dataset.hash
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.none()))

@@ -14,12 +14,6 @@ from wetread.findings import CHEXPERT, COVID, NIH, PNEUMONIA, Task
 from wetread.radiograph import phantom
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    files.close()
-
-
 def reasons(collection):
     return Counter(entry["reason"].split(":")[0] for entry in collection.refused)
 

@@ -1,27 +1,13 @@
 """What holds for every collection: refusals, limits, terms, errors in one line."""
 
-from collections import Counter
+from pathlib import Path
 
 import polars as pl
 import pytest
 
-from wetread.dataset import files, sources
+from wetread.dataset import sources
 from wetread.dataset.split import unit
 from wetread.errors import DatasetError
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    files.close()
-
-
-def reasons(collection):
-    return Counter(entry["reason"].split(":")[0] for entry in collection.refused)
-
-
-def value(text):
-    return int(float(text)) if text else None
 
 
 def test_a_limit_takes_whole_patients_in_an_order_of_their_own(make_folders):
@@ -50,7 +36,7 @@ def test_a_table_that_is_none_is_an_error_not_a_traceback(tmp_path, data):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["chexpert", "nih", "kermany", "folders", "phantom"])
+@pytest.mark.parametrize("kind", list(sources.SOURCES))
 def test_an_empty_or_missing_root_is_an_error(tmp_path, kind):
     for root in (tmp_path, tmp_path / "absent"):
         with pytest.raises(DatasetError, match=str(root)):
@@ -58,8 +44,8 @@ def test_an_empty_or_missing_root_is_an_error(tmp_path, kind):
 
 
 def test_an_unknown_kind_limit_or_label_table_is_an_error(chexpert, make_folders):
-    with pytest.raises(DatasetError, match="'mimic': unknown; known: chexpert"):
-        sources.collect("mimic", chexpert[0])
+    with pytest.raises(DatasetError, match="'mura': unknown; known: chexpert"):
+        sources.collect("mura", chexpert[0])
     with pytest.raises(DatasetError, match="limit = 0"):
         sources.collect("chexpert", chexpert[0], limit=0)
     with pytest.raises(DatasetError, match=r"no label table absent\.csv"):
@@ -78,3 +64,12 @@ def test_every_source_states_its_terms():
         assert source.attribution
         assert source.patient
         assert source.url.startswith("https://") or kind in ("phantom", "folders")
+
+
+def test_the_manual_has_the_table_of_collections():
+    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    for kind, source in sources.SOURCES.items():
+        count = f"{source.images:,}" if source.images else "–"
+        assert (
+            f"| `{kind}` | {source.title} | {count} | {source.layout} | {source.patient} | {source.licence} |" in text
+        )

@@ -16,6 +16,7 @@ from wetread import findings
 from wetread.dataset import sources, split, summary
 from wetread.dataset.dataset import Dataset
 from wetread.dataset.pack import pack
+from wetread.dataset.parallel import Spread, in_order
 from wetread.errors import ConfigError
 from wetread.radiograph.pixels import Transform, plain
 
@@ -38,6 +39,8 @@ class Request:
     test: float | None = None
     seed: int = 0
     workers: int = 2
+    masks: bool = False
+    spread: Spread = in_order
 
 
 def run(request: Request, *, as_json: bool = False) -> Dataset:
@@ -80,6 +83,8 @@ def run(request: Request, *, as_json: bool = False) -> Dataset:
             transform=transform,
             workers=request.workers,
             seed=request.seed,
+            with_masks=request.masks,
+            spread=request.spread,
             progress=lambda done, total: bar.update(line, completed=done, total=total),
         )
     if as_json:
@@ -100,7 +105,7 @@ def _transform(request: Request) -> Transform:
         if request.template is not None:
             raise ConfigError(f"--template {request.template}: belongs to --transform lungs")
         size = 224 if request.size is None else request.size
-        return plain(size=size, source=max(256, size))
+        return plain(size)
     if request.transform != "lungs":
         raise ConfigError(f"--transform {request.transform!r}: use plain or lungs")
     if request.template is None:

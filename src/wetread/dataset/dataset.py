@@ -14,14 +14,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from wetread.dataset import labels
-from wetread.dataset.layouts import COLUMNS
 from wetread.dataset.split import SPLITS
+from wetread.dataset.tables import COLUMNS
 from wetread.errors import DatasetError
 from wetread.findings import ABSENT, PRESENT, UNCERTAIN, Task
 from wetread.radiograph.pixels import Transform
 
 SCHEMA_VERSION = 1
-MANIFEST, PIXELS, INFO, TRANSFORM = "manifest.parquet", "pixels.npy", "dataset.json", "transform.npz"
+MANIFEST, PIXELS, MASKS = "manifest.parquet", "pixels.npy", "masks.npy"
+INFO, TRANSFORM = "dataset.json", "transform.npz"
 _BLOCK = 8 * 2**20
 
 
@@ -38,12 +39,16 @@ class Dataset:
     transform : Transform
         What made the pixels; service must use the same.
     manifest : DataFrame
-        `image, patient, study, view, sex, age_years, split, source` and one Int8 column per finding (null: not
-        mentioned).
+        `image, patient, study, view, sex, age_years, split, source`, one Int8 column per finding (null: not
+        mentioned), `height` and `width` of the image in pixels, and what else the collection tells (`race`, for
+        one), which slices may use.
     pixels : uint8 array, shape [N, H, W]
         Memory-mapped, read-only.
     labels : float32 array, shape [N, F]
         1, 0, -1 (uncertain), NaN (not mentioned), in the order of the task's findings.
+    masks : uint8 array, shape [N, F, M, M], or None
+        Share of each cell that a finding covers, times 255, in the coordinates of `pixels`; empty where it is not known
+        where a finding is. Memory-mapped, read-only; None when packed without.
     """
 
     path: Path
@@ -53,6 +58,7 @@ class Dataset:
     manifest: pl.DataFrame
     pixels: NDArray[np.uint8]
     labels: NDArray[np.float32]
+    masks: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return self.manifest.height
@@ -82,7 +88,7 @@ class Dataset:
         DatasetError
             When the contents are not those that were packed.
         """
-        found = digest(self.task, self.transform, self.manifest, self.path / PIXELS)
+        found = digest(self.task, self.transform, self.manifest, self.path)
         if found != self.hash:
             raise DatasetError(f"{self.path}: sha256 is {found}, recorded is {self.hash}; pack the dataset again")
 
@@ -102,6 +108,8 @@ class Dataset:
             transform = Transform.load(path / TRANSFORM)
             manifest = pl.read_parquet(path / MANIFEST)
             pixels = np.load(path / PIXELS, mmap_mode="r", allow_pickle=False)
+            file = path / MASKS
+            masks = np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else None
         except (Exception, pl.exceptions.PanicException) as error:  # hostile bytes can raise anything
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise DatasetError(f"{path}: not a packed dataset: {first}; pack it again") from None
@@ -113,13 +121,19 @@ class Dataset:
                 f"{path / PIXELS}: {pixels.dtype} {list(pixels.shape)}, but manifest and transform ask for uint8 "
                 f"{list(shape)}; pack it again"
             )
+        if masks is not None:
+            wanted = (manifest.height, len(task.findings), *masks.shape[2:3] * 2)
+            if masks.dtype != np.uint8 or masks.shape != wanted:
+                raise DatasetError(
+                    f"{path / MASKS}: {masks.dtype} {list(masks.shape)}, wanted uint8 {list(wanted)}; pack it again"
+                )
         if stray := sorted(set(manifest["split"].fill_null("null")) - set(SPLITS)):
             raise DatasetError(f"{path / MANIFEST}: split {stray[0]!r} is none of {', '.join(SPLITS)}")
         try:
             values = labels.to_array(manifest, task)
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}; pack it again") from None
-        return cls(path, info, task, transform, manifest, pixels, values)
+        return cls(path, info, task, transform, manifest, pixels, values, masks)
 
 
 def counts(manifest: pl.DataFrame, task: Task) -> dict[str, Any]:
@@ -143,17 +157,22 @@ def counts(manifest: pl.DataFrame, task: Task) -> dict[str, Any]:
     return {"images": manifest.height, "patients": manifest["patient"].n_unique(), "splits": splits}
 
 
-def digest(task: Task, transform: Transform, manifest: pl.DataFrame, pixels: Path) -> str:
-    """Return the SHA-256 over what a dataset says: task, transform, manifest row by row, pixels.
+def digest(task: Task, transform: Transform, manifest: pl.DataFrame, folder: Path) -> str:
+    """Return the SHA-256 over what a dataset says: task, transform, manifest row by row, pixels, masks.
 
     It does not depend on how a library writes Parquet or where the collection lay.
     """
     sha = hashlib.sha256(canonical({"task": task.to_dict(), "transform": transform.parameters()}))
-    for line in canonical_rows(manifest.select(*COLUMNS, *task.findings)):
+    known = [*COLUMNS, *task.findings]
+    # Sizes of the images are left out: a dataset that was packed without them keeps its hash.
+    more = sorted(set(manifest.columns) - {*known, "height", "width"})
+    for line in canonical_rows(manifest.select(*known, *more)):
         sha.update(line)
-    with pixels.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            sha.update(block)
+    for file in (folder / PIXELS, folder / MASKS):
+        if file.is_file():
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    sha.update(block)
     return sha.hexdigest()
 
 

@@ -113,7 +113,12 @@ def close_down(task: Task, labels: Labels) -> Labels:
     return closed
 
 
-def resolve(labels: Labels, policy: str, rng: np.random.Generator | None = None) -> Labels:
+def resolve(
+    labels: Labels,
+    policy: str,
+    rng: np.random.Generator | None = None,
+    policies: Mapping[str, tuple[float, float] | None] = POLICIES,
+) -> Labels:
     """Return the labels with the uncertain ones replaced by what the policy takes them for.
 
     The draw of an ``-lsr`` policy happens here and now: call it once, or once an epoch, and own the seed.
@@ -123,18 +128,20 @@ def resolve(labels: Labels, policy: str, rng: np.random.Generator | None = None)
     labels : float32 array
         1, 0, -1 or NaN.
     policy : str
-        A name in `POLICIES`.
+        A name in `policies`.
     rng : Generator, optional
         Needed by the policies that draw.
+    policies : mapping of str to (float, float) or None
+        By default `POLICIES`.
 
     Raises
     ------
     DatasetError
         For an unknown policy, or one that draws without `rng`.
     """
-    if policy not in POLICIES:
-        raise DatasetError(f"uncertain labels: unknown policy {policy!r}; known: {', '.join(POLICIES)}")
-    span = POLICIES[policy]
+    if policy not in policies:
+        raise DatasetError(f"uncertain labels: unknown policy {policy!r}; known: {', '.join(policies)}")
+    span = policies[policy]
     if span is None:
         return np.where(labels == UNCERTAIN, np.float32(np.nan), labels)
     low, high = span

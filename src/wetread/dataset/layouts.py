@@ -15,23 +15,12 @@ from pathlib import Path
 
 import polars as pl
 
-from wetread.dataset import files, labels
+from wetread.dataset import demographics, files, labels, tables
+from wetread.dataset.tables import COLUMNS, PLACE
 from wetread.errors import DatasetError
 from wetread.findings import CHEXPERT, COVID, NIH, PNEUMONIA, Task
 from wetread.radiograph.read import Limits
 
-COLUMNS = {
-    "image": pl.String,
-    "patient": pl.String,
-    "study": pl.String,
-    "view": pl.String,
-    "sex": pl.String,
-    "age_years": pl.Float32,
-    "split": pl.String,
-    "source": pl.String,
-}
-PLACE = ("path", "file", "member", "bytes")
-_OLDEST_YEARS = 120
 _MOST_CLASSES = 64
 _SPLITS = {
     "train": "train",
@@ -60,11 +49,11 @@ def chexpert(listed: pl.DataFrame, task: Task | None, other: str | None, root: P
     """Read ``train.csv``, ``valid.csv``, ``test.csv``; images by patient, study and view in folders or batches."""
     task = task or CHEXPERT
     images = listed.with_columns(key=pl.col("path").str.extract(_CHEXPERT_KEY)).drop_nulls("key")
-    images, again = _first_of_each(images)
+    images, again = tables.first_of_each(images)
     parts = []
     for split, names in _CHEXPERT_TABLES.items():
         names = (other,) if other and split == "train" else names
-        table = _table(listed, names, root, required=bool(other) and split == "train")
+        table = tables.table(listed, names, root, required=bool(other) and split == "train")
         if table is None:
             continue
         if missing := [finding for finding in task.findings if finding not in table.columns]:
@@ -84,26 +73,30 @@ def chexpert(listed: pl.DataFrame, task: Task | None, other: str | None, root: P
     if not parts:
         raise DatasetError(f"{root}: no label table (train.csv, valid.csv or test.csv); give the collection's root")
     rows = pl.concat(parts)
-    unlabelled = _leftover(images.join(rows, on="key", how="anti"), "unlabelled: no table has a row for it")
+    unlabelled = tables.leftover(images.join(rows, on="key", how="anti"), "unlabelled: no table has a row for it")
     side = pl.coalesce(pl.col("Frontal/Lateral").str.to_lowercase(), pl.col("key").str.extract("_(frontal|lateral)"))
     bad = [(labels.is_bad(f), pl.format(f"unknown label: {f} = '{{}}'", f)) for f in task.findings]
     rows = (
         rows.join(images, on="key", how="left")
-        .with_columns(_sex("Sex"), _age("Age"))
+        .with_columns(tables.sex("Sex"), tables.age("Age"))
         .with_columns(
             image=pl.coalesce(pl.format("{}/{}", "split", "key"), pl.format("{}/{}", "split", "Path"), pl.lit("?")),
             patient=pl.col("key").str.extract(r"^(patient\d+)"),
             study=pl.col("key").str.extract(_CHEXPERT_STUDY),
-            view=pl.when(side == "lateral").then(pl.lit("LATERAL")).when(_among("AP/PA", "AP", "PA")).then("AP/PA"),
-            reason=_first_reason(
+            view=pl.when(side == "lateral")
+            .then(pl.lit("LATERAL"))
+            .when(tables.among("AP/PA", "AP", "PA"))
+            .then("AP/PA"),
+            reason=tables.first_reason(
                 (pl.col("key").is_null() & pl.col("file").is_null(), pl.lit("missing file: no image for this row")),
-                _bad_age("Age"),
+                tables.bad_age("Age"),
                 *bad,
             ),
         )
         .with_columns(labels.parse(finding) for finding in task.findings)
     )
-    return _together(rows, unlabelled, again, task), task
+    rows, added = demographics.join(rows, listed, root)
+    return tables.together(rows, unlabelled, again, task, added), task
 
 
 # --- NIH ChestX-ray14 -------------------------------------------------------------------------------------------------
@@ -116,7 +109,7 @@ def nih(listed: pl.DataFrame, task: Task | None, other: str | None, root: Path) 
     if missing := [finding for finding in task.findings if finding not in known]:
         raise DatasetError(f"task {task.name!r}: {missing[0]!r} is no NIH label; these are {', '.join(known)}")
     entries = [name.rsplit("/", 1)[-1] for name in listed["path"] if re.search(r"(^|/)Data_Entry[^/]*\.csv$", name)]
-    table = _table(listed, (other,) if other else tuple(sorted(set(entries))), root, required=True)
+    table = tables.table(listed, (other,) if other else tuple(sorted(set(entries))), root, required=True)
     assert table is not None
     table = table.rename({"Patient Sex": "Patient Gender"}, strict=False)
     wanted = ("Image Index", "Finding Labels", "Follow-up #", "Patient Age", "Patient Gender", "View Position")
@@ -124,14 +117,14 @@ def nih(listed: pl.DataFrame, task: Task | None, other: str | None, root: Path) 
         raise DatasetError(f"{root}: the label table has no column {absent[0]!r}; it is not Data_Entry_2017*.csv")
     names = pl.col("path").str.extract(r"([^/]+)$")
     images = listed.filter(pl.col("path").str.contains(r"(?i)\.(png|jpe?g|dcm)$")).with_columns(key=names)
-    images, again = _first_of_each(images)
-    unlabelled = _leftover(
+    images, again = tables.first_of_each(images)
+    unlabelled = tables.leftover(
         images.join(table, left_on="key", right_on="Image Index", how="anti"), "unlabelled: no table has a row for it"
     )
     published = [
         pl.DataFrame({"key": text.split(), "split": split}, schema={"key": pl.String, "split": pl.String})
         for name, split in (("train_val_list.txt", "train"), ("test_list.txt", "test"))
-        if (text := _text(listed, name)) is not None
+        if (text := tables.text(listed, name)) is not None
     ]
     splits = pl.concat(published or [pl.DataFrame(schema={"key": pl.String, "split": pl.String})]).unique("key")
     found = pl.col("Finding Labels").fill_null("").str.split("|").list.eval(pl.element().str.strip_chars())
@@ -140,15 +133,15 @@ def nih(listed: pl.DataFrame, task: Task | None, other: str | None, root: Path) 
         table.select(key="Image Index", **{name: pl.col(name) for name in wanted})
         .join(images, on="key", how="left")
         .join(splits, on="key", how="left")
-        .with_columns(_sex("Patient Gender"), _age("Patient Age"), found=found, unknown=unknown)
+        .with_columns(tables.sex("Patient Gender"), tables.age("Patient Age"), found=found, unknown=unknown)
         .with_columns(
             image="key",
             patient=pl.col("key").str.extract(r"^(\d{8})"),
-            view=pl.when(_among("View Position", "PA", "AP")).then("View Position"),
+            view=pl.when(tables.among("View Position", "PA", "AP")).then("View Position"),
         )
         .with_columns(
             study=pl.format("{}-{}", "patient", pl.col("Follow-up #").fill_null("")),
-            reason=_first_reason(
+            reason=tables.first_reason(
                 (pl.col("patient").is_null(), pl.lit("unknown patient: the name does not begin with eight digits")),
                 (
                     (pl.col("unknown").list.len() > 0) | (pl.col("found").list.len() == 0),
@@ -158,12 +151,12 @@ def nih(listed: pl.DataFrame, task: Task | None, other: str | None, root: Path) 
                     pl.col("found").list.contains("No Finding") & (pl.col("found").list.len() > 1),
                     pl.format("contradiction: '{}'", "Finding Labels"),
                 ),
-                _bad_age("Patient Age"),
+                tables.bad_age("Patient Age"),
             ),
         )
         .with_columns(pl.col("found").list.contains(f).cast(pl.Int8).alias(f) for f in task.findings)
     )
-    return _together(rows, unlabelled, again, task), task
+    return tables.together(rows, unlabelled, again, task), task
 
 
 # --- a folder per class -----------------------------------------------------------------------------------------------
@@ -300,77 +293,3 @@ def _join_identical(rows: pl.DataFrame) -> pl.DataFrame:
         patient=pl.Series([lead(patient) for patient in patients], dtype=pl.String),
         reason=pl.Series(reasons, dtype=pl.String),
     )
-
-
-# --- shared by the tables ---------------------------------------------------------------------------------------------
-
-
-def _text(listed: pl.DataFrame, name: str) -> str | None:
-    """Return the text of the first file of this name in the collection, or at this path."""
-    match = listed.filter(pl.col("path").str.split("/").list.last() == name)
-    if match.is_empty() and not Path(name).is_file():
-        return None
-    file, member = (name, None) if match.is_empty() else match.select("file", "member").row(0)
-    try:
-        return files.read(file, member).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{file}: {name}: not UTF-8 text: {error}") from None
-
-
-def _table(listed: pl.DataFrame, names: tuple[str, ...], root: Path, *, required: bool) -> pl.DataFrame | None:
-    """Return the first table of these names, in the collection or by path, every column as text."""
-    for name in names:
-        if (text := _text(listed, name)) is None:
-            continue
-        try:
-            table = pl.read_csv(io.StringIO(text), infer_schema=False, truncate_ragged_lines=True)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            raise DatasetError(f"{root}: {name}: not a CSV table: {str(error).splitlines()[0]}") from None
-        return table.rename({column: column.strip() for column in table.columns})
-    if required:
-        raise DatasetError(f"{root}: no label table {' or '.join(names) or 'Data_Entry_2017*.csv'}")
-    return None
-
-
-def _first_of_each(images: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    first = pl.col("key").is_first_distinct()
-    again = _leftover(images.filter(~first), "duplicate: an image before it has the same key")
-    return images.filter(first).select("key", *PLACE), again
-
-
-def _leftover(images: pl.DataFrame, reason: str) -> pl.DataFrame:
-    return images.select("file", image="path").with_columns(reason=pl.lit(reason))
-
-
-def _together(rows: pl.DataFrame, unlabelled: pl.DataFrame, again: pl.DataFrame, task: Task) -> pl.DataFrame:
-    missing = [name for name in COLUMNS if name not in rows.columns]
-    rows = rows.with_columns(pl.lit(None, COLUMNS[name]).alias(name) for name in missing)
-    return pl.concat([rows.select(*COLUMNS, *task.findings, *PLACE, "reason"), unlabelled, again], how="diagonal")
-
-
-def _first_reason(*cases: tuple[pl.Expr, pl.Expr]) -> pl.Expr:
-    return pl.coalesce(pl.when(condition).then(reason) for condition, reason in cases)
-
-
-def _among(column: str, *values: str) -> pl.Expr:
-    return pl.col(column).is_in(values)
-
-
-def _sex(column: str) -> pl.Expr:
-    letter = pl.col(column).str.strip_chars().str.slice(0, 1).str.to_uppercase()
-    return pl.when(letter.is_in(["M", "F", "O"])).then(letter).alias("sex")
-
-
-def _years(column: str) -> pl.Expr:
-    text = pl.col(column).str.strip_chars()  # "58", or "058Y", "011M", "004D" in the first NIH release
-    per_year = text.str.extract("([MD])$").replace_strict({"M": 12.0, "D": 365.25}, default=1.0)
-    return text.str.extract(r"^(\d+(?:\.\d+)?)[YMD]?$").cast(pl.Float64) / per_year
-
-
-def _age(column: str) -> pl.Expr:
-    return _years(column).cast(pl.Float32).alias("age_years")
-
-
-def _bad_age(column: str) -> tuple[pl.Expr, pl.Expr]:
-    blank = pl.col(column).str.strip_chars().fill_null("") == ""
-    return ~blank & (_years(column).is_null() | (_years(column) > _OLDEST_YEARS)), pl.format("bad age: '{}'", column)

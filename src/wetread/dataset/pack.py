@@ -10,10 +10,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from wetread import __version__
-from wetread.dataset import files, labels
+from wetread.dataset import files, labels, masks
 from wetread.dataset.dataset import (
     INFO,
     MANIFEST,
+    MASKS,
     PIXELS,
     SCHEMA_VERSION,
     TRANSFORM,
@@ -37,20 +39,21 @@ from wetread.dataset.dataset import (
     counts,
     digest,
 )
-from wetread.dataset.layouts import COLUMNS
-from wetread.dataset.parallel import in_order
+from wetread.dataset.parallel import Spread, in_order
 from wetread.dataset.sources import Collection
+from wetread.dataset.tables import PLACE
 from wetread.errors import DatasetError, ReadError
 from wetread.radiograph.pixels import Transform
 from wetread.radiograph.read import Limits, Radiograph
 
 _SHARD = 64  # images: 3 MB of pixels at 224²
 _JOURNAL = "journal.jsonl"
+_SIZES = "sizes.npy"
 
 # What a worker gets per image (file, member), and what it gives per shard: the arrays of the good images, and
-# (number in the shard, reason) of the others.
+# (number in the shard, reason) of the others. A good image has pixels, and masks where they are asked for.
 Place = tuple[str, str | None]
-Shard = tuple[NDArray[np.uint8], list[tuple[int, str]]]
+Shard = tuple[list[NDArray[np.uint8]], list[tuple[int, str]]]
 
 
 def pack(
@@ -61,6 +64,8 @@ def pack(
     workers: int = 2,
     seed: int = 0,
     parent: str | None = None,
+    with_masks: bool = False,
+    spread: Spread = in_order,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Write a packed dataset, or finish one that a killed run began.
@@ -82,6 +87,10 @@ def pack(
         Recorded: what the choice of patients and splits was made with.
     parent : str, optional
         Hash of the dataset that this one corrects.
+    with_masks : bool
+        Also pack the masks that lie beside the images (`wetread.dataset.masks`).
+    spread : callable
+        How the work is shared out: `in_order`, or the same on a cluster.
     progress : callable, optional
         Called with the number of rows done and of all rows.
 
@@ -97,7 +106,7 @@ def pack(
     labels.to_array(rows, collection.task)  # raises when the labels do not fit the task
     if workers < 1:
         raise DatasetError(f"workers = {workers}: must be at least 1")
-    about = collection.about | {"seed": seed, "parent": parent}
+    about = collection.about | {"seed": seed, "parent": parent} | ({"masks": True} if with_masks else {})
     inputs = _fingerprint(collection, transform, about)
     if (out / INFO).is_file():
         dataset = Dataset.open(out)
@@ -111,9 +120,10 @@ def pack(
     folder = out.with_name(out.name + ".partial")
     folder.mkdir(parents=True, exist_ok=True)
     with _journal(folder, inputs, out) as journal:
-        unread = _decode(rows, folder, journal, transform, _Wanted.of(about), workers, progress)
+        findings = collection.task.findings if with_masks else ()
+        unread = _decode(rows, folder, journal, transform, _Wanted.of(about), findings, workers, spread, progress)
         numbers = {number for number, _ in unread}
-        kept = rows.filter(~pl.int_range(pl.len()).is_in(list(numbers))).select(*COLUMNS, *collection.task.findings)
+        kept = rows.filter(~pl.int_range(pl.len()).is_in(list(numbers))).drop(*PLACE)
         images = rows["image"]
         refused = collection.refused + [{"image": images[number], "reason": reason} for number, reason in unread]
         if kept.is_empty():
@@ -121,12 +131,17 @@ def pack(
             raise DatasetError(
                 f"{out}: none of {rows.height} images can be packed; {first['image']}: {first['reason']}"
             )
-        _write_header(folder / PIXELS, (kept.height, transform.size, transform.size))
+        for name, shape in _columns(transform, findings).items():
+            _write_header(folder / name, (kept.height, *shape))
+        sizes = np.load(folder / _SIZES).view("<u2")
+        kept = kept.with_columns(
+            height=pl.Series(sizes[:, 0], dtype=pl.Int32), width=pl.Series(sizes[:, 1], dtype=pl.Int32)
+        )
         kept.write_parquet(folder / MANIFEST)
         transform.save(folder / TRANSFORM)
         info = {
             "schema_version": SCHEMA_VERSION,
-            "sha256": digest(collection.task, transform, kept, folder / PIXELS),
+            "sha256": digest(collection.task, transform, kept, folder),
             "inputs": inputs,
             "task": collection.task.to_dict(),
             "transform": transform.parameters(),
@@ -137,10 +152,11 @@ def pack(
             "refused": sorted(refused, key=lambda entry: (entry["image"], entry["reason"])),
         }
         (folder / INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for name in (MANIFEST, TRANSFORM, INFO, PIXELS):
+        for name in (MANIFEST, TRANSFORM, INFO, *_columns(transform, findings)):
             _sync(folder / name)
         folder.replace(out)
         _sync(out.parent)
+        (out / _SIZES).unlink()
         (out / _JOURNAL).unlink()
     return Dataset.open(out)
 
@@ -187,33 +203,50 @@ class _Wanted:
         return None
 
 
+def _columns(transform: Transform, findings: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the arrays of a dataset and the shape of an image in each; without findings there are no masks.
+
+    The sizes of the images, two 16-bit numbers each, are an array until the manifest is written.
+    """
+    shapes: dict[str, tuple[int, ...]] = {PIXELS: (transform.size, transform.size), _SIZES: (4,)}
+    return shapes | ({MASKS: (len(findings), masks.SIDE, masks.SIDE)} if findings else {})
+
+
 def _decode(
     rows: pl.DataFrame,
     folder: Path,
     journal: BinaryIO,
     transform: Transform,
     wanted: _Wanted,
+    findings: Sequence[str],
     workers: int,
+    spread: Spread,
     progress: Callable[[int, int], None] | None,
 ) -> list[tuple[int, str]]:
-    """Append the pixels of all rows after what is there already; return (row, reason) of what cannot be read."""
-    side = transform.size
+    """Append the arrays of all rows after what is there already; return (row, reason) of what cannot be read."""
     done, written, unread = _resume(journal)
-    end = _write_header(folder / PIXELS, (rows.height, side, side)) + written * side * side
-    with (folder / PIXELS).open("r+b") as pixels:
-        if pixels.seek(0, os.SEEK_END) < end:
-            raise DatasetError(f"{folder}: {PIXELS} is shorter than its journal says; remove the folder and pack again")
-        pixels.truncate(end)
-        pixels.seek(end)
+    with ExitStack() as stack:
+        columns = []
+        for name, shape in _columns(transform, findings).items():
+            end = _write_header(folder / name, (rows.height, *shape)) + written * math.prod(shape)
+            column = stack.enter_context((folder / name).open("r+b"))
+            if column.seek(0, os.SEEK_END) < end:
+                raise DatasetError(
+                    f"{folder}: {name} is shorter than its journal says; remove the folder and pack again"
+                )
+            column.truncate(end)
+            column.seek(end)
+            columns.append(column)
         starts = range(done * _SHARD, rows.height, _SHARD)
         shards = (list(rows[start : start + _SHARD].select("file", "member").iter_rows()) for start in starts)
-        results = in_order(shards, partial(_shard, transform, wanted), _rescue, workers)
+        results = spread(shards, partial(_shard, transform, wanted, findings), _rescue, workers)
         for start, (arrays, bad) in zip(starts, results, strict=True):
-            pixels.write(arrays.data)
-            pixels.flush()
-            os.fsync(pixels.fileno())
+            for column, array in zip(columns, arrays, strict=bool(arrays)):  # none, when every image kills its worker
+                column.write(array.data)
+                column.flush()
+                os.fsync(column.fileno())
             refused = [(start + number, reason) for number, reason in bad]
-            journal.write(canonical({"images": len(arrays), "refused": refused}))
+            journal.write(canonical({"images": len(arrays[0]) if arrays else 0, "refused": refused}))
             journal.flush()
             unread += refused
             if progress:
@@ -222,8 +255,8 @@ def _decode(
     return unread
 
 
-def _shard(transform: Transform, wanted: _Wanted, places: list[Place]) -> Shard:
-    arrays = np.empty((len(places), transform.size, transform.size), np.uint8)
+def _shard(transform: Transform, wanted: _Wanted, findings: Sequence[str], places: list[Place]) -> Shard:
+    columns = [np.empty((len(places), *shape), np.uint8) for shape in _columns(transform, findings).values()]
     bad: list[tuple[int, str]] = []
     good = 0
     for number, (file, member) in enumerate(places):
@@ -231,29 +264,34 @@ def _shard(transform: Transform, wanted: _Wanted, places: list[Place]) -> Shard:
             name = Path(member or file).name
             source = Path(file) if member is None else files.read(file, member, Limits().max_bytes)
             radiograph = transform.read(source, name)
+            reason = wanted.refuses(radiograph)
+            if reason is None:
+                seen = transform(radiograph)
+                columns[0][good] = seen.array
+                columns[1][good] = np.minimum(radiograph.full_size, 65535).astype("<u2").view(np.uint8)
+                if findings:
+                    columns[2][good] = masks.beside(file, member, findings, seen.box)
         except (ReadError, DatasetError) as error:
-            bad.append((number, f"unreadable: {error}"))
-            continue
-        if (reason := wanted.refuses(radiograph)) is not None:
-            bad.append((number, reason))
-        else:
-            arrays[good] = transform(radiograph).array
+            reason = f"unreadable: {error}"
+        if reason is None:
             good += 1
-    return arrays[:good], bad
+        else:
+            bad.append((number, reason))
+    return [column[:good] for column in columns], bad
 
 
 def _rescue(places: list[Place], alone: Callable[[Place], Shard | None]) -> Shard:
     """Work image by image on a shard in whose time a worker died, and refuse the image that kills."""
-    arrays: list[NDArray[np.uint8]] = []
+    parts: list[list[NDArray[np.uint8]]] = []
     bad: list[tuple[int, str]] = []
     for number, place in enumerate(places):
         result = alone(place)
         if result is None:
             bad.append((number, "unreadable: the decoder crashed, or ran out of memory"))
         else:
-            arrays.append(result[0])
+            parts.append(result[0])
             bad += [(number, reason) for _, reason in result[1]]
-    return (np.concatenate(arrays) if arrays else np.empty(0, np.uint8)), bad
+    return [np.concatenate(column) for column in zip(*parts, strict=True)], bad
 
 
 # --- what a killed run leaves -----------------------------------------------------------------------------------------
@@ -299,7 +337,7 @@ def _resume(journal: BinaryIO) -> tuple[int, int, list[tuple[int, str]]]:
     return shards, written, unread
 
 
-def _write_header(file: Path, shape: tuple[int, int, int]) -> int:
+def _write_header(file: Path, shape: tuple[int, ...]) -> int:
     """Write the header of a uint8 array at the start of the file, leave the rest, and return its length.
 
     NumPy pads the header so that its length does not depend on the first axis.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import cv2
 
@@ -18,6 +18,20 @@ from wetread.errors import DatasetError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Spread(Protocol):
+    """A way to share work out: `in_order`, over processes of this machine, or the same over a cluster."""
+
+    def __call__(
+        self,
+        batches: Iterable[list[Item]],
+        work: Callable[[list[Item]], Result],
+        rescue: Callable[[list[Item], Callable[[Item], Result | None]], Result],
+        workers: int,
+    ) -> Iterator[Result]:
+        """Yield what `work` makes of each batch, in order."""
+        ...
 
 
 def in_order(

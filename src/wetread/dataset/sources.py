@@ -13,8 +13,12 @@ from typing import Any, Literal
 import polars as pl
 
 from wetread.dataset import files, layouts
-from wetread.dataset.layouts import COLUMNS, PLACE
+from wetread.dataset.mimic import mimic
+from wetread.dataset.padchest import padchest
+from wetread.dataset.rsna import rsna
 from wetread.dataset.split import unit
+from wetread.dataset.tables import COLUMNS, PLACE
+from wetread.dataset.vindr import vindr
 from wetread.errors import DatasetError, ReadError
 from wetread.findings import CHEXPERT, NIH, PNEUMONIA, Task
 from wetread.radiograph import read as radiograph
@@ -32,7 +36,7 @@ class Collection:
     ----------
     rows : DataFrame
         Sorted by `image`: the columns of `COLUMNS` (`split` is the published one, or null), one Int8 column per
-        finding, and where the bytes lie (`PLACE`).
+        finding, what else the collection tells (`race`, for one), and where the bytes lie (`PLACE`).
     refused : list of dict
         `image` and `reason` ("kind: details").
     task : Task
@@ -54,6 +58,10 @@ class Source:
     ----------
     read : callable
         From listed files, task and the name of a label table to rows with a `reason` column (null: fine) and task.
+    images : int
+        How many were published; 0: as many as you have.
+    layout : str
+        The files that hold the labels, and where the images lie.
     patient : str
         What tells patients apart.
     task : Task or None
@@ -61,6 +69,8 @@ class Source:
     """
 
     title: str
+    images: int
+    layout: str
     read: Callable[[pl.DataFrame, Task | None, str | None, Path], tuple[pl.DataFrame, Task]]
     patient: str
     task: Task | None
@@ -115,7 +125,9 @@ def collect(
         kind, source = "phantom", SOURCES["phantom"]
     rows = rows.sort("image", "file").with_columns(source=pl.lit(kind)).with_columns(reason=_reasons(views))
     refused += rows.filter(pl.col("reason").is_not_null()).select("image", "reason").to_dicts()
-    rows = rows.filter(pl.col("reason").is_null()).select(*COLUMNS, *chosen.findings, *PLACE)
+    known = (*COLUMNS, *chosen.findings)
+    more = [name for name in rows.columns if name not in (*known, *PLACE, "reason")]
+    rows = rows.filter(pl.col("reason").is_null()).select(*known, *more, *PLACE)
     if rows.is_empty():
         why = f"; first of {len(refused)} refused: {refused[0]['image']}: {refused[0]['reason']}" if refused else ""
         raise DatasetError(f"{root}: no image of a {kind} collection could be taken{why}")
@@ -176,6 +188,9 @@ def _limit(rows: pl.DataFrame, limit: int, seed: int) -> pl.DataFrame:
 SOURCES: dict[str, Source] = {
     "chexpert": Source(
         title="CheXpert",
+        images=224_316,
+        layout="train.csv, valid.csv, test.csv; patientNNNNN/studyN/viewN_frontal.jpg in folders or the "
+        "published batches",
         read=layouts.chexpert,
         patient="patientNNNNN in the path",
         task=CHEXPERT,
@@ -186,6 +201,8 @@ SOURCES: dict[str, Source] = {
     ),
     "nih": Source(
         title="NIH ChestX-ray14",
+        images=112_120,
+        layout="Data_Entry_2017*.csv, train_val_list.txt, test_list.txt; images_NNN/images/NNNNNNNN_NNN.png",
         read=layouts.nih,
         patient="first eight digits of the file name",
         task=NIH,
@@ -196,6 +213,8 @@ SOURCES: dict[str, Source] = {
     ),
     "kermany": Source(
         title="Kermany paediatric pneumonia",
+        images=5_856,
+        layout="train, val, test over NORMAL, PNEUMONIA; personN_virus_N.jpeg, IM-NNNN-NNNN.jpeg",
         read=layouts.kermany,
         patient="(subtype, number) in personN_subtype_M; IM-NNNN or NORMAL2-IM-NNNN; joined over byte-identical files",
         task=PNEUMONIA,
@@ -204,8 +223,62 @@ SOURCES: dict[str, Source] = {
         "deep learning, Cell 2018",
         url="https://data.mendeley.com/datasets/rscbjbr9sj",
     ),
+    "mimic": Source(
+        title="MIMIC-CXR-JPG",
+        images=377_110,
+        layout="mimic-cxr-2.0.0-chexpert.csv, -metadata.csv, -split.csv (or .csv.gz); "
+        "files/pNN/pNNNNNNNN/sNNNNNNNN/ID.jpg",
+        read=mimic,
+        patient="subject_id of the metadata",
+        task=CHEXPERT,
+        licence="PhysioNet Credentialed Health Data License 1.5.0: research use, no redistribution",
+        attribution="Johnson, Lungren, Peng et al., MIMIC-CXR-JPG, a large publicly available database of labeled "
+        "chest radiographs, arXiv 1901.07042, PhysioNet 2019",
+        url="https://physionet.org/content/mimic-cxr-jpg/",
+    ),
+    "padchest": Source(
+        title="PadChest",
+        images=160_868,
+        layout="PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv (or .csv.gz); 16-bit PNG in the "
+        "folders or archives 0 to 54",
+        read=padchest,
+        patient="PatientID of the table",
+        task=CHEXPERT,
+        licence="CC BY-SA 4.0; access through BIMCV's research use agreement",
+        attribution="Bustos, Pertusa, Salinas, de la Iglesia-Vayá, PadChest: a large chest x-ray image dataset with "
+        "multi-label annotated reports, Medical Image Analysis 2020",
+        url="https://bimcv.cipf.es/bimcv-projects/padchest/",
+    ),
+    "vindr": Source(
+        title="VinDr-CXR",
+        images=18_000,
+        layout="annotations/image_labels_train.csv (a row per reader), image_labels_test.csv; "
+        "train/ID.dicom, test/ID.dicom",
+        read=vindr,
+        patient="every image: none is published",
+        task=CHEXPERT,
+        licence="PhysioNet Credentialed Health Data License 1.5.0: research use, no redistribution",
+        attribution="Nguyen, Lam, Le et al., VinDr-CXR: an open dataset of chest X-rays with radiologist's "
+        "annotations, Scientific Data 2022",
+        url="https://physionet.org/content/vindr-cxr/",
+    ),
+    "rsna": Source(
+        title="RSNA Pneumonia Detection Challenge",
+        images=26_684,
+        layout="stage_2_train_labels.csv, stage_2_detailed_class_info.csv; stage_2_train_images/ID.dcm",
+        read=rsna,
+        patient="first eight digits of NIH's name by RSNA's mapping, else every image",
+        task=CHEXPERT,
+        licence="RSNA terms: non-commercial research and education; the images are NIH ChestX-ray14's",
+        attribution="Shih, Wu, Halabi et al., Augmenting the National Institutes of Health chest radiograph dataset "
+        "with expert annotations of possible pneumonia, Radiology: Artificial Intelligence 2019; images: NIH Clinical "
+        "Center",
+        url="https://www.rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018",
+    ),
     "phantom": Source(
         title="Wetread phantoms",
+        images=0,
+        layout="as CheXpert; made by `wetread phantom`",
         read=layouts.chexpert,
         patient="patientNNNNN in the path",
         task=CHEXPERT,
@@ -215,6 +288,8 @@ SOURCES: dict[str, Source] = {
     ),
     "folders": Source(
         title="a folder per class",
+        images=0,
+        layout="a folder per class, with or without train, val, test above it",
         read=layouts.folders,
         patient="Kermany's key, else DICOM Patient ID, else the file name; joined over byte-identical files",
         task=None,
