@@ -42,7 +42,7 @@ def write_dataset(folder: Path, task: Task, labels: np.ndarray, pixels: np.ndarr
     transform.save(folder / datasets.TRANSFORM)
     info = {
         "schema_version": datasets.SCHEMA_VERSION,
-        "sha256": datasets.digest(task, transform, manifest, folder / datasets.PIXELS),
+        "sha256": datasets.digest(task, transform, manifest, folder),
         "inputs": "",
         "task": task.to_dict(),
         "transform": transform.parameters(),

@@ -66,7 +66,9 @@ CASES += [("resnet18", PNEUMONIA, True), ("resnet18", COVID, True)]
 
 @pytest.mark.parametrize(("backbone", "task", "mirror"), CASES, ids=lambda value: getattr(value, "name", None))
 def test_maps_are_grad_cam_of_the_reported_log_odds(backbone: str, task: Task, mirror: bool) -> None:
+    from wetread.train.ensemble import Ensemble
     from wetread.train.export import Familiarity, Served, to_onnx
+    from wetread.train.looks import Look
     from wetread.train.network import Network
     from wetread.train.recipe import NetworkRecipe
 
@@ -99,7 +101,8 @@ def test_maps_are_grad_cam_of_the_reported_log_odds(backbone: str, task: Task, m
 
     width = network.head.in_features
     familiarity = Familiarity.fit(rng.normal(size=(50, width)).astype(np.float32), axes=4)
-    graph = to_onnx(Served(network, Calibration(task, slope, intercept), familiarity, mirror=mirror), SIZE)
+    ensemble = Ensemble([network], task, [Look(), Look(mirror=True)] if mirror else [Look()])
+    graph = to_onnx(Served(ensemble, Calibration(task, slope, intercept), [familiarity]), SIZE)
     outputs = runtime.load(graph).run(pixels)
     np.testing.assert_allclose(outputs.probability, probability, atol=1e-4)
     assert outputs.maps.shape == maps.shape

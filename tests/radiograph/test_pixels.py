@@ -129,7 +129,7 @@ def test_parameters_are_json() -> None:
     for transform in (plain(), lungs(TEMPLATE)):
         assert json.loads(json.dumps(transform.parameters())) == transform.parameters()
     assert plain().parameters() == {
-        "name": "plain", "source": 256, "size": 224, "template": None, "min_match": 0.5, "reduced": True,
+        "name": "plain", "source": 224, "size": 224, "template": None, "min_match": 0.5, "reduced": True,
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from wetread.errors import WetreadError
 from wetread.infer import heatmap
 from wetread.infer.predict import Analysis, Predictor
+from wetread.infer.study import analyse
 from wetread.radiograph.read import Radiograph
 
 
@@ -50,6 +51,30 @@ def text(file: Path, analysis: Analysis) -> str:
             f"({analysis.point}){flag}"
         )
     return "\n".join(lines) + "\n"
+
+
+def whole(predictor: Predictor, paths: Iterable[Path], *, heatmaps: Path | None, as_json: bool) -> str:
+    """Analyse files as the images of one study; return its result and theirs, as JSON or lines for a person.
+
+    Raises
+    ------
+    WetreadError
+        When a file cannot be read, or the folder of the heatmaps cannot be made.
+    """
+    files = list(expand(paths))
+    radiographs = [predictor.read(file) for file in files]
+    study, images = analyse(predictor, radiographs)
+    if heatmaps:
+        drawer = Heatmaps(heatmaps, predictor)
+        for file, analysis, radiograph in zip(files, images, radiographs, strict=True):
+            drawer.write(file, analysis, radiograph)
+    if not as_json:
+        lines = [text(file, analysis) for file, analysis in zip(files, images, strict=True)]
+        return "".join(lines) + text(Path("study"), study)
+    entries = [{"file": str(file), **one.to_dict()} for file, one in zip(files, images, strict=True)]
+    about = {"aggregate": predictor.package.meta.aggregate, "kind": predictor.package.meta.kind}
+    found = {"study": about | study.to_dict(), "images": entries}
+    return json.dumps(found, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
 
 
 class Heatmaps:

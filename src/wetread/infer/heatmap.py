@@ -103,6 +103,11 @@ def overlay(
     return np.asarray(mixed.round(), np.uint8)
 
 
+def over_seen(pixels: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Draw a map [h, w] over the array [H, W] that the model saw, which it covers wholly; RGB [H, W, 3]."""
+    return overlay(pixels, to_image(values, (0.0, 0.0, 1.0, 1.0), (pixels.shape[0], pixels.shape[1])))
+
+
 def png(picture: NDArray[np.uint8]) -> bytes:
     """Encode grey [H, W], RGB [H, W, 3] or RGBA [H, W, 4] as PNG."""
     if picture.ndim == 3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -131,7 +131,7 @@ class Predictor:
         self.runtime = engine.runtime
 
         def run(pixels: Sequence[NDArray[np.uint8]]) -> list[Outputs]:
-            together = engine.run(np.stack(pixels)[:, None])
+            together = engine.run(np.stack(pixels))
             return [Outputs(*(values[i] for values in together)) for i in range(len(pixels))]
 
         self._batcher: Batcher[NDArray[np.uint8], Outputs] = Batcher(
@@ -223,6 +223,33 @@ class Predictor:
             except ModelError as error:
                 yield self.refused(Code.MODEL_FAILED, str(error), chosen)
 
+    def analyse_seen(self, arrays: Iterable[NDArray[np.uint8]], point: Point | None = None) -> Iterator[Analysis]:
+        """Analyse images that are already as the model sees them (a packed dataset's), in order.
+
+        Whether they suit the model was settled when they were packed; only familiarity is still asked.
+
+        Parameters
+        ----------
+        arrays : iterable of uint8 array, shape [H, W]
+        point : {"screen", "balanced"}, optional
+            Operating point; by default the settings'.
+        """
+        chosen = point or self.settings.point
+        begun: deque[Future[Outputs]] = deque()
+
+        def take() -> Analysis:
+            try:
+                return self._finish(begun.popleft().result(), None, (), None, chosen)
+            except ModelError as error:
+                return self.refused(Code.MODEL_FAILED, str(error), chosen)
+
+        for array in arrays:
+            begun.append(self._batcher.submit(array[None], 600.0))
+            if len(begun) >= 2 * self.settings.batch_size:
+                yield take()
+        while begun:
+            yield take()
+
     def refused(self, code: Code, reason: str, point: Point | None = None, view: str | None = None) -> Analysis:
         """Return the analysis of an image that this model does not answer for."""
         return Analysis(
@@ -236,12 +263,73 @@ class Predictor:
         if not fit.suitable:
             refused = self.refused(fit.code or Code.NOT_CHEST, fit.reason, point, radiograph.view)
             return lambda: refused
-        seen = self.package.transform(radiograph)
-        future = self._batcher.submit(seen.array, wait_s)
-        return lambda: self._finish(future.result(), radiograph.view, fit.cautions, seen, point)
+        seen, view = self.package.transform(radiograph), int(radiograph.view == "LATERAL")
+        future = self._batcher.submit(self._input({view: seen}), wait_s)
+        return lambda: self._finish(self._of(future.result(), view), radiograph.view, fit.cautions, seen, point)
+
+    def _input(self, views: Mapping[int, Seen]) -> NDArray[np.uint8]:
+        """Return what the graph takes: the image, or frontal (0) and lateral (1), black where there is none."""
+        if self.package.meta.kind == "image":
+            return next(iter(views.values())).array[None]
+        size = self.package.transform.size
+        pixels = np.zeros((2, size, size), np.uint8)
+        for view, seen in views.items():
+            pixels[view] = seen.array
+        return pixels
+
+    def _of(self, outputs: Outputs, view: int) -> Outputs:
+        """Return the outputs with the maps of one view."""
+        return outputs if self.package.meta.kind == "image" else outputs._replace(maps=outputs.maps[view])
+
+    def analyse_pair(
+        self, frontal: Radiograph, lateral: Radiograph, point: Point | None = None
+    ) -> tuple[Analysis, ...]:
+        """Analyse the two views of a study together, with a model of studies.
+
+        Returns
+        -------
+        tuple of Analysis
+            One for each view, with the study's findings and the view's own maps. Where a view does not suit the model,
+            its analysis says why and the other is analysed alone.
+
+        Raises
+        ------
+        BusyError
+            When the queue stays full for a minute.
+        ModelError
+            When the graph fails on this study.
+        """
+        chosen, meta = point or self.settings.point, self.package.meta
+        pair = (frontal, lateral)
+        fits = [suit(one, population=meta.population, views=meta.views) for one in pair]
+        if not all(fit.suitable for fit in fits):
+            return tuple(self.analyse(one, chosen) for one in pair)
+        seen = [self.package.transform(one) for one in pair]
+        outputs = self._batcher.submit(self._input(dict(enumerate(seen))), 60.0).result()
+        return tuple(
+            self._finish(self._of(outputs, view), one.view, fits[view].cautions, seen[view], chosen)
+            for view, one in enumerate(pair)
+        )
+
+    def calls(self, probability: Sequence[float], point: Point) -> tuple[FindingResult, ...]:
+        """Return what the package's thresholds and cut-offs make of the probabilities [F] of its findings."""
+        meta = self.package.meta
+        thresholds, findings = meta.points[point], []
+        for finding, value in zip(self.package.task.findings, probability, strict=True):
+            low, high = meta.cutoffs[finding]
+            findings.append(
+                FindingResult(
+                    finding,
+                    float(value),
+                    thresholds[finding],
+                    float(value) >= thresholds[finding],
+                    "likely" if value >= high else "unlikely" if value < low else "unsure",
+                )
+            )
+        return tuple(findings)
 
     def _finish(
-        self, outputs: Outputs, view: str | None, cautions: tuple[str, ...], seen: Seen, point: Point
+        self, outputs: Outputs, view: str | None, cautions: tuple[str, ...], seen: Seen | None, point: Point
     ) -> Analysis:
         meta = self.package.meta
         familiarity = float(outputs.familiarity)
@@ -261,24 +349,10 @@ class Predictor:
                 f"(familiarity {familiarity:.3g}, at least {meta.familiarity_threshold:.3g} wanted)"
             )
             return Analysis(suitable=False, code=Code.UNFAMILIAR, reason=reason, **common)
-        thresholds = meta.points[point]
-        findings = []
-        for finding, value in zip(self.package.task.findings, outputs.probability, strict=True):
-            probability = float(value)
-            low, high = meta.cutoffs[finding]
-            findings.append(
-                FindingResult(
-                    finding,
-                    probability,
-                    thresholds[finding],
-                    probability >= thresholds[finding],
-                    "likely" if probability >= high else "unlikely" if probability < low else "unsure",
-                )
-            )
         return Analysis(
             suitable=True,
             abnormal=float(outputs.abnormal),
-            findings=tuple(findings),
+            findings=self.calls([float(value) for value in outputs.probability], point),
             maps=outputs.maps,
             **common,
         )

@@ -25,6 +25,7 @@ from wetread.model.package import Package
 
 __all__ = ["Engine", "Outputs", "load", "open_engine"]
 
+_INPUTS = ("pixels", "present")
 Runtime = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -35,7 +36,13 @@ class Engine(Protocol):
     runtime: str
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """Run uint8 [B, 1, H, W]; raises `ModelError` for a wrong shape, a failed graph or non-finite outputs."""
+        """Run uint8 [B, 1, H, W], or a model of studies uint8 [B, 2, H, W], where a missing view is black.
+
+        Raises
+        ------
+        ModelError
+            For a wrong shape, a failed graph or non-finite outputs.
+        """
         ...
 
 
@@ -97,10 +104,10 @@ class _OnnxRuntime:
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         _fits(pixels, self._shape)
         try:
-            values = self._session.run(list(Outputs._fields), {"pixels": pixels})
+            values = self._session.run(list(Outputs._fields), feed(pixels))
         except Exception as error:
             raise ModelError(f"ONNX Runtime failed: {_line(error)}") from None
-        return _outputs(values, len(pixels))
+        return _outputs(values, len(pixels), self._shape[0])
 
 
 class _OpenVino:
@@ -123,7 +130,7 @@ class _OpenVino:
         names = {name for output in self._compiled.outputs for name in output.names}
         self._shape = _contract(
             {
-                "pixels" if "pixels" in i.names else min(i.names, default=""): (  # a tensor may have several names
+                next((n for n in _INPUTS if n in i.names), min(i.names, default="")): (  # it may have several names
                     i.element_type.get_type_name(),
                     [d.get_length() if d.is_static else "B" for d in i.partial_shape],
                 )
@@ -139,11 +146,11 @@ class _OpenVino:
         if not hasattr(self._requests, "own"):  # a request belongs to one thread at a time
             self._requests.own = self._compiled.create_infer_request()
         try:
-            result = self._requests.own.infer({"pixels": np.ascontiguousarray(pixels)}, share_inputs=True)
+            result = self._requests.own.infer(feed(np.ascontiguousarray(pixels)), share_inputs=True)
             values = [result[name] for name in Outputs._fields]
         except Exception as error:
             raise ModelError(f"OpenVINO failed: {_line(error)}") from None
-        return _outputs(values, len(pixels))
+        return _outputs(values, len(pixels), self._shape[0])
 
 
 def _openvino() -> ModuleType:
@@ -161,29 +168,38 @@ def _openvino() -> ModuleType:
     return module
 
 
-def _contract(inputs: dict[str, tuple[str, list[Any]]], outputs: list[str], uint8: str) -> tuple[int, int]:
-    """Return the height and width of the input, after checking names, type and rank."""
-    if set(inputs) != {"pixels"}:
-        raise ModelError(f"model.onnx: inputs are {sorted(inputs)}, expected ['pixels']")
+def feed(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Return the inputs of a graph: of studies also which views are there."""
+    return {"pixels": pixels} if pixels.shape[1] == 1 else {"pixels": pixels, "present": pixels.max((2, 3)) > 0}
+
+
+def _contract(inputs: dict[str, tuple[str, list[Any]]], outputs: list[str], uint8: str) -> tuple[int, int, int]:
+    """Return the views, height and width of the input, after checking names, type and rank."""
+    views = 2 if "present" in inputs else 1
+    if set(inputs) != {*_INPUTS[:views]}:
+        raise ModelError(f"model.onnx: inputs are {sorted(inputs)}, expected pixels, and present for studies")
     kind, shape = inputs["pixels"]
-    if kind != uint8 or len(shape) != 4 or shape[1] != 1 or not all(isinstance(n, int) for n in shape[2:]):
-        raise ModelError(f"model.onnx: pixels is {kind} {shape}, expected uint8 [B, 1, H, W]")
+    if kind != uint8 or len(shape) != 4 or shape[1] != views or not all(isinstance(n, int) for n in shape[2:]):
+        raise ModelError(f"model.onnx: pixels is {kind} {shape}, expected uint8 [B, {views}, H, W]")
+    if views > 1 and ("bool" not in inputs["present"][0] or inputs["present"][1][1:] != [views]):
+        raise ModelError(f"model.onnx: present is {list(inputs['present'])}, expected bool [B, {views}]")
     if missing := [name for name in Outputs._fields if name not in outputs]:
         raise ModelError(f"model.onnx: output {missing[0]!r} is missing; it has {outputs}")
-    return int(shape[2]), int(shape[3])
+    return views, int(shape[2]), int(shape[3])
 
 
-def _fits(pixels: NDArray[np.uint8], shape: tuple[int, int]) -> None:
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or not len(pixels) or pixels.shape[1:] != (1, *shape):
+def _fits(pixels: NDArray[np.uint8], shape: tuple[int, int, int]) -> None:
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or not len(pixels) or pixels.shape[1:] != shape:
         raise ModelError(
-            f"pixels are {pixels.dtype} {list(pixels.shape)}, the model takes uint8 [B, 1, {shape[0]}, {shape[1]}]"
+            f"pixels are {pixels.dtype} {list(pixels.shape)}, the model takes uint8 "
+            f"[B, {shape[0]}, {shape[1]}, {shape[2]}]"
         )
 
 
-def _outputs(values: list[Any], count: int) -> Outputs:
+def _outputs(values: list[Any], count: int, views: int) -> Outputs:
     # Copies: OpenVINO's results are views of memory that the next call overwrites.
     outputs = Outputs(*(np.array(value, np.float32) for value in values))
-    for name, rank, value in zip(Outputs._fields, (2, 1, 4, 2, 1), outputs, strict=True):
+    for name, rank, value in zip(Outputs._fields, (2, 1, 3 + views, 2, 1), outputs, strict=True):
         if value.ndim != rank or len(value) != count:
             raise ModelError(f"model.onnx: {name} is {list(value.shape)}, expected rank {rank} for {count} images")
         if not np.isfinite(value).all():

@@ -43,7 +43,7 @@ class Outputs(NamedTuple):
         Calibrated probability per finding, 0 to 1.
     abnormal : float32 array, shape [B]
         Calibrated chance of any abnormality, 0 to 1.
-    maps : float32 array, shape [B, F, h, w]
+    maps : float32 array, shape [B, F, h, w]; of studies [B, 2, F, h, w]
         Gradient of each finding's log-odds with respect to the last features, times the features,
         summed over channels, before ReLU. Positive places speak for the finding.
     features : float32 array, shape [B, D]
@@ -60,7 +60,7 @@ class Outputs(NamedTuple):
 
 
 Run = Callable[[NDArray[np.uint8]], Outputs]
-"""Runs a graph on uint8 [B, 1, H, W]."""
+"""Runs a graph on uint8 [B, 1, H, W]; one of studies on [B, 2, H, W], where a missing view is black."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,8 @@ class Golden:
     Attributes
     ----------
     raw : tuple of uint8 or uint16 arrays, each [H, W]
-        Phantom pixels before the transform; the dtype is the depth (8 or 16 bits).
+        Phantom pixels before the transform; the dtype is the depth (8 or 16 bits). Of studies frontal and lateral
+        in turn; a missing view is one black pixel.
     outputs : Outputs
         For all of them, in order.
     """
@@ -113,16 +114,24 @@ class Golden:
             raise ModelError(f"golden.npz: not readable ({_one_line(error)}); rebuild the package") from None
         if not raw or any(p.ndim != 2 or p.dtype not in (np.uint8, np.uint16) or not p.size for p in raw):
             raise ModelError("golden.npz: raw_0 … must be uint8 or uint16 [H, W]; rebuild the package")
-        for name, rank, values in zip(Outputs._fields, (2, 1, 4, 2, 1), outputs, strict=True):
-            if values.dtype != np.float32 or values.ndim != rank or len(values) != len(raw):
+        views = 2 if outputs.maps.ndim == 5 and outputs.maps.shape[1] == 2 else 1
+        for name, rank, values in zip(Outputs._fields, (2, 1, 3 + views, 2, 1), outputs, strict=True):
+            if values.dtype != np.float32 or values.ndim != rank or len(values) * views != len(raw):
                 raise ModelError(
                     f"golden.npz: {name} is {values.dtype} {list(values.shape)}, expected float32 of rank {rank} "
-                    f"for {len(raw)} images; rebuild the package"
+                    f"for {len(raw) // views} images; rebuild the package"
                 )
         return cls(raw, outputs)
 
+    @property
+    def views(self) -> int:
+        """1 for a model of images, 2 for one of studies."""
+        return self.outputs.maps.ndim - 3
 
-def make(transform: Transform, run: Run, seeds: Sequence[int] = (1, 2, 3, 4), *, size: int = 320) -> Golden:
+
+def make(
+    transform: Transform, run: Run, seeds: Sequence[int] = (1, 2, 3, 4), *, size: int = 320, views: int = 1
+) -> Golden:
     """Make golden radiographs from phantoms and record what the model answers.
 
     They differ in depth and in aspect, so that a transform that forgets either is found.
@@ -137,6 +146,8 @@ def make(transform: Transform, run: Run, seeds: Sequence[int] = (1, 2, 3, 4), *,
         One phantom each.
     size : int
         Side of the phantoms in pixels.
+    views : int
+        2 for a model of studies: one of them lacks the lateral view, one the frontal.
     """
     from wetread.radiograph import phantom  # only packaging draws phantoms; loading must stay light
 
@@ -146,16 +157,23 @@ def make(transform: Transform, run: Run, seeds: Sequence[int] = (1, 2, 3, 4), *,
         eight = (radiograph.pixels >> (radiograph.bits - 8)).astype(np.uint8)
         eight = eight[: size - 8 * (index % 3), : size - 12 * (index % 2)]
         raw.append(eight.astype(np.uint16) * np.uint16(257) if index % 4 == 1 else eight)
-    return Golden(tuple(raw), run(see(transform, raw)))
+        if views > 1:
+            side = phantom.make(seed, view="LATERAL", size=size).radiograph
+            raw.append((side.pixels >> (side.bits - 8)).astype(np.uint8))
+            if index % 4 > 1:
+                raw[-1 - index % 2] = np.zeros((1, 1), np.uint8)
+    return Golden(tuple(raw), run(see(transform, raw, views)))
 
 
-def see(transform: Transform, raw: Sequence[NDArray[np.uint8] | NDArray[np.uint16]]) -> NDArray[np.uint8]:
-    """Return raw phantom pixels as the model sees them: uint8 [B, 1, size, size]."""
+def see(
+    transform: Transform, raw: Sequence[NDArray[np.uint8] | NDArray[np.uint16]], views: int = 1
+) -> NDArray[np.uint8]:
+    """Return raw phantom pixels as the model sees them: uint8 [B, views, size, size]."""
     seen = [
         transform(Radiograph(pixels, bits=8 * pixels.dtype.itemsize, full_size=pixels.shape, source="phantom")).array
         for pixels in raw
     ]
-    return np.stack(seen)[:, None]
+    return np.stack(seen).reshape(-1, views, transform.size, transform.size)
 
 
 def differences(expected: Outputs, got: Outputs) -> dict[str, float]:
@@ -189,7 +207,7 @@ def check(package: Package, run: Run) -> dict[str, float]:
     """
     golden = package.golden
     try:
-        found = differences(golden.outputs, run(see(package.transform, golden.raw)))
+        found = differences(golden.outputs, run(see(package.transform, golden.raw, golden.views)))
     except ModelError:
         raise
     except (WetreadError, ValueError, TypeError, ArithmeticError) as error:

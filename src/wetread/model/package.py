@@ -41,6 +41,15 @@ FILES = {
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+class Run(BaseModel):
+    """A further run that a package was made of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["member", "soup"] = Field(description="A member's probabilities are averaged, a soup's weights.")
+    recipe: dict[str, Any]
+
+
 class Meta(BaseModel):
     """The content of `model.json`; an unknown key or a bad value is an error that names it."""
 
@@ -49,7 +58,12 @@ class Meta(BaseModel):
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(description="Short name, shown beside every result.", pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
     task: dict[str, Any] = Field(description="The task, as `Task.to_dict` gives it; its findings order the outputs.")
-    kind: Literal["image"] = "image"
+    kind: Literal["image", "study"] = Field(
+        default="image", description="What the graph judges: an image, or the frontal and lateral view of a study."
+    )
+    aggregate: Literal["max", "mean"] = Field(
+        default="max", description="How the results of a study's images become the study's."
+    )
     input_size: int = Field(description="Side of the square input, in pixels.", ge=16, le=4096)
     transform: dict[str, Any] = Field(description="Name and parameters of the transform, for the reader.")
     precision: Literal["fp32", "bf16", "int8"] = Field(description="What the golden outputs were computed in.")
@@ -68,6 +82,7 @@ class Meta(BaseModel):
     metrics: dict[str, Any] = Field(default_factory=dict, description="Metrics with intervals, as evaluated.")
     dataset_hash: str = ""
     recipe: dict[str, Any] = Field(default_factory=dict)
+    runs: list[Run] = Field(default_factory=list, description="What it was made of beside the run of `recipe`.")
     seed: int = 0
     code_version: str = ""
     licence: str = Field(default="", description="Licence of the weights.")
@@ -136,6 +151,8 @@ class Package:
                 f"{path}: transform.npz is not the transform that model.json describes; rebuild the package"
             )
         self._golden_bytes = content["golden.npz"]
+        if self.golden.views != (2 if self.meta.kind == "study" else 1):
+            raise ModelError(f"{path}: golden.npz is not of kind {self.meta.kind!r}; rebuild the package")
         if (count := self.golden.outputs.probability.shape[1]) != len(self.task.findings):
             raise ModelError(f"{path}: golden.npz holds {count} findings, model.json {len(self.task.findings)}")
 

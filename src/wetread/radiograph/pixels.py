@@ -186,9 +186,9 @@ def _member(archive: zipfile.ZipFile, key: str) -> NDArray[np.uint8]:
     return array
 
 
-def plain(size: int = 224, source: int = 256) -> Transform:
-    """Return the transform that shows the whole radiograph."""
-    return Transform("plain", source=source, size=size)
+def plain(size: int = 224, source: int | None = None) -> Transform:
+    """Return the transform that shows the whole radiograph, squashed at once unless a `source` is given."""
+    return Transform("plain", source=source or size, size=size)
 
 
 def lungs(template: NDArray[np.uint8], *, source: int = 256, min_match: float = MIN_MATCH) -> Transform:
