@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch", reason="needs the train extra")
 pytestmark = pytest.mark.train
 
-from wetread.train.augment import augment  # noqa: E402
+from wetread.train.augment import augment, move, placement  # noqa: E402
 from wetread.train.recipe import AugmentRecipe  # noqa: E402
 
 OFF = AugmentRecipe.model_validate({})
@@ -39,7 +40,10 @@ def test_shape_and_type_stay_the_input_stays_and_the_seed_decides(seed):
     np.testing.assert_array_equal(IMAGE, before)
 
 
-@pytest.mark.parametrize("name", [n for n in AugmentRecipe.model_fields if n not in ("share", "flip", "mixup")])
+ELSEWHERE = ("share", "flip", "mixup", "one_view")
+
+
+@pytest.mark.parametrize("name", [n for n in AugmentRecipe.model_fields if n not in ELSEWHERE])
 def test_every_kind_of_change_changes_something(name):
     strength = (
         20.0 if name == "rotate" else 0.4 if name in ("shift", "zoom", "stretch", "contrast", "brightness") else 1.0
@@ -69,3 +73,15 @@ def test_zoom_keeps_the_centre():
         ys, xs = np.nonzero(seen)
         assert abs(ys.mean() - 32) < 0.6
         assert abs(xs.mean() - 32) < 0.6
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31))
+def test_a_mask_of_another_size_moves_with_its_image(seed):
+    recipe = OFF.model_copy(update={"rotate": 20.0, "shift": 0.1, "zoom": 0.2, "stretch": 0.2, "flip": 0.5})
+    matrix = placement(recipe, np.random.default_rng(seed))
+    image = np.zeros((96, 96), np.uint8)
+    image[30:50, 20:36] = 255
+    mask = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
+    moved = cv2.resize(move(image, matrix), (48, 48), interpolation=cv2.INTER_AREA).astype(float)
+    assert np.abs(moved - move(mask, matrix)).sum() / 255 < 0.15 * (mask > 0).sum()

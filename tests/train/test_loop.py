@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -17,10 +19,12 @@ pytestmark = pytest.mark.train
 from safetensors.torch import load_file  # noqa: E402
 from squares import squares, write_dataset  # noqa: E402
 
+from wetread.dataset.dataset import Dataset  # noqa: E402
 from wetread.errors import TrainError  # noqa: E402
 from wetread.findings import CHEXPERT, PNEUMONIA  # noqa: E402
 from wetread.train.batches import Batches, class_weight, mixed, targets  # noqa: E402
-from wetread.train.loop import rate, train  # noqa: E402
+from wetread.train.loop import train  # noqa: E402
+from wetread.train.packaging import Trained  # noqa: E402
 from wetread.train.recipe import LabelsRecipe, Recipe  # noqa: E402
 
 
@@ -48,6 +52,43 @@ def test_it_learns_and_leaves_a_record(square_dataset, tmp_path):
     assert run.info.status == "FINISHED"
     assert run.data.metrics["valid_auroc"] == pytest.approx(result["history"][-1]["valid_auroc"])
     assert run.data.params["optimise.batch"] == "16"
+
+
+def with_masks(dataset: Dataset, folder: Path) -> Dataset:
+    """Return the squares with the mask of the square for the finding that says on which side it is."""
+    masks = np.zeros((len(dataset), 2, 16, 16), np.uint8)
+    for row, image in enumerate(np.asarray(dataset.pixels)):
+        bright = (image > 100).astype(np.uint8) * 255
+        masks[row, int(dataset.labels[row, 1])] = cv2.resize(bright, (16, 16), interpolation=cv2.INTER_AREA)
+    shutil.copytree(dataset.path, folder)
+    np.save(folder / "masks.npy", masks)
+    return Dataset.open(folder)
+
+
+def test_localising_draws_the_peaks_of_the_maps_into_the_masks(square_dataset, tmp_path):
+    masked = with_masks(square_dataset, tmp_path / "data")
+    rows = masked.rows("valid")
+    present = masked.labels[rows].argmax(1)
+    hits = {}
+    for weight in (0.0, 1.0):
+        network = {"backbone": "resnet10t", "pyramid": 2, "neck": 32}
+        chosen = recipe(network=network, augment={"mixup": 0, "shift": 0.05}, optimise={"localise": weight})
+        train(chosen, masked, tmp_path / f"run{weight}")
+        trained = Trained.open(tmp_path / f"run{weight}").network
+        with torch.inference_mode():
+            maps = trained.maps(trained.features(torch.from_numpy(np.asarray(masked.pixels[rows]))[:, None]))
+        peaks = maps.flatten(2).argmax(2).numpy()[np.arange(len(rows)), present]
+        masks = masked.masks[rows, present].reshape(len(rows), 8, 2, 8, 2).max((2, 4)).reshape(len(rows), 64)
+        hits[weight] = (masks[np.arange(len(rows)), peaks] > 0).mean()
+    assert hits[1.0] > 0.9
+    assert hits[1.0] > hits[0.0]
+
+
+def test_localising_without_masks_or_with_mixup_is_refused(square_dataset, tmp_path):
+    with pytest.raises(TrainError, match=r"optimise\.localise = 1.*--masks"):
+        train(recipe(augment={"mixup": 0}, optimise={"localise": 1}), square_dataset, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"augment\.mixup"):
+        recipe(optimise={"localise": 1})
 
 
 def test_a_resumed_run_equals_one_that_was_not_stopped_bit_for_bit(square_dataset, tmp_path):
@@ -139,14 +180,6 @@ def test_no_global_seed_is_touched(square_dataset, tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_rate_rises_then_falls_to_nothing():
-    values = [rate(step, 100, 0.1) for step in range(100)]
-    assert values[0] == pytest.approx(0.1)
-    assert values[9] == values[10] == 1.0
-    assert all(a >= b for a, b in itertools.pairwise(values[9:]))
-    assert values[-1] < 0.001
-
-
 def test_targets_follow_the_recipe():
     f = CHEXPERT.findings.index
     labels = np.full((1, 14), np.nan, np.float32)
@@ -180,11 +213,11 @@ def test_class_weights_balance():
 def test_batches_cover_every_row_once_and_repeat(square_dataset):
     rows = square_dataset.rows("train")
     batches = Batches(square_dataset.pixels, rows, square_dataset.labels, recipe(augment={"gamma": 0, "mixup": 0}))
-    seen = torch.cat([x for x, _ in batches.epoch(3)]).numpy()[:, 0]
+    seen = torch.cat([batch.pixels for batch in batches.epoch(3)]).numpy()[:, 0]
     assert sorted(image.tobytes() for image in seen) == sorted(square_dataset.pixels[r].tobytes() for r in rows)
-    again = torch.cat([x for x, _ in batches.epoch(3)]).numpy()[:, 0]
+    again = torch.cat([batch.pixels for batch in batches.epoch(3)]).numpy()[:, 0]
     np.testing.assert_array_equal(seen, again)
-    other = torch.cat([x for x, _ in batches.epoch(4)]).numpy()[:, 0]
+    other = torch.cat([batch.pixels for batch in batches.epoch(4)]).numpy()[:, 0]
     assert (other != seen).any()
 
 

@@ -9,6 +9,7 @@ pytestmark = pytest.mark.train
 from squares import squares, write_dataset  # noqa: E402
 
 from wetread.errors import TrainError  # noqa: E402
+from wetread.evaluate import conformal  # noqa: E402
 from wetread.evaluate.metrics import auroc  # noqa: E402
 from wetread.findings import PNEUMONIA  # noqa: E402
 from wetread.infer import runtime  # noqa: E402
@@ -50,6 +51,21 @@ def test_a_run_becomes_a_package_that_keeps_its_golden_outputs(run, square_datas
     assert made.meta.points["screen"]["Pneumonia"] <= made.meta.points["balanced"]["Pneumonia"]
     assert (outputs.familiarity >= made.meta.familiarity_threshold).mean() >= 0.95
     assert "only squares" in made.card
+    assert made.meta.metrics["rules"] == {"screen": "sensitivity", "balanced": "youden", "sensitivity": 0.98, "cost": 1}
+    sets = conformal.Conformal.from_dict(made.task, made.meta.metrics["conformal"])
+    assert sets.alpha == 0.1
+    measured = made.meta.metrics["conformal"]["coverage"]["Pneumonia"]["present"]
+    assert measured[1] <= measured[0] <= measured[2]
+
+
+def test_the_recipe_chooses_how_operating_points_are_found(run, square_dataset, tmp_path):
+    rules = {"screen": "youden", "balanced": "cost", "cost": 0.05, "conformal": 0.2}
+    recipe = RECIPE.model_copy(update={"package": RECIPE.package.model_copy(update=rules)})
+    made, _ = package(run, square_dataset, tmp_path / "p", recipe=recipe, resamples=20)
+    usual, _ = package(run, square_dataset, tmp_path / "q", recipe=RECIPE, resamples=20)
+    assert made.meta.points["screen"]["Pneumonia"] == pytest.approx(usual.meta.points["balanced"]["Pneumonia"])
+    assert made.meta.points["balanced"]["Pneumonia"] >= made.meta.points["screen"]["Pneumonia"]
+    assert made.meta.metrics["conformal"]["alpha"] == 0.2
 
 
 def test_the_maps_point_at_the_square(run, square_dataset, tmp_path):

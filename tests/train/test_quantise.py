@@ -24,6 +24,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def graph() -> bytes:
+    from wetread.train.ensemble import Ensemble
     from wetread.train.export import Familiarity, Served, to_onnx
     from wetread.train.network import Network
     from wetread.train.recipe import NetworkRecipe
@@ -37,7 +38,8 @@ def graph() -> bytes:
             for _ in range(4):
                 network(torch.randint(0, 256, (16, 1, SIZE, SIZE), dtype=torch.uint8))
     familiarity = Familiarity.fit(np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32))
-    return to_onnx(Served(network.eval(), Calibration(CHEXPERT, np.ones(14), np.zeros(14)), familiarity), SIZE)
+    tail = Calibration(CHEXPERT, np.ones(14), np.zeros(14))
+    return to_onnx(Served(Ensemble([network], CHEXPERT), tail, [familiarity]), SIZE)
 
 
 @pytest.mark.parametrize("half", [False, True])

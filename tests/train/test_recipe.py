@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ pytest.importorskip("torch", reason="needs the train extra")
 pytestmark = pytest.mark.train
 
 from wetread.errors import ConfigError  # noqa: E402
-from wetread.train.recipe import Recipe, load  # noqa: E402
+from wetread.train.recipe import Recipe, check, load  # noqa: E402
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
@@ -22,11 +24,19 @@ def keys(model, prefix=""):
 
 
 def test_every_key_is_described_and_in_the_manual():
-    manual = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     for key, field in keys(Recipe):
         assert field.description, key
-        assert f"| `{key}` |" in manual
-        assert field.description in manual
+        assert f"| `{key}` |" in MANUAL
+        assert field.description in MANUAL
+
+
+MANUAL = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+EXAMPLES = re.findall(r"```toml\n(.*?)```", MANUAL, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_of_the_manual_is_sound(example):
+    assert check({"name": "example"} | tomllib.loads(example), "docs/training.md")
 
 
 @pytest.fixture

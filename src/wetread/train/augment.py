@@ -15,20 +15,25 @@ from wetread.train.recipe import AugmentRecipe
 Image = NDArray[np.uint8]
 
 
-def _place(image: Image, recipe: AugmentRecipe, rng: np.random.Generator) -> Image:
-    side = image.shape[0]
+def placement(recipe: AugmentRecipe, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw how an image is moved: a 2 x 3 matrix about its centre, with shifts as fractions of its side."""
     angle = np.deg2rad(rng.uniform(-recipe.rotate, recipe.rotate))
     zoom = 1 + rng.uniform(-recipe.zoom, recipe.zoom)
     stretch = np.sqrt(1 + rng.uniform(-recipe.stretch, recipe.stretch))
-    dx, dy = rng.uniform(-recipe.shift, recipe.shift, 2) * side
+    shift = rng.uniform(-recipe.shift, recipe.shift, 2)
     mirror = -1.0 if rng.random() < recipe.flip else 1.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = turn @ np.diag([mirror * zoom * stretch, zoom / stretch])
-    centre = np.full(2, (side - 1) / 2)
-    offset = centre - matrix @ centre + [dx, dy]
-    whole = np.column_stack([matrix, offset])
-    if np.array_equal(whole, np.eye(2, 3)):
+    return np.column_stack([turn @ np.diag([mirror * zoom * stretch, zoom / stretch]), shift])
+
+
+def move(image: Image, matrix: NDArray[np.float64]) -> Image:
+    """Return an image [S, S] moved as `placement` drew it; what comes in from outside is 0."""
+    if np.array_equal(matrix, np.eye(2, 3)):
         return image
+    side = image.shape[0]
+    centre = np.full(2, (side - 1) / 2)
+    offset = centre - matrix[:, :2] @ centre + matrix[:, 2] * side
+    whole = np.column_stack([matrix[:, :2], offset])
     return cv2.warpAffine(image, whole, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)  # type: ignore[return-value]
 
 
@@ -65,12 +70,18 @@ def _degrade(image: Image, recipe: AugmentRecipe, rng: np.random.Generator) -> I
     return image
 
 
+def change(image: Image, recipe: AugmentRecipe, rng: np.random.Generator) -> Image:
+    """Return an image with another exposure and sharpness, or by chance (`share`) as it is."""
+    return _degrade(_expose(image, recipe, rng), recipe, rng) if rng.random() < recipe.share else image
+
+
 def augment(image: Image, recipe: AugmentRecipe, rng: np.random.Generator) -> Image:
     """Return a randomly changed copy of a training image.
 
     Parameters
     ----------
-    image : uint8 array, shape [S, S]
+    image : uint8 array, shape [S, S], or [S, 2 S] for the two views of a study
+        Each view is changed by itself; a missing one stays black.
     recipe : AugmentRecipe
         The kinds and strengths of change; with all at their defaults the image comes back as it is.
     rng : numpy.random.Generator
@@ -78,9 +89,11 @@ def augment(image: Image, recipe: AugmentRecipe, rng: np.random.Generator) -> Im
 
     Returns
     -------
-    uint8 array, shape [S, S]
+    uint8 array, of the same shape
     """
-    image = _place(image, recipe, rng)
-    if rng.random() < recipe.share:
-        image = _degrade(_expose(image, recipe, rng), recipe, rng)
-    return image
+    if image.shape[1] == 2 * image.shape[0]:
+        views = np.split(image, 2, 1)
+        if all(view.any() for view in views) and rng.random() < recipe.one_view:
+            views[int(rng.integers(2))] = np.zeros_like(views[0])
+        return np.concatenate([augment(view, recipe, rng) if view.any() else view for view in views], 1)
+    return change(move(image, placement(recipe, rng)), recipe, rng)

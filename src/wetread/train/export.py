@@ -9,10 +9,9 @@ gradient has a closed form and needs no backward pass. For a plain sigmoid head 
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -24,20 +23,18 @@ from torch import Tensor, nn
 from wetread.errors import TrainError
 from wetread.evaluate.calibration import Calibration
 from wetread.findings import Task
-from wetread.train.network import Network
+from wetread.train.ensemble import Ensemble
 
-_LARGEST = 30.0  # log-odds beyond this are certainty in float32
 OUTPUTS = ("probability", "abnormal", "maps", "features", "familiarity")
 
 
-@dataclass(frozen=True, eq=False)
-class Familiarity:
-    """What training images look like to the network: a Gaussian of their features.
+class Familiarity(nn.Module):
+    """What training images look like to a network: a Gaussian of their features.
 
     `directions` are the strongest principal axes; what lies outside of them counts with the mean
     variance there (probabilistic PCA, Tipping and Bishop 1999).
 
-    Attributes
+    Parameters
     ----------
     mean : float32 [D]
     directions : float32 [D, K]
@@ -48,10 +45,16 @@ class Familiarity:
         Median squared distance of training images, the unit of the score.
     """
 
-    mean: NDArray[np.float32]
-    directions: NDArray[np.float32]
-    rest: float
-    typical: float
+    mean: Tensor
+    directions: Tensor
+    variance: Tensor
+
+    def __init__(self, mean: NDArray[np.float32], directions: NDArray[np.float32], rest: float, typical: float) -> None:
+        super().__init__()
+        self.rest, self.typical = rest, typical
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("directions", torch.from_numpy(directions))
+        self.register_buffer("variance", 1 / self.directions.square().sum(0))
 
     @classmethod
     def fit(cls, features: NDArray[np.float32], axes: int = 64) -> Familiarity:
@@ -64,19 +67,26 @@ class Familiarity:
         strongest = slice(width - axes, width)
         variance = np.maximum(values[strongest], 1e-8)
         rest = max(float(values[: width - axes].mean()), 1e-8)
-        scaled = vectors[:, strongest] / np.sqrt(variance)
-        fitted = cls(mean.astype(np.float32), scaled.astype(np.float32), rest, 1.0)
-        distance = fitted.distance(torch.from_numpy(features)).numpy()
-        return cls(fitted.mean, fitted.directions, rest, float(np.median(distance)))
+        scaled = (vectors[:, strongest] / np.sqrt(variance)).astype(np.float32)
+        fitted = cls(mean.astype(np.float32), scaled, rest, 1.0)
+        fitted.typical = float(np.median(fitted.distance(torch.from_numpy(features)).numpy()))
+        return fitted
+
+    @classmethod
+    def blind(cls, width: int) -> Familiarity:
+        """Return one to which every image is equally familiar."""
+        return cls(np.zeros(width, np.float32), np.eye(width, 1, dtype=np.float32), np.inf, np.inf)
 
     def distance(self, features: Tensor) -> Tensor:
         """Return squared distances [B] of features [B, D]; each direction counts alike."""
-        centred = features - torch.from_numpy(self.mean)
-        directions = torch.from_numpy(self.directions)
-        along = centred @ directions
-        length = directions.square().sum(0).sqrt()  # 1 / deviation of each axis
-        left = centred.square().sum(1) - (along / length).square().sum(1)
+        centred = features - self.mean
+        along = centred @ self.directions
+        left = centred.square().sum(1) - (along.square() * self.variance).sum(1)
         return along.square().sum(1) + left.clamp(min=0) / self.rest
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return distances [B] in units of that of a typical training image."""
+        return self.distance(features) / self.typical
 
 
 class Served(nn.Module):
@@ -84,79 +94,44 @@ class Served(nn.Module):
 
     Parameters
     ----------
-    network : Network
+    ensemble : Ensemble
     calibration : Calibration
-    anything : (float, float)
-        Slope and intercept of the chance of any finding, for a task without a normal finding.
-    familiarity : Familiarity, optional
-        Without it every image is equally familiar.
-    mirror : bool
-        Look at the mirror image too and take the mean probability.
+    familiarity : sequence of Familiarity
+        One for each member; without them every image is equally familiar.
+    anything : (float, float) or None
+        Slope and intercept of the chance of any finding, for a task without a normal finding. None: the chance of
+        the likeliest abnormality, where nothing was calibrated.
     """
 
     slope: Tensor
     intercept: Tensor
-    mean: Tensor
-    directions: Tensor
-    shrink: Tensor
 
     def __init__(
         self,
-        network: Network,
+        ensemble: Ensemble,
         calibration: Calibration,
-        familiarity: Familiarity | None = None,
-        anything: tuple[float, float] = (1, 0),
-        mirror: bool = False,
+        familiarity: Sequence[Familiarity] = (),
+        anything: tuple[float, float] | None = (1, 0),
     ) -> None:
         super().__init__()
-        self.network = network.eval()
+        self.ensemble = ensemble.eval()
         self.task: Task = calibration.task
-        self.anything, self.mirror = anything, mirror
-        if familiarity is None:
-            width = network.head.in_features
-            familiarity = Familiarity(np.zeros(width, np.float32), np.eye(width, 1, dtype=np.float32), np.inf, np.inf)
-        self.rest, self.typical = familiarity.rest, familiarity.typical
+        self.anything = anything
+        blind = [Familiarity.blind(network.head.in_features) for network in ensemble.members]
+        self.familiarity = nn.ModuleList(familiarity or blind)
         self.register_buffer("slope", torch.tensor(calibration.slope, dtype=torch.float32))
         self.register_buffer("intercept", torch.tensor(calibration.intercept, dtype=torch.float32))
-        self.register_buffer("mean", torch.from_numpy(familiarity.mean))
-        self.register_buffer("directions", torch.from_numpy(familiarity.directions))
-        self.register_buffer("shrink", 1 / self.directions.square().sum(0))
 
-    def member(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-odds [B, F], their maps [B, F, h, w] and pooled features [B, D] of one look at the pixels."""
-        last = self.network.features(pixels).float()
-        features = last.mean((2, 3))
-        logits = self.network.head(features)
-        maps = torch.conv2d(last, self.network.head.weight[:, :, None, None]) / (last.shape[2] * last.shape[3])
-        count = logits.shape[1]
-        if not self.task.exclusive:
-            odds = logits
-        elif count == 2:
-            odds, maps = logits - logits.flip(1), maps - maps.flip(1)
-        else:  # the log-odds of a softmax: own logit against the others', weighed by their share of the rest
-            rest = logits[:, None, :].masked_fill(torch.eye(count).bool(), -torch.inf)
-            odds = logits - torch.logsumexp(rest, 2)
-            maps = maps - (torch.softmax(rest, 2) @ maps.flatten(2)).reshape(maps.shape)
-        return odds.clamp(-_LARGEST, _LARGEST), maps, features
+    def forward(self, pixels: Tensor, present: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return probability [B, F], abnormal [B], maps [B, F, h, w], features [B, D], familiarity [B].
 
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `member` does, of the mean probability of the image and its mirror image where asked for."""
-        odds, maps, features = self.member(pixels)
-        if not self.mirror:
-            return odds, maps, features
-        other_odds, other_maps, other_features = self.member(pixels.flip(3))
-        present = (torch.sigmoid(odds) + torch.sigmoid(other_odds)) / 2
-        absent = (torch.sigmoid(-odds) + torch.sigmoid(-other_odds)) / 2
-        # d log-odds of the mean / d log-odds of a member, without the cancellation of 1 - p
-        share = torch.sigmoid(odds) * torch.sigmoid(-odds) / (2 * present * absent)
-        other = torch.sigmoid(other_odds) * torch.sigmoid(-other_odds) / (2 * present * absent)
-        maps = share[:, :, None, None] * maps + other[:, :, None, None] * other_maps.flip(3)
-        return torch.log(present) - torch.log(absent), maps, (features + other_features) / 2
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return probability [B, F], abnormal [B], maps [B, F, h, w], features [B, D], familiarity [B]."""
+        The features are those of all members, side by side. Of studies, pixels are [B, 2, H, W] (frontal, lateral),
+        `present` bool [B, 2] and the maps [B, 2, F, h, w].
+        """
+        if present is not None:
+            pixels = torch.where(present[:, :, None, None], pixels, torch.zeros((), dtype=pixels.dtype))
         task = self.task
-        odds, maps, features = self.look(pixels)
+        odds, maps, features = self.ensemble(pixels)
         y = self.slope * odds + self.intercept
         maps = maps * self.slope[None, :, None, None]
         if task.exclusive:
@@ -181,15 +156,17 @@ class Served(nn.Module):
             maps = torch.stack(pictures, 1)
         if task.normal is not None:
             abnormal = 1 - probability[:, task.findings.index(task.normal)]
+        elif self.anything is None:
+            counted = [f for f, finding in enumerate(task.findings) if finding not in task.neutral]
+            abnormal = probability[:, counted].amax(1)
         else:  # independent findings: the chance that not all are absent, calibrated as one score
             none = torch.log1p(-probability.clamp(max=1 - 1e-6)).sum(1).clamp(max=-1e-6)
             odds = torch.log(-torch.expm1(none)) - none
             abnormal = torch.sigmoid(self.anything[0] * odds + self.anything[1])
-        centred = features - self.mean
-        along = centred @ self.directions
-        left = centred.square().sum(1) - (along.square() * self.shrink).sum(1)
-        distance = along.square().sum(1) + left.clamp(min=0) / self.rest
-        return probability, abnormal, maps, features, 1 / (1 + distance / self.typical)
+        if self.ensemble.views > 1:
+            maps = torch.stack(maps.chunk(self.ensemble.views, 3), 1)
+        distance = torch.stack([one(part) for one, part in zip(self.familiarity, features, strict=True)]).mean(0)
+        return probability, abnormal, maps, torch.cat(features, 1), 1 / (1 + distance)
 
 
 def to_onnx(served: Served, size: int) -> bytes:
@@ -200,7 +177,11 @@ def to_onnx(served: Served, size: int) -> bytes:
     TrainError
         When the backbone cannot be exported.
     """
-    example = torch.zeros(2, 1, size, size, dtype=torch.uint8)
+    views = served.ensemble.views
+    example: tuple[Tensor, ...] = (torch.zeros(2, views, size, size, dtype=torch.uint8),)
+    if views > 1:
+        example = (*example, torch.ones(2, views, dtype=torch.bool))
+    batch = torch.export.Dim("batch", min=1, max=65536)
     noisy = logging.getLogger("torch.onnx")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -209,10 +190,10 @@ def to_onnx(served: Served, size: int) -> bytes:
             warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
             program = torch.onnx.export(
                 served.eval(),
-                (example,),
-                input_names=["pixels"],
+                example,
+                input_names=["pixels", "present"][: len(example)],
                 output_names=list(OUTPUTS),
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
+                dynamic_shapes=tuple({0: batch} for _ in example),
                 dynamo=True,
                 verbose=False,
             )
@@ -221,9 +202,17 @@ def to_onnx(served: Served, size: int) -> bytes:
     finally:
         noisy.setLevel(level)
     assert program is not None
-    buffer = io.BytesIO()
-    onnx.save_model(program.model_proto, buffer)
-    return buffer.getvalue()
+    return bytes(_bare(program.model_proto).SerializeToString())
+
+
+def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without the exporter's notes: a tenth of a small file, with paths of this machine among them."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    del graph.value_info[:]
+    return model
 
 
 def halve(graph: bytes) -> bytes:

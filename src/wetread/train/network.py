@@ -8,6 +8,9 @@ and no second pass is needed to show why.
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +21,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from wetread.errors import TrainError
+from wetread.train.fusion import Fusion
 from wetread.train.recipe import NetworkRecipe
 
 
@@ -35,6 +39,10 @@ class SmallCNN(nn.Module):
             layers += [nn.MaxPool2d(2)]
             channels = width
         self.layers = nn.Sequential(*layers)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return patterns of the names of each layer's parameters, as timm's models do."""
+        return {f"layer{index}": rf"^layers\.(?:{4 * index}|{4 * index + 1})\." for index in range(5)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features [B, 256, S/32, S/32]."""
@@ -84,6 +92,10 @@ class ResidualCNN(nn.Module):
             channels = width
         self.blocks = nn.Sequential(*blocks)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return patterns of the names of each layer's parameters, as timm's models do."""
+        return {"stem": r"^stem", "blocks": r"^blocks\.(\d+)"}
+
     def forward(self, x: Tensor) -> Tensor:
         """Return features [B, 512, S/32, S/32]."""
         return cast(Tensor, self.blocks(self.stem(x)))
@@ -97,11 +109,14 @@ class TimmFeatures(nn.Module):
     name : str
         timm's name of the backbone.
     pretrained : bool
-        Fetch timm's weights from the hub; RGB stems are summed to grey.
+        Fetch timm's weights from the hub; with one channel RGB stems are summed to grey.
     options : dict
         Keyword arguments of `timm.create_model`.
-    stage : int
-        Stop after this stage, counted from 1 (each has half the height and width of the one before); 0 is the end.
+    channels : {1, 3}
+        Of the input.
+    pyramid : int
+        Give the features of this stage, counted from 1 (each has half the height and width of the one before), and of
+        all later ones; 0 is the end alone.
 
     Raises
     ------
@@ -110,45 +125,100 @@ class TimmFeatures(nn.Module):
     """
 
     def __init__(
-        self, name: str, pretrained: bool = False, options: dict[str, Any] | None = None, stage: int = 0
+        self,
+        name: str,
+        pretrained: bool = False,
+        options: dict[str, Any] | None = None,
+        pyramid: int = 0,
+        channels: int = 1,
     ) -> None:
         super().__init__()
-        options = dict(options or {})
-        if stage:
-            options |= {"features_only": True, "out_indices": (stage - 1,)}
+        self.name, self.options, self.channels = name, dict(options or {}), channels
         if not timm.is_model(name):
             close = timm.list_models(f"{name[:6]}*")[:4]
             raise TrainError(f"backbone {name!r}: timm has no such model; perhaps one of {', '.join(close) or '?'}")
         try:
-            classes: dict[str, Any] = {} if stage else {"num_classes": 0}
-            self.net = timm.create_model(name, pretrained=pretrained, in_chans=1, **classes, **options)
+            kind: dict[str, Any] = {"features_only": True} if pyramid else {"num_classes": 0}
+            self.net = self._create(pretrained=pretrained, **kind)
         except (TypeError, ValueError, RuntimeError, OSError) as error:
-            raise TrainError(f"backbone {name!r} with options {options}: {str(error).splitlines()[0]}") from None
-        self.stage = stage
-        if stage:
-            self.num_features = int(cast(Any, self.net).feature_info.channels()[-1])
+            raise TrainError(f"backbone {name!r} with options {self.options}: {str(error).splitlines()[0]}") from None
+        self.pyramid = pyramid
+        self.widths: list[int] = []
+        if pyramid:
+            self.widths = cast(Any, self.net).feature_info.channels()[pyramid - 1 :]
+            if not self.widths:
+                raise TrainError(f"network.pyramid = {pyramid}: backbone {name!r} has fewer stages")
             return
-        self.num_features = int(cast(Any, getattr(self.net, "head_hidden_size", 0) or self.net.num_features))
+        net = cast(Any, self.net)
+        # MobileNetV3 pools before its last convolution; at each position it is the same layer.
+        self.late = isinstance(getattr(net, "conv_head", None), nn.Conv2d) and not hasattr(net, "bn2")
+        self.num_features = int(net.head_hidden_size if self.late else net.num_features)
+
+    def _create(self, **kind: Any) -> nn.Module:
+        return timm.create_model(self.name, in_chans=self.channels, **kind, **self.options)
+
+    def whole(self) -> nn.Module:
+        """Return timm's whole model, with a classifier: its own names, layers and shapes, without values."""
+        with torch.device("meta"):
+            return self._create(num_classes=1)
+
+    def whole_names(self) -> dict[str, str]:
+        """Return for each tensor of `net` its name in `whole`: timm flattens the first levels of a pyramid's."""
+        known = self.whole().state_dict().keys()
+        return {
+            name: next((n for n in (name, name.replace("_", ".", 1), name.removeprefix("model.")) if n in known), name)
+            for name in self.net.state_dict()
+        }
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Return the features of the stages of the pyramid, the finest first."""
+        return cast(list[Tensor], cast(Any, self.net)(x)[self.pyramid - 1 :])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features [B, C, h, w], NCHW whatever the backbone's own layout."""
+        """Return the last features [B, C, h, w], NCHW whatever the backbone's own layout."""
         net = cast(Any, self.net)
-        if self.stage:
-            return cast(Tensor, net(x)[-1])
         x = net.forward_features(x)
         if x.ndim == 3:  # ViT: drop class and register tokens, tokens to a grid
             x = x[:, getattr(net, "num_prefix_tokens", 0) :]
+            norm = getattr(net, "fc_norm", None)  # where timm norms after pooling, the maps need it at each position
+            x = norm(x) if norm is not None else x
             rows, columns = net.patch_embed.grid_size
             return x.transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
-        if x.shape[-1] == net.num_features != x.shape[1]:  # Swin: NHWC
+        if getattr(net, "output_fmt", "NCHW") == "NHWC":  # Swin
             return x.permute(0, 3, 1, 2)
-        if isinstance(getattr(net, "conv_head", None), nn.Conv2d) and not hasattr(net, "bn2"):
-            # MobileNetV3 pools before its last convolution; at each position it is the same layer.
+        if self.late:
             x = net.conv_head(x)
             x = net.norm_head(x) if hasattr(net, "norm_head") else x
             return cast(Tensor, net.act2(x))
         norm = getattr(getattr(net, "head", None), "norm", None)
         return cast(Tensor, norm(x) if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity) else x)
+
+
+class Pyramid(nn.Module):
+    """Stages of a backbone to one map of features: what the late ones know, at the places that the early ones see.
+
+    The sum over stages of Lin et al., *Feature pyramid networks for object detection* (2017).
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Conv2d(count, width, 1, bias=False) for count in channels)
+        self.mix = nn.Sequential(
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
+            nn.Conv2d(width, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        """Return features [B, C, h, w] as fine as the first stage."""
+        levels = [level(stage) for level, stage in zip(self.levels, stages, strict=True)]
+        total = levels[0]
+        for level in levels[1:]:
+            total = total + nn.functional.interpolate(level, total.shape[-2:])
+        return cast(Tensor, self.mix(total))
 
 
 class Network(nn.Module):
@@ -161,29 +231,54 @@ class Network(nn.Module):
         How many findings to score.
     """
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, recipe: NetworkRecipe, findings: int) -> None:
         super().__init__()
         plain: dict[str, type[SmallCNN] | type[ResidualCNN]] = {"small_cnn": SmallCNN, "residual_cnn": ResidualCNN}
         self.backbone: SmallCNN | ResidualCNN | TimmFeatures
+        self.pyramid: Pyramid | None = None
+        self.normalise = recipe.normalise
+        coloured = recipe.normalise == "imagenet"
         if recipe.backbone in plain:
+            if coloured:
+                raise TrainError(
+                    f"network.normalise = 'imagenet': {recipe.backbone!r} is no backbone of timm; use fixed"
+                )
             self.backbone = plain[recipe.backbone]()
         else:
-            self.backbone = TimmFeatures(recipe.backbone, recipe.weights == "hub", recipe.options, recipe.stage)
-        self.normalise = recipe.normalise
-        self.dropout = nn.Dropout(recipe.dropout)
-        width = self.backbone.num_features
-        self.neck: nn.Module = nn.Identity()
-        if recipe.neck:  # mixes the channels of a stage that was not made to be the last
-            self.neck = nn.Sequential(
-                nn.Conv2d(width, recipe.neck, 1, bias=False), nn.BatchNorm2d(recipe.neck), nn.ReLU()
+            self.backbone = TimmFeatures(
+                recipe.backbone, recipe.weights == "hub", recipe.options, recipe.pyramid, 3 if coloured else 1
             )
+        if coloured:
+            expected = cast(Any, self.backbone.net).pretrained_cfg
+            mean, deviation = (torch.tensor(expected[key])[:, None, None] for key in ("mean", "std"))
+            self.register_buffer("scale", 1 / (255 * deviation), persistent=False)
+            self.register_buffer("offset", -mean / deviation, persistent=False)
+        self.conditional = recipe.hierarchy != "flat"
+        self.dropout = nn.Dropout(recipe.dropout)
+        if recipe.pyramid:
+            if not isinstance(self.backbone, TimmFeatures):
+                raise TrainError(f"network.pyramid = {recipe.pyramid}: {recipe.backbone!r} is no backbone of timm")
+            self.pyramid = Pyramid(self.backbone.widths, recipe.neck)
+        width = recipe.neck if recipe.pyramid else self.backbone.num_features
+        self.fusion: Fusion | None = None
+        if recipe.views == "study":
+            self.fusion = Fusion(width, recipe.neck)
             width = recipe.neck
         self.head = nn.Linear(width, findings)
         nn.init.zeros_(self.head.bias)
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Return float pixels [B, 1, S, S] of about -1 to 1 from uint8 ones; what exposure means is decided here."""
+        """Return float pixels of about -1 to 1 from uint8 ones [B, 1, S, S]; what exposure means is decided here.
+
+        They are [B, 1, S, S]; for `imagenet` [B, 3, S, S]: each colour of the grey image as the backbone's weights
+        expect it. One channel could not say the same: the colours differ in what padding with 0 stands for.
+        """
         x = pixels.float()
+        if self.normalise == "imagenet":
+            return x * self.scale + self.offset
         if self.normalise == "fixed":
             return x / 127.5 - 1
         mean = x.mean((1, 2, 3), keepdim=True)
@@ -191,12 +286,26 @@ class Network(nn.Module):
         return 0.5 * (x - mean) / (deviation + 1.0)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return the last features [B, C, h, w] of uint8 pixels [B, 1, S, S]."""
-        return cast(Tensor, self.neck(self.backbone(self.prepare(pixels))))
+        """Return the last features [B, C, h, w] of uint8 pixels [B, 1, S, S]; for a study see `Fusion`."""
+        return self._features(pixels) if self.fusion is None else self.fusion(pixels, self._features)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        x = self.prepare(pixels)
+        if self.pyramid is not None:
+            return cast(Tensor, self.pyramid(cast(TimmFeatures, self.backbone).stages(x)))
+        return cast(Tensor, self.backbone(x))
+
+    def maps(self, features: Tensor) -> Tensor:
+        """Return the finding maps [B, F, h, w] of features, without the bias: their mean and it are the logit."""
+        return torch.conv2d(features, self.head.weight[:, :, None, None])
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits [B, F] of features."""
+        return cast(Tensor, self.head(self.dropout(features.mean((2, 3)))))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits [B, F] of uint8 pixels [B, 1, S, S]."""
-        return cast(Tensor, self.head(self.dropout(self.features(pixels).mean((2, 3)))))
+        return self.logits(self.features(pixels))
 
 
 def load_weights(network: Network, path: Path) -> None:
@@ -222,11 +331,11 @@ def load_weights(network: Network, path: Path) -> None:
         raise TrainError(f"weights {path}: not a safetensors file: {error}") from None
     own = network.state_dict()
     if not any(key.startswith("backbone.") for key in state):
-        state = {f"backbone.net.{key}": value for key, value in state.items()}
+        state = _named(network.backbone, state)
     fitting: dict[str, Tensor] = {}
     for key, value in state.items():
         if key in own:
-            if value.ndim == 4 and value.shape[1] == 3 and own[key].shape[1] == 1:
+            if value.ndim == 4 and value.shape[1] == 3 * own[key].shape[1]:  # a stem of RGB
                 value = adapt_input_conv(1, value)
             if value.shape == own[key].shape:
                 fitting[key] = value
@@ -237,3 +346,16 @@ def load_weights(network: Network, path: Path) -> None:
             " check network.backbone and network.options"
         )
     network.load_state_dict(fitting, strict=False)
+
+
+def _named(backbone: SmallCNN | ResidualCNN | TimmFeatures, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a timm model under a network's names, resampled to its grid where timm knows how."""
+    if isinstance(backbone, TimmFeatures):
+        whole = backbone.whole()
+        resample = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
+        if resample:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch finds fault with how timm indexes
+                state = resample(state, whole)
+        state = {own: state[name] for own, name in backbone.whole_names().items() if name in state}
+    return {f"backbone.net.{key}": value for key, value in state.items()}

@@ -6,9 +6,8 @@ is fitted on the validation split; the test split, where there is one, is only m
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from wetread import __version__
 from wetread.dataset.dataset import Dataset
-from wetread.errors import ConfigError, TrainError
-from wetread.evaluate import calibration, operating_points
+from wetread.dataset.studies import apart, studies, wide
+from wetread.errors import TrainError
+from wetread.evaluate import calibration, conformal, evidence, operating_points
 from wetread.evaluate.cautions import TUNED
 from wetread.evaluate.evaluation import evaluate
 from wetread.evaluate.report import card
@@ -28,11 +28,15 @@ from wetread.findings import Task
 from wetread.infer import runtime
 from wetread.infer.runtime import Engine, Outputs
 from wetread.model import golden
-from wetread.model.package import Meta, Package, write
+from wetread.model.package import Meta, Package, Run, write
 from wetread.train.augment import augment
+from wetread.train.ensemble import Ensemble
 from wetread.train.export import Familiarity, Served, halve, to_onnx
-from wetread.train.network import Network, load_weights
+from wetread.train.looks import looks
+from wetread.train.loop import keep_memory
 from wetread.train.recipe import Recipe
+from wetread.train.trained import Trained
+from wetread.train.trained import soup as mean
 
 PARITY = 1e-3
 """Largest difference of a probability between PyTorch and the exported graph, both in float32."""
@@ -44,63 +48,24 @@ _BATCH = 32
 _ENOUGH = 3000  # images whose features describe the training set
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished run, read back.
-
-    Attributes
-    ----------
-    recipe : Recipe
-    network : Network
-        With the best weights, in evaluation mode.
-    task : Task
-    dataset_hash : str
-        Of the dataset that it was trained on.
-    """
-
-    recipe: Recipe
-    network: Network
-    task: Task
-    dataset_hash: str
-
-    @classmethod
-    def open(cls, run: Path) -> Trained:
-        """Read a run's folder.
-
-        Raises
-        ------
-        TrainError
-            When the folder is no run, or no epoch of it was finished.
-        """
-        record, weights = run / "recipe.json", run / "best.safetensors"
-        if not record.is_file() or not weights.is_file():
-            raise TrainError(f"run {run}: {(record if not record.is_file() else weights).name} is missing; train first")
-        try:
-            facts = json.loads(record.read_text(encoding="utf-8"))
-            recipe, task = Recipe.model_validate(facts["recipe"]), Task.from_dict(facts["task"])
-        except (ValueError, KeyError, ConfigError) as error:
-            raise TrainError(f"run {run}: recipe.json: {str(error).splitlines()[0]}") from None
-        network = Network(recipe.network.model_copy(update={"weights": ""}), len(task.findings))
-        load_weights(network, weights)
-        return cls(recipe, network.eval(), task, str(facts["dataset"]))
-
-
 @torch.inference_mode()
-def _look(served: Served, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Return uncalibrated probabilities [N, F] and pooled features [N, D]."""
+def _look(ensemble: Ensemble, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
+    """Return uncalibrated probabilities [N, F] and each member's pooled features [N, D]."""
     odds, features = [], []
     for start in range(0, len(pixels), _BATCH):
-        values, _, pooled = served.look(torch.from_numpy(pixels[start : start + _BATCH, None]))
+        values, _, pooled = ensemble(torch.from_numpy(pixels[start : start + _BATCH, None]))
         odds.append(values)
         features.append(pooled)
-    return calibration.sigmoid(torch.cat(odds).numpy()), torch.cat(features).numpy()
+    return calibration.sigmoid(torch.cat(odds).numpy()), [
+        torch.cat(part).numpy() for part in zip(*features, strict=True)
+    ]
 
 
 def _run(engine: Engine, pixels: NDArray[np.uint8]) -> Outputs:
     """Run all pixels [N, S, S] in batches, without keeping the maps of more than one batch."""
     parts = []
     for start in range(0, len(pixels), _BATCH):
-        outputs = engine.run(pixels[start : start + _BATCH, None])
+        outputs = engine.run(apart(pixels[start : start + _BATCH, None]))
         parts.append(outputs._replace(maps=outputs.maps[:0]))
     return Outputs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -121,6 +86,8 @@ def package(
     dataset: Dataset,
     out: Path,
     *,
+    members: Sequence[Path] = (),
+    soup: Sequence[Path] = (),
     recipe: Recipe | None = None,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     name: str = "",
@@ -128,7 +95,7 @@ def package(
     resamples: int = 1000,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Package, Evaluation]:
-    """Make a model package of a run.
+    """Make a model package of a run, or of several.
 
     Parameters
     ----------
@@ -137,6 +104,10 @@ def package(
         What the run was trained on.
     out : Path
         Folder of the package.
+    members : sequence of Path
+        Further runs: the package gives the mean probability of all, with one calibration.
+    soup : sequence of Path
+        Further runs whose weights are averaged with those of `run`; see `wetread.train.trained.soup`.
     recipe : Recipe, optional
         Whose `package` section describes the package; by default the run's own.
     precision : {"fp32", "bf16", "int8"}
@@ -153,39 +124,44 @@ def package(
     Raises
     ------
     TrainError
-        When the run was trained on another dataset, or the graph does not repeat PyTorch's answers.
+        When a run was trained on another dataset, runs do not fit each other, or the graph does not repeat
+        PyTorch's answers.
     """
-    trained = Trained.open(run)
+    runs = [Trained.open(path) for path in (run, *soup, *members)]
+    trained = runs[0]
     task, about = trained.task, (recipe or trained.recipe).package
-    if dataset.hash != trained.dataset_hash:
-        raise TrainError(
-            f"dataset {dataset.path}: its hash {dataset.hash[:12]} is not that of the run, {trained.dataset_hash[:12]};"
-            " give the dataset that the run was trained on"
-        )
+    for one in runs:
+        one.fits(dataset)
+    by_study = trained.recipe.network.views == "study"
+    if by_study:
+        dataset = studies(dataset)
+    keep_memory()
     torch.set_num_threads(trained.recipe.threads)
     valid, train = dataset.rows("valid"), dataset.rows("train")
     pixels, labels = np.asarray(dataset.pixels[valid]), dataset.labels[valid]
-    looks = [pixels]
+    copies = [pixels]
     if about.stress:  # what another source may do to an image, as far as the recipe imagines it
         changes = trained.recipe.augment
         draws = [np.random.default_rng([trained.recipe.seed, 3, int(row)]) for row in valid]
-        looks.append(np.stack([augment(image, changes, rng) for image, rng in zip(pixels, draws, strict=True)]))
-    fit_pixels, fit_labels = np.concatenate(looks), np.concatenate([labels] * len(looks))
+        copies.append(np.stack([augment(image, changes, rng) for image, rng in zip(pixels, draws, strict=True)]))
+    fit_pixels, fit_labels = np.concatenate(copies), np.concatenate([labels] * len(copies))
+
+    if soup:
+        say("averaging weights")
+    stock, others = runs[: 1 + len(soup)], runs[1 + len(soup) :]
+    networks = [mean(stock, dataset, say).network, *(other.network for other in others)]
+    ensemble = Ensemble(networks, task, looks(about))
 
     say("calibrating on validation")
     some = np.sort(np.random.default_rng(trained.recipe.seed).permutation(train)[:_ENOUGH])
-    count = len(task.findings)
-    unfitted = Served(
-        trained.network, calibration.Calibration(task, np.ones(count), np.zeros(count)), mirror=about.mirror
-    )
-    plain, _ = _look(unfitted, fit_pixels)
+    plain, _ = _look(ensemble, fit_pixels)
     fitted = calibration.fit(task, plain, fit_labels)
     anything = _anything(task, fitted.apply(plain), fit_labels)
-    familiarity = Familiarity.fit(_look(unfitted, np.asarray(dataset.pixels[some]))[1])
+    familiarity = [Familiarity.fit(part) for part in _look(ensemble, np.asarray(dataset.pixels[some]))[1]]
     calibrating = np.asarray(dataset.pixels[some[:300]])
 
     def build(tail: calibration.Calibration) -> tuple[bytes, Engine]:
-        served = Served(trained.network, tail, familiarity, anything, about.mirror)
+        served = Served(ensemble, tail, familiarity, anything)
         graph = to_onnx(served, dataset.transform.size)
         _prove(served, graph, pixels[:_BATCH, None], run)
         if about.half:
@@ -206,10 +182,12 @@ def package(
 
     say("choosing operating points on validation")
     outputs = _run(engine, fit_pixels)
-    points = operating_points.fit(task, outputs.probability, fit_labels)
+    rules: dict[str, Any] = about.model_dump(include={"screen", "balanced", "sensitivity", "cost"})
+    points = operating_points.fit(task, outputs.probability, fit_labels, **rules)
+    halves = np.split(outputs.probability, len(copies))
     if about.stress:  # counted once each, or the same patients would prove a sensitivity twice
-        halves = np.split(outputs.probability, len(looks))
-        points = _safer(task, points, [operating_points.fit(task, half, labels) for half in halves])
+        points = _safer(task, points, [operating_points.fit(task, half, labels, **rules) for half in halves])
+    sets = conformal.fit(task, halves[0], labels, alpha=about.conformal)
     familiar = np.sort(outputs.familiarity)
     threshold = float(familiar[int((1 - PASS) / 2 * len(familiar))]) / 2
 
@@ -232,26 +210,52 @@ def package(
         sources=manifest["source"].to_numpy(),
         points={"screen": points.screen, "balanced": points.balanced},
         cutoffs=points.cutoffs,
+        aim=about.sensitivity if about.screen == "sensitivity" else None,
         resamples=resamples,
         seed=trained.recipe.seed,
         cautions=[TUNED] if split == "valid" else [],
         meta=facts,
     )
-    say("writing")
+    say("looking at slices, behaviour and shortcuts")
+    found = evidence.gather(
+        dataset,
+        judged,
+        task,
+        dataset.labels[judged].astype(np.float64),
+        scores.astype(np.float64),
+        {"screen": points.screen, "balanced": points.balanced},
+        evidence.Options(sets=sets.to_dict(), seed=trained.recipe.seed, rerun=not by_study),
+        score=lambda pixels: engine.run(apart(pixels)).probability,
+        transform=dataset.transform,
+        maps=lambda pixels: wide(engine.run(apart(pixels)).maps),
+    )
+    evaluation = replace(evaluation, evidence=found, cautions=(*evaluation.cautions, *found.cautions()))
     meta = Meta(
         name=(name or trained.recipe.name).lower(),
         task=task.to_dict(),
+        kind="study" if by_study else "image",
+        aggregate=about.aggregate,
         input_size=dataset.transform.size,
         transform=dataset.transform.parameters(),
         precision=precision,
         points={"screen": points.screen, "balanced": points.balanced},
         cutoffs=points.cutoffs,
         population=about.population,
-        views=about.views,
+        views=["PA", "AP", "LATERAL"] if by_study else about.views,
         familiarity_threshold=threshold,
-        metrics=evaluation.metrics() | {"split": split},
+        metrics=evaluation.metrics()
+        | {
+            "split": split,
+            "rules": rules,
+            "conformal": sets.to_dict() | {"coverage": conformal.plain(found.coverage)},
+        },
         dataset_hash=dataset.hash,
         recipe=trained.recipe.model_dump(exclude={"package"}),
+        runs=[
+            Run(role=role, recipe=one.recipe.model_dump(exclude={"package"}))
+            for role, group in (("soup", stock[1:]), ("member", others))
+            for one in group
+        ],
         seed=trained.recipe.seed,
         code_version=__version__,
         licence=about.licence,
@@ -259,7 +263,7 @@ def package(
         intended_use=about.intended_use,
         limits=about.limits,
     )
-    made = golden.make(dataset.transform, engine.run)
+    made = golden.make(dataset.transform, engine.run, views=2 if by_study else 1)
     text = card(evaluation, meta.model_dump())
     written = write(
         out, onnx=graph, meta=meta, transform=dataset.transform, card=text, golden=made, overwrite=overwrite
@@ -274,15 +278,16 @@ def _safer(
     screen, cutoffs = {}, {}
     for finding in task.findings:
         pick = max if finding == task.normal else min
-        screen[finding] = pick(other.screen[finding] for other in others)
-        lows, highs = zip(*(other.cutoffs[finding] for other in others), strict=True)
         balanced = points.balanced[finding]
+        screen[finding] = pick(balanced, *(other.screen[finding] for other in others))
+        lows, highs = zip(*(other.cutoffs[finding] for other in others), strict=True)
         cutoffs[finding] = (min(*lows, balanced), max(*highs, balanced))
     return replace(points, screen=screen, cutoffs=cutoffs)
 
 
 def _prove(served: Served, graph: bytes, pixels: NDArray[np.uint8], run: Path) -> None:
     """Compare the exported graph with PyTorch, both in float32."""
+    pixels = apart(pixels)
     with torch.inference_mode():
         wanted = served(torch.from_numpy(pixels))[0].numpy()
     given = runtime.load(graph, runtime="onnxruntime", threads=torch.get_num_threads()).run(pixels).probability

@@ -16,14 +16,18 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from wetread.dataset.studies import apart
 from wetread.errors import TrainError
+from wetread.infer.runtime import feed
 
 
 def _backbone(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the nodes up to the last convolution or matrix product before `features`."""
+    """Return the names of the nodes up to the backbone's last features."""
     makes = {output: node for node in model.graph.node for output in node.output}
     reached: set[str] = set()
-    waiting = ["features"]
+    # The fusion of a study's views is behind the backbone, with the head.
+    fused = [node.input[0] for node in model.graph.node if any(".fusion.own." in name for name in node.input)]
+    waiting = fused or ["features"]
     while waiting:
         node = makes.get(waiting.pop())
         if node is not None and node.name not in reached:
@@ -60,7 +64,7 @@ def quantise(graph: bytes, pixels: NDArray[np.uint8]) -> bytes:
     ----------
     graph : bytes
         ONNX in float32, with the inputs and outputs of the package contract.
-    pixels : uint8 array, shape [N, S, S]
+    pixels : uint8 array, shape [N, S, S], of studies [N, S, 2 S]
         Training images by which the ranges are set, some hundreds.
 
     Raises
@@ -77,7 +81,7 @@ def quantise(graph: bytes, pixels: NDArray[np.uint8]) -> bytes:
         node.name = node.name or f"node_{index}"
     inside = _backbone(model)
     outside = [node.name for node in model.graph.node if node.name not in inside]
-    images = nncf.Dataset([image[None, None] for image in pixels], lambda image: {"pixels": image})
+    images = nncf.Dataset([feed(apart(image[None, None])) for image in pixels])
     try:
         quantised = nncf.quantize(
             model, images, subset_size=len(pixels), ignored_scope=nncf.IgnoredScope(names=outside, validate=False)
