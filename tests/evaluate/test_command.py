@@ -16,10 +16,13 @@ from wetread.dataset.dataset import Dataset
 from wetread.dataset.pack import pack
 from wetread.errors import DatasetError, WetreadError
 from wetread.evaluate import command, metrics
+from wetread.evaluate.cautions import TUNED
+from wetread.evaluate.evidence import Options
 from wetread.findings import CHEXPERT, NIH, PNEUMONIA, Task
 from wetread.radiograph.pixels import plain
 
 SIDE = 16
+QUICK = Options(rerun=False)
 
 
 def packed(path, task=PNEUMONIA, images=80, transform=None):
@@ -30,7 +33,12 @@ def packed(path, task=PNEUMONIA, images=80, transform=None):
     bright = 100 + 60 * labels[:, -1] + rng.normal(0, 30, images)
     manifest = pl.DataFrame(
         {
+            "image": [f"image{i}" for i in range(images)],
             "patient": [f"p{i // 2}" for i in range(images)],
+            "study": [f"p{i // 2}" for i in range(images)],
+            "view": ["PA"] * images,
+            "sex": ["F"] * images,
+            "age_years": [5.0] * images,
             "split": ["valid" if i % 3 == 0 else "test" for i in range(images)],
             "source": ["kermany"] * images,
         }
@@ -95,9 +103,45 @@ def test_scores_come_in_the_order_of_the_rows(dataset):
 
 def test_judging_a_model_on_the_images_that_tuned_it_is_named(dataset, model, tmp_path):
     tuned = evaluate(dataset, model, tmp_path, split="valid")
-    assert "figures are too good" in tuned.cautions[0]
+    assert tuned.cautions[0] == TUNED
     elsewhere = evaluate(dataset, model | {"dataset_hash": "ef" * 32}, tmp_path, split="valid")
-    assert not any("too good" in text for text in elsewhere.cautions)
+    assert TUNED not in elsewhere.cautions
+
+
+def test_recalibration_fits_on_validation_and_judges_test(dataset, model, tmp_path):
+    plain = evaluate(dataset, model, tmp_path / "a", options=QUICK)
+    again = evaluate(dataset, model, tmp_path / "b", recalibrate="isotonic", options=QUICK)
+    assert plain.evidence.coverage == ()
+    assert [c.finding for c in again.evidence.coverage] == ["Normal", "Pneumonia"]
+    assert again.images == plain.images
+    assert again.findings[1].points["screen"].threshold != plain.findings[1].points["screen"].threshold
+    assert again.meta["recalibrated"] == "isotonic, on this dataset's validation split"
+    assert "Conformal sets" in (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(WetreadError, match="so judge the test split"):
+        evaluate(dataset, model, tmp_path / "c", split="valid", recalibrate="platt")
+
+
+def test_a_package_s_conformal_sets_are_measured(dataset, model, tmp_path):
+    cuts = {"present": 0.4, "absent": 0.6}
+    sets = {"alpha": 0.1, "findings": {"Normal": cuts, "Pneumonia": cuts}}
+    result = evaluate(dataset, model | {"metrics": {"conformal": sets}}, tmp_path, options=QUICK)
+    pixels = dataset.pixels[dataset.rows("test")][:, None]
+    labels, p = dataset.labels[dataset.rows("test")][:, 1], probability(pixels)
+    held = (p[labels == 1, 1] >= 0.4).mean()
+    assert result.evidence.coverage[1].present.value == pytest.approx(held)
+    assert result.evidence.choice.size == pytest.approx((probability(pixels) >= 0.4).sum(axis=1).mean())
+    assert "on average" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    written = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert written["evidence"]["coverage"][1]["present"]["value"] == pytest.approx(held)
+
+
+def test_a_screen_that_seeks_something_else_is_not_blamed_for_its_sensitivity(dataset, model, tmp_path):
+    model = model | {"points": model["points"] | {"screen": {"Normal": 0.3, "Pneumonia": 0.7}}}
+    blamed = evaluate(dataset, model, tmp_path, options=QUICK).findings[1].cautions
+    rules = {"rules": {"screen": "cost", "sensitivity": 0.98}}
+    assert any("below the 98%" in text for text in blamed)
+    other = evaluate(dataset, model | {"metrics": rules}, tmp_path, options=QUICK).findings[1].cautions
+    assert not any("screening aims at" in text for text in other)
 
 
 def test_findings_are_joined_by_name(tmp_path):

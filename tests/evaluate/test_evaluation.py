@@ -119,6 +119,11 @@ def test_an_exclusive_task_is_also_one_question(task):
     assert result.classes.accuracy.value == pytest.approx(sk.accuracy_score(truth, guess))
     assert result.classes.accuracy.low < result.classes.accuracy.value < result.classes.accuracy.high
     assert result.classes.confusion.tolist() == sk.confusion_matrix(truth, guess).tolist()
+    assert result.classes.balanced_accuracy == pytest.approx(sk.balanced_accuracy_score(truth, guess))
+    assert result.classes.macro_f1 == pytest.approx(sk.f1_score(truth, guess, average="macro"))
+    assert result.classes.mcc == pytest.approx(sk.matthews_corrcoef(truth, guess))
+    assert result.classes.kappa == pytest.approx(sk.cohen_kappa_score(truth, guess))
+    assert result.classes.reason == ""
     assert result.mean_auroc.value == pytest.approx(
         sk.roc_auc_score(truth, probability if width > 2 else probability[:, 1], multi_class="ovr")
     )

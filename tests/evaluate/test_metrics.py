@@ -19,6 +19,8 @@ THRESHOLD = {
     "npv": lambda y, flag: sk.precision_score(1 - y, ~flag),
     "f1": sk.f1_score,
     "accuracy": sk.accuracy_score,
+    "balanced_accuracy": sk.balanced_accuracy_score,
+    "mcc": sk.matthews_corrcoef,
 }
 
 
@@ -60,6 +62,30 @@ def test_weights_equal_scikit_learn_s_sample_weights(sample):
         assert counts.average_precision()[row] == pytest.approx(expected)
         expected = sk.f1_score(labels, scores >= 0.5, sample_weight=weight)
         assert counts.at(0.5).f1[row] == pytest.approx(expected)
+
+
+@given(CASES, st.integers(0, 2**32), st.floats(0, 1), st.floats(0, 1))
+def test_merged_thresholds_change_no_area_precision_rate_or_curve(case, seed, first, second):
+    labels, scores = case
+    weights = np.random.default_rng(seed).integers(0, 3, (4, labels.size)).astype(float)
+    ranking = metrics.Ranking(labels, scores)
+    whole, merged = ranking.counts(weights), ranking.merged(first, second).counts(weights)
+    assert merged.auroc() == pytest.approx(whole.auroc(), nan_ok=True)
+    assert merged.average_precision() == pytest.approx(whole.average_precision(), nan_ok=True)
+    for threshold in (first, second):
+        assert merged.at(threshold).tp.tolist() == whole.at(threshold).tp.tolist()
+        assert merged.at(threshold).fp.tolist() == whole.at(threshold).fp.tolist()
+    # What is left out lies on a straight line between what is left.
+    for row in range(4):
+        for tp in np.unique(whole.tp[row]):
+            assert merged.fp[row][merged.tp[row] == tp].max() == whole.fp[row][whole.tp[row] == tp].max()
+            assert merged.fp[row][merged.tp[row] == tp].min() == whole.fp[row][whole.tp[row] == tp].min()
+
+
+def test_merging_leaves_about_two_thresholds_for_each_positive():
+    labels = np.zeros(1000)
+    labels[[100, 500]] = 1
+    assert metrics.Ranking(labels, np.arange(1000.0)).merged().thresholds.size <= 1 + 2 * 2 + 1
 
 
 def test_curves_equal_scikit_learn(sample):
@@ -116,6 +142,8 @@ def test_what_has_no_answer_is_nan():
     assert metrics.f1(all_, scores, 0.95) == 0
     assert np.isnan(metrics.specificity(all_, scores, 0.5))
     assert np.isnan(metrics.ppv(all_, scores, 0.95))
+    assert np.isnan([metrics.mcc(none, scores, 0.5), metrics.balanced_accuracy(all_, scores, 0.5)]).all()
+    assert metrics.mcc([0, 1, 1], scores, 0.05) == 0
     assert np.isnan(metrics.npv(all_, scores, 0.05))
     unknown = np.full(3, np.nan)
     assert np.isnan([f(unknown, scores) for f in (metrics.brier, metrics.ece)]).all()
@@ -177,20 +205,13 @@ def test_calibration_error_equals_torchmetrics(sample, bins):
     assert metrics.ece(labels, scores, bins=bins) == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_an_exclusive_task_is_counted_by_class():
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 4, 200)
-    labels = np.eye(4)[truth]
-    probability = rng.dirichlet(np.ones(4), 200) + 0.3 * labels
-    guess = probability.argmax(axis=1)
-    assert metrics.class_confusion(labels, probability).tolist() == sk.confusion_matrix(truth, guess).tolist()
-    assert metrics.class_accuracy(labels, probability) == pytest.approx(sk.accuracy_score(truth, guess))
-    normalised = probability / probability.sum(axis=1, keepdims=True)
-    expected = sk.roc_auc_score(truth, normalised, multi_class="ovr", average="macro")
-    assert metrics.mean_auroc(labels, normalised) == pytest.approx(expected)
-    labels[:50] = np.nan  # no class is known: left out
-    assert metrics.class_confusion(labels, probability).sum() == 150
-    assert np.isnan(metrics.class_accuracy(np.zeros((3, 2)), np.zeros((3, 2))))
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [([1, 0, -1], ""), ([1, 1, np.nan], "never absent"), ([0, 0], "never present"), ([-1, np.nan], "no certain label")],
+)
+def test_an_undefined_area_has_its_reason(labels, reason):
+    assert metrics.why_undefined(labels) == reason
+    assert np.isnan(metrics.auroc(labels, np.zeros(len(labels)))) == bool(reason)
 
 
 @pytest.mark.parametrize(

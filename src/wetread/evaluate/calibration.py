@@ -127,12 +127,37 @@ class Calibration:
 
     def apply(self, probability: ArrayLike) -> FloatArray:
         """Return calibrated probabilities (the tail in the module's docstring), float64 [N, F]."""
-        p = sigmoid(self.slope * logit(probability) + self.intercept)
-        if self.task.exclusive:
-            return np.asarray(p / p.sum(axis=1, keepdims=True))
-        column = {finding: index for index, finding in enumerate(self.task.findings)}
-        paths = [[column[step] for step in self.task.path(finding)] for finding in self.task.findings]
-        return np.stack([p[:, path].min(axis=1) for path in paths], axis=1)
+        return settle(self.task, sigmoid(self.slope * logit(probability) + self.intercept))
+
+
+def settle(task: Task, probability: FloatArray) -> FloatArray:
+    """Return probabilities [N, F] that agree: divided by their sum (exclusive), or none above its parent's.
+
+    Where all findings of an exclusive task are at 0, each is as likely.
+    """
+    p = probability
+    if task.exclusive:
+        total = p.sum(axis=1, keepdims=True)
+        return np.where(total > 0, p / np.where(total > 0, total, 1), 1 / p.shape[1])
+    column = {finding: index for index, finding in enumerate(task.findings)}
+    paths = [[column[step] for step in task.path(finding)] for finding in task.findings]
+    return np.stack([p[:, path].min(axis=1) for path in paths], axis=1)
+
+
+def check(task: Task, probability: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Return probabilities and labels as float64 [N, F].
+
+    Raises
+    ------
+    WetreadError
+        When their shapes are not the task's.
+    """
+    p, y = np.asarray(probability, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if p.ndim != 2 or p.shape != y.shape or p.shape[1] != len(task.findings):
+        raise WetreadError(
+            f"probability {p.shape} and labels {y.shape}: task {task.name} needs [images, {len(task.findings)}] of both"
+        )
+    return p, y
 
 
 def fit(task: Task, probability: ArrayLike, labels: ArrayLike) -> Calibration:
@@ -151,11 +176,7 @@ def fit(task: Task, probability: ArrayLike, labels: ArrayLike) -> Calibration:
     WetreadError
         For arrays of the wrong shape or content.
     """
-    p, y = np.asarray(probability, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    if p.ndim != 2 or p.shape != y.shape or p.shape[1] != len(task.findings):
-        raise WetreadError(
-            f"probability {p.shape} and labels {y.shape}: task {task.name} needs [images, {len(task.findings)}] of both"
-        )
+    p, y = check(task, probability, labels)
     x = logit(p)
     if task.exclusive and len(task.findings) == 2:
         slope, intercept = fit_platt(x[:, 1], y[:, 1])

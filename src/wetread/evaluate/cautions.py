@@ -21,8 +21,19 @@ TUNED = "These images chose the model's epoch, calibration and thresholds: the f
 """For an evaluation on the split that was used for fitting."""
 
 
-def about(result: FindingResult, *, normal: bool = False) -> tuple[str, ...]:
-    """Return the cautions about one finding; `normal` for the task's normal finding."""
+def about(
+    result: FindingResult, *, normal: bool = False, aim: float | None = operating_points.SENSITIVITY
+) -> tuple[str, ...]:
+    """Return the cautions about one finding.
+
+    Parameters
+    ----------
+    result : FindingResult
+    normal : bool
+        Whether it is the task's normal finding.
+    aim : float, optional
+        Sensitivity that the point `screen` was chosen for; None when it follows another rule.
+    """
     negatives = result.images - result.positives
     if not result.images:
         return ("No image has a certain label: nothing can be said.",)
@@ -46,10 +57,10 @@ def about(result: FindingResult, *, normal: bool = False) -> tuple[str, ...]:
     if (caution := _given_away(result)) is not None:
         cautions.append(caution)
     if not normal and (screen := result.points.get("screen")) is not None:
-        if screen.sensitivity.high < operating_points.SENSITIVITY:
+        if aim is not None and screen.sensitivity.high < aim:
             cautions.append(
                 f"At screen the sensitivity is {screen.sensitivity.value:.1%}, below the "
-                f"{operating_points.SENSITIVITY:.0%} that screening aims at."
+                f"{aim:.0%} that screening aims at."
             )
         flagged = (screen.tp + screen.fp) / result.images
         if flagged > FLAGS_NEARLY_ALL > result.prevalence.value:

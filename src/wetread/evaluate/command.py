@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from rich.text import Text
 
 from wetread.dataset.dataset import Dataset
 from wetread.errors import DatasetError, WetreadError
-from wetread.evaluate import report
+from wetread.evaluate import evidence, hard, operating_points, report
 from wetread.evaluate.cautions import TUNED
 from wetread.evaluate.evaluation import evaluate
+from wetread.evaluate.evidence import Maps, Options, Overlay
 from wetread.evaluate.metrics import FloatArray
+from wetread.evaluate.recalibrate import recalibrated
 from wetread.evaluate.results import Evaluation
 from wetread.findings import Task
 from wetread.radiograph.pixels import Transform
@@ -101,9 +104,14 @@ def run(
     transform: Transform,
     model: Mapping[str, Any],
     out: Path,
+    options: Options | None = None,
+    maps: Maps | None = None,
+    overlay: Overlay | None = None,
+    recalibrate: str | None = None,
     resamples: int = 1000,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Evaluate a model on a split and write ``report.html`` and ``evaluation.json`` into a folder.
 
@@ -119,34 +127,77 @@ def run(
         The fields of the package's `model.json`, and `id`.
     out : Path
         Made when missing; files of an earlier evaluation are replaced.
+    options : Options, optional
+        What else to look for; by default everything that needs no further file, at `balanced`.
+    maps : callable, optional
+        From uint8 [B, 1, H, W] to finding maps [B, F, h, w]; without it there are no heatmaps and no localisation.
+    overlay : callable, optional
+        From a picture uint8 [H, W] and a map [h, w] to a coloured picture uint8 [H, W, 3].
+    recalibrate : {"platt", "isotonic"}, optional
+        Fit calibration, points and conformal sets anew on the dataset's validation split.
     resamples, seed : int
         Of the bootstrap.
     progress : callable
         Told how many more images are done.
+    say : callable
+        Told what comes after them.
 
     Raises
     ------
     WetreadError
         When dataset and model do not fit, or the folder cannot be written.
     """
+    options = options or Options()
     columns, rows = fits(dataset, task, transform), split_rows(dataset, split)
+    if options.batch is not None:
+        rows = np.unique(hard.rows(options.batch, dataset, task, split)[0])
+    if recalibrate is not None:
+        if split != "test":
+            raise WetreadError("--recalibrate: it fits on the validation split, so judge the test split")
+        other = split_rows(dataset, "valid")
+        probability, model = recalibrated(
+            task, probability, model, score(probability, dataset, other), dataset.labels[other][:, columns], recalibrate
+        )
     manifest = dataset.manifest[rows]
+    labels = dataset.labels[rows][:, columns].astype(np.float64)
+    p = score(probability, dataset, rows, progress=progress)
+    kept = model.get("metrics") or {}
+    rules = {"screen": "sensitivity", "sensitivity": operating_points.SENSITIVITY} | kept.get("rules", {})
     tuned = split == "valid" and dataset.hash == model.get("dataset_hash")
     evaluation = evaluate(
         task,
-        score(probability, dataset, rows, progress=progress),
-        dataset.labels[rows][:, columns],
+        p,
+        labels,
         groups=manifest["patient"].to_numpy(),
         points=model["points"],
         cutoffs=model["cutoffs"],
         sources=manifest["source"].to_numpy(),
+        aim=rules["sensitivity"] if rules["screen"] == "sensitivity" else None,
         resamples=resamples,
         seed=seed,
         cautions=[TUNED] if tuned else [],
-        meta=provenance(dataset, split, model),
+        meta=provenance(dataset, split, model)
+        | {"thresholds": {point: operating_points.describe(rules, point) for point in model["points"]}}
+        | ({"recalibrated": f"{recalibrate}, on this dataset's validation split"} if recalibrate else {}),
     )
+    found = evidence.gather(
+        dataset,
+        rows,
+        task,
+        labels,
+        p,
+        model["points"],
+        replace(options, seed=seed, sets=kept.get("conformal")),
+        score=probability,
+        transform=transform,
+        maps=maps,
+        overlay=overlay,
+        progress=say,
+    )
+    evaluation = replace(evaluation, evidence=found, cautions=(*evaluation.cautions, *found.cautions()))
     out.mkdir(parents=True, exist_ok=True)
-    title = f"{model['name']} on {dataset.path.name}, {split} split"
+    what = f"hard batch {options.batch.name}" if options.batch else f"{split} split"
+    title = f"{model['name']} on {dataset.path.name}, {what}"
     (out / "report.html").write_text(report.html(evaluation, title=title), encoding="utf-8")
     (out / "evaluation.json").write_text(
         json.dumps(evaluation.to_dict(), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
@@ -192,8 +243,14 @@ def render(evaluation: Evaluation, point: str) -> Group:
             report.rate(at.specificity),
         )
     cautions = [*evaluation.cautions, *(f"{f.finding}: {text}" for f in evaluation.findings for text in f.cautions)]
+    batch = evaluation.evidence.hard if evaluation.evidence else None
     return Group(
         Text(" ".join(report.summary(evaluation)) + "\n"),
+        *(
+            [Text(f"Of the {batch.cases} cases of {batch.name} {report.rate(batch.share)} are right.\n")]
+            if batch
+            else []
+        ),
         table,
         *(Text(f"! {text}", style="yellow") for text in cautions),
     )

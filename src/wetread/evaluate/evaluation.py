@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wetread.errors import WetreadError
-from wetread.evaluate import calibration, intervals, metrics
+from wetread.evaluate import calibration, exclusive, intervals, metrics
 from wetread.evaluate.cautions import about, overall
 from wetread.evaluate.intervals import Interval, interval
 from wetread.evaluate.metrics import Counts, FloatArray, Ranking, ratio
+from wetread.evaluate.operating_points import SENSITIVITY
 from wetread.evaluate.results import GRID, RATES, Classes, Curve, Evaluation, FindingResult, PointResult
 from wetread.findings import Task
 
@@ -30,6 +31,7 @@ def evaluate(
     points: Mapping[str, Mapping[str, float]] | None = None,
     cutoffs: Mapping[str, tuple[float, float]] | None = None,
     sources: ArrayLike | None = None,
+    aim: float | None = SENSITIVITY,
     bins: int = 10,
     resamples: int = 1000,
     seed: int = 0,
@@ -51,6 +53,8 @@ def evaluate(
     cutoffs : mapping of finding to (low, high), optional
     sources : array_like [N], optional
         Collection of each image, to see whether it gives the finding away.
+    aim : float, optional
+        Sensitivity that the point `screen` was chosen for; None when it follows another rule.
     bins : int
         Of the reliability curve and the calibration errors.
     resamples, seed : int
@@ -90,7 +94,7 @@ def evaluate(
     ]
     sampled: list[list[dict[str, FloatArray]]] = []
     accuracies = []
-    hit = metrics.class_hits(y, p) if task.exclusive else np.full(len(p), np.nan)
+    hit = exclusive.hits(y, p) if task.exclusive else np.full(len(p), np.nan)
     usable, right = (~np.isnan(hit)).astype(np.float64), np.nan_to_num(hit)
     for weights in intervals.resamples(patient, resamples, seed):
         sampled.append([column.statistics(weights) for column in columns])
@@ -100,7 +104,7 @@ def evaluate(
     for f, finding in enumerate(task.findings):
         samples = {name: np.concatenate([block[f][name] for block in sampled]) for name in sampled[0][f]}
         result = columns[f].result(finding, samples, patient, source, cutoffs[finding] if cutoffs else None, bins)
-        results.append(replace(result, cautions=about(result, normal=finding == task.normal)))
+        results.append(replace(result, cautions=about(result, normal=finding == task.normal, aim=aim)))
         areas.append(samples["auroc"])
     evaluation = Evaluation(
         task=task,
@@ -116,7 +120,12 @@ def evaluate(
                 np.concatenate(accuracies),
                 trials=len(np.unique(patient[usable > 0])),
             ),
-            confusion=metrics.class_confusion(y, p),
+            confusion=exclusive.confusion(y, p),
+            balanced_accuracy=exclusive.balanced_accuracy(y, p),
+            macro_f1=exclusive.macro_f1(y, p),
+            mcc=exclusive.mcc(y, p),
+            kappa=exclusive.kappa(y, p),
+            reason=exclusive.why_undefined(y),
         )
         if task.exclusive
         else None,
@@ -134,18 +143,20 @@ class _Column:
         self.left_out = labels.size - self.rows.size
         self.ranking = Ranking(labels, probability)
         self.thresholds = thresholds
-        self._squared_error = (self.probability - self.positive) ** 2
+        self._sampled = self.ranking.merged(*thresholds.values())
+        self._squared_error = np.zeros(labels.size)
+        self._squared_error[self.rows] = (self.probability - self.positive) ** 2
 
     def statistics(self, weights: FloatArray | None = None) -> dict[str, FloatArray]:
         """Return every statistic under weights [r, N]: float64 [r], curves [r, 101]."""
-        counts = self.ranking.counts(weights)
-        mine = np.ones((1, self.rows.size)) if weights is None else weights[:, self.rows]
+        counts = self._sampled.counts(weights)
+        everyone = np.ones((1, self._squared_error.size)) if weights is None else weights
         total = counts.tp[:, -1] + counts.fp[:, -1]
         values = {
             "prevalence": ratio(counts.tp[:, -1], total),
             "auroc": counts.auroc(),
             "average_precision": counts.average_precision(),
-            "brier": ratio(mine @ self._squared_error, total),
+            "brier": ratio(everyone @ self._squared_error, total),
             "roc": _roc(counts),
             "precision_recall": _precision_recall(counts),
         }

@@ -22,7 +22,7 @@ LEVEL = 0.95
 Z = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
 
-_BLOCK = 250_000  # weights held at a time: 2 MB stay in the cache, ten times as fast as all at once
+_BLOCK = 1_000_000  # weights held at a time: 8 MB, for which sorting rows into order was fastest
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def bootstrap(
 
 def auroc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, *, count: int = 1000, seed: int = 0) -> Interval:
     """Return the area under the ROC curve with its interval over patients; none when all are told apart."""
-    ranking = Ranking(labels, scores)
+    ranking = Ranking(labels, scores).merged()
     return interval(*bootstrap(lambda weights: ranking.counts(weights).auroc(), groups, count=count, seed=seed))
 
 
@@ -168,6 +168,8 @@ def difference(
         Of metric(new) - metric(old); an interval that holds 0 is no evidence of a difference.
     """
     first, second = Ranking(labels, new), Ranking(labels, old)
+    if metric in (Counts.auroc, Counts.average_precision):
+        first, second = first.merged(), second.merged()
     return percentiles(
         *bootstrap(
             lambda weights: metric(first.counts(weights)) - metric(second.counts(weights)),

@@ -12,7 +12,6 @@ changes the weights of the rows, so the scores are sorted once for all resamples
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -133,6 +132,19 @@ class Confusion:
         """Share of all that are right."""
         return ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
 
+    @property
+    def balanced_accuracy(self) -> FloatArray:
+        """Mean of sensitivity and specificity; NaN where one of them is."""
+        return (self.sensitivity + self.specificity) / 2
+
+    @property
+    def mcc(self) -> FloatArray:
+        """Correlation of calls and labels (Matthews 1975), -1 to 1; 0 when all are called alike, NaN with one class."""
+        tp, fp, fn, tn = self.tp, self.fp, self.fn, self.tn
+        labels, calls = (tp + fn) * (tn + fp), (tp + fp) * (tn + fn)
+        value = (tp * tn - fp * fn) / np.sqrt(np.where((labels > 0) & (calls > 0), labels * calls, 1))
+        return np.where(labels > 0, value, np.nan)
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -186,8 +198,29 @@ class Ranking:
         order = np.argsort(-values, kind="stable")
         self.rows, self.positive, values = rows[order], positive[order], values[order]
         # The last row of each run of equal scores: ties enter together.
-        self._last = np.flatnonzero(np.append(np.diff(values) != 0, True)) if values.size else np.zeros(0, np.intp)
-        self.thresholds = np.concatenate(([np.inf], values[self._last]))
+        last = np.flatnonzero(np.append(np.diff(values) != 0, True)) if values.size else np.zeros(0, np.intp)
+        self._cut(last, values[last])
+
+    def _cut(self, last: IntArray, scores: FloatArray) -> None:
+        self._last = last
+        self._first = np.append(0, last[:-1] + 1)[: last.size]
+        self._found = np.cumsum(self.positive, dtype=np.intp)[last]
+        self.thresholds = np.concatenate(([np.inf], scores))
+
+    def merged(self, *thresholds: float) -> Ranking:
+        """Return the same ranking without the thresholds between two negatives, for resampling.
+
+        Areas, average precision and curves stay what they are, since nothing is found there, and so does
+        `Counts.at` for the given thresholds. Where positives are few, so are the thresholds that are left.
+        """
+        found = np.diff(self._found, prepend=0) > 0
+        keep = found | np.append(found[1:], True)[: found.size]
+        at = np.searchsorted(-self.thresholds, -np.asarray(thresholds, dtype=np.float64), side="right") - 2
+        keep[at[at >= 0]] = True
+        ranking = object.__new__(Ranking)
+        ranking.rows, ranking.positive = self.rows, self.positive
+        ranking._cut(self._last[keep], self.thresholds[1:][keep])
+        return ranking
 
     def counts(self, weights: FloatArray | None = None) -> Counts:
         """Count, each row as often as its weight says.
@@ -199,9 +232,12 @@ class Ranking:
         """
         chosen = np.ones((1, self.rows.size)) if weights is None else weights[:, self.rows]
         tp, fp = np.zeros((2, chosen.shape[0], self.thresholds.size))
-        tp[:, 1:] = np.cumsum(chosen * self.positive, axis=1)[:, self._last]
-        fp[:, 1:] = np.cumsum(chosen, axis=1)[:, self._last]
-        fp -= tp
+        if self.rows.size:
+            flagged = np.cumsum(np.add.reduceat(chosen, self._first, axis=1), axis=1)
+            found = np.zeros((len(chosen), int(self._found[-1]) + 1))
+            np.cumsum(chosen[:, self.positive], axis=1, out=found[:, 1:])
+            tp[:, 1:] = found[:, self._found]
+            np.subtract(flagged, tp[:, 1:], out=fp[:, 1:])
         return Counts(self.thresholds, tp, fp)
 
 
@@ -284,6 +320,25 @@ def accuracy(labels: ArrayLike, scores: ArrayLike, threshold: float) -> float:
     return float(confusion(labels, scores, threshold).accuracy[0])
 
 
+def balanced_accuracy(labels: ArrayLike, scores: ArrayLike, threshold: float) -> float:
+    """Return the mean of sensitivity and specificity; NaN without a positive or without a negative."""
+    return float(confusion(labels, scores, threshold).balanced_accuracy[0])
+
+
+def mcc(labels: ArrayLike, scores: ArrayLike, threshold: float) -> float:
+    """Return Matthews' correlation of calls and labels; NaN without a positive or without a negative."""
+    return float(confusion(labels, scores, threshold).mcc[0])
+
+
+def why_undefined(labels: ArrayLike) -> str:
+    """Return why labels [N] of one finding have no area under a ROC curve; empty when they have one."""
+    y = np.asarray(labels, dtype=np.float64)
+    if not known(y).any():
+        return "no certain label"
+    missing = [word for word, value in (("present", 1), ("absent", 0)) if not (y == value).any()]
+    return f"never {missing[0]}" if missing else ""
+
+
 def brier(labels: ArrayLike, probability: ArrayLike) -> float:
     """Return the mean squared difference of probability and label (Brier 1950); NaN without images."""
     _, positive, p = validate(labels, probability, probability=True)
@@ -331,60 +386,3 @@ def ece(labels: ArrayLike, probability: ArrayLike, *, bins: int = 15, equal_mass
         return float("nan")
     index = bin_index(p, bins, equal_mass=equal_mass)
     return float(np.abs(np.bincount(index, weights=p - positive, minlength=bins)).sum() / p.size)
-
-
-def classes(labels: ArrayLike) -> NDArray[np.intp]:
-    """Return the one present finding of each image of an exclusive task.
-
-    Parameters
-    ----------
-    labels : array_like of float [N, F]
-
-    Returns
-    -------
-    ndarray of int [N]
-        Column of the finding, or -1 where not exactly one is known to be present.
-    """
-    y: NDArray[Any] = np.asarray(labels, dtype=np.float64)
-    present = known(y) & (y == 1)
-    return np.where(present.sum(axis=1) == 1, present.argmax(axis=1), -1)
-
-
-def class_hits(labels: ArrayLike, probability: ArrayLike) -> FloatArray:
-    """Tell for which images of an exclusive task the most probable class is the true one.
-
-    Parameters
-    ----------
-    labels, probability : array_like of float [N, F]
-
-    Returns
-    -------
-    ndarray of float64 [N]
-        1 right, 0 wrong, NaN where not exactly one finding is known to be present.
-    """
-    truth = classes(labels)
-    return np.where(truth >= 0, truth == np.asarray(probability).argmax(axis=1), np.nan)
-
-
-def class_confusion(labels: ArrayLike, probability: ArrayLike) -> NDArray[np.intp]:
-    """Count true class (row) against most probable class (column) of an exclusive task.
-
-    Parameters
-    ----------
-    labels, probability : array_like of float [N, F]
-
-    Returns
-    -------
-    ndarray of int [F, F]
-        Images without one known class are left out.
-    """
-    p = np.asarray(probability, dtype=np.float64)
-    truth, size = classes(labels), p.shape[1]
-    rows = truth >= 0
-    return np.bincount(truth[rows] * size + p[rows].argmax(axis=1), minlength=size * size).reshape(size, size)
-
-
-def class_accuracy(labels: ArrayLike, probability: ArrayLike) -> float:
-    """Return the share of images whose most probable class is the true one; NaN without images."""
-    hits = class_hits(labels, probability)
-    return float(ratio(np.nansum(hits), (~np.isnan(hits)).sum()))

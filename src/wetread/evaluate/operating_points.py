@@ -1,6 +1,7 @@
 """Where to cut a probability: two operating points and the cut-offs of the calls, per finding.
 
-Fitted on validation, never on test. At or above a threshold counts as flagged.
+Fitted on validation, never on test. At or above a threshold counts as flagged. Each point follows a rule of
+`wetread.evaluate.thresholds`; these are the rules that they follow unless told otherwise:
 
 - **screen** comes first to sensitivity: the highest threshold that is *safe*, which means that the one-sided
   95 % Clopper-Pearson limit of its sensitivity still reaches 98 %. With fewer than 149 positives nothing can prove
@@ -8,9 +9,6 @@ Fitted on validation, never on test. At or above a threshold counts as flagged.
   nearly everybody, which ranks nothing: then screen is the lowest threshold that leaves half of the images without
   the finding alone. `shown` says what sensitivity is proved in the end.
 - **balanced** gives a missed positive and a false alarm of either class the same weight (Youden 1950).
-  Sensitivity + specificity is a flat and noisy hill, so the threshold is the middle, in log-odds, of
-  all the neighbours within one standard error of its top. In simulations with 10 to 1,000 positives
-  its loss against the true optimum was a tenth to nearly a half smaller than with the top itself.
 - **cut-offs** (low, high) of the three calls: *unlikely* below low, *likely* from high on, *unsure*
   between. Low is the safe threshold. High is the lowest threshold from `balanced` up with a specificity
   of 95 % or more at which more than half of the flagged are positive, or 1 (never *likely*) when there
@@ -18,26 +16,25 @@ Fitted on validation, never on test. At or above a threshold counts as flagged.
 
 The task's normal finding is the other way round: its thresholds are those of "not normal",
 mirrored, so that at `screen` an image is called normal only where hardly any abnormal one is.
-
-A threshold lies in the middle, in log-odds, between the scores that it parts, so that rounding in
-another runtime does not move an image across it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import lgamma
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from wetread.errors import WetreadError
-from wetread.evaluate.calibration import logit, sigmoid
-from wetread.evaluate.metrics import Counts, FloatArray, Ranking, known, ratio, validate
+from wetread.evaluate import thresholds
+from wetread.evaluate.metrics import Counts, Ranking, known, validate
 from wetread.findings import Task
 
+Rule = Literal["sensitivity", "youden", "cost"]
+
 SENSITIVITY = 0.98
-CONFIDENCE = 0.95
 SPECIFICITY = 0.95
 PPV = 0.5
 SCREEN_SPECIFICITY = 0.5
@@ -73,7 +70,16 @@ class Points:
     defaults: list[str]
 
 
-def fit(task: Task, probability: ArrayLike, labels: ArrayLike, *, sensitivity: float = SENSITIVITY) -> Points:
+def fit(
+    task: Task,
+    probability: ArrayLike,
+    labels: ArrayLike,
+    *,
+    screen: Rule = "sensitivity",
+    balanced: Rule = "youden",
+    sensitivity: float = SENSITIVITY,
+    cost: float = 1.0,
+) -> Points:
     """Choose the operating points of every finding on validation images.
 
     Parameters
@@ -82,22 +88,37 @@ def fit(task: Task, probability: ArrayLike, labels: ArrayLike, *, sensitivity: f
     probability : array_like of float [N, F], 0 to 1
         Calibrated, as the model package gives it.
     labels : array_like of float [N, F]
+    screen, balanced : {"sensitivity", "youden", "cost"}
+        How each point is chosen; screen is never above balanced.
     sensitivity : float
-        What `screen` shall prove, between 0 and 1.
+        What the rule of that name shall prove, and what the lower cut-off always does; between 0 and 1.
+    cost : float
+        For the rule of that name: how many false alarms one missed finding costs, at the prevalence of these images.
 
     Raises
     ------
     WetreadError
-        For arrays of the wrong shape or content, or a sensitivity that is none.
+        For arrays of the wrong shape or content, or a rule, sensitivity or cost that is none.
     """
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if p.ndim != 2 or p.shape != y.shape or p.shape[1] != len(task.findings):
         raise WetreadError(
             f"probability {p.shape} and labels {y.shape}: task {task.name} needs [images, {len(task.findings)}] of both"
         )
-    if not 0 < sensitivity < 1:
-        raise WetreadError(f"sensitivity: {sensitivity:g} cannot be proved; choose a value between 0 and 1, e.g. 0.98")
+    thresholds.check_sensitivity(sensitivity)
+    for name, rule in (("screen", screen), ("balanced", balanced)):
+        if rule not in get_args(Rule):
+            raise WetreadError(f"{name}: no rule {rule!r}; use {', '.join(get_args(Rule))}")
     points = Points({}, {}, {}, {}, [])
+
+    def cut(counts: Counts, rule: Rule) -> float:
+        if rule == "sensitivity":
+            misses = thresholds.allowed_misses(int(counts.tp[0, -1]), sensitivity)
+            return max(thresholds.safe(counts, misses), thresholds.lowest(counts, SCREEN_SPECIFICITY))
+        if rule == "cost":
+            return thresholds.best(counts, *thresholds.cost_weights(counts, cost))
+        return thresholds.best(counts)
+
     for column, finding in enumerate(task.findings):
         mirrored = finding == task.normal
         score, label = p[:, column], y[:, column]
@@ -112,77 +133,30 @@ def fit(task: Task, probability: ArrayLike, labels: ArrayLike, *, sensitivity: f
             points.cutoffs[finding] = DEFAULT_CUTOFFS
             continue
         counts = ranking.counts()
-        misses = allowed_misses(positives, sensitivity)
-        balanced = _balanced(counts)
-        low = min(_safe(counts, misses), balanced)
-        screen = min(max(low, _lowest(counts, SCREEN_SPECIFICITY)), balanced)
-        high = max(_lowest(counts, SPECIFICITY, PPV), balanced)
-        points.shown[finding] = proved_sensitivity(int(counts.at(screen).fn[0]), positives)
-        points.screen[finding] = 1 - screen if mirrored else screen
-        points.balanced[finding] = 1 - balanced if mirrored else balanced
+        middle = cut(counts, balanced)
+        first = min(cut(counts, screen), middle)
+        low = min(thresholds.safe(counts, thresholds.allowed_misses(positives, sensitivity)), first)
+        high = max(thresholds.lowest(counts, SPECIFICITY, PPV), middle)
+        points.shown[finding] = thresholds.proved_sensitivity(int(counts.at(first).fn[0]), positives)
+        points.screen[finding] = 1 - first if mirrored else first
+        points.balanced[finding] = 1 - middle if mirrored else middle
         points.cutoffs[finding] = (1 - high, 1 - low) if mirrored else (low, high)
     return points
 
 
-def allowed_misses(positives: int, sensitivity: float) -> int:
-    """Return how many of the positives may be missed while `sensitivity` is proved; 0 also if it cannot be."""
-    most = min(positives, int(positives * (1 - sensitivity)) + 1)  # the mean; the median is not above the next
-    chance = _at_most(most, positives, 1 - sensitivity)  # of so few misses, were the sensitivity no better
-    return max(0, int((chance <= 1 - CONFIDENCE).sum()) - 1)
+def describe(rules: Mapping[str, Any], point: str) -> str:
+    """Return in words how a point was chosen on validation.
 
-
-def proved_sensitivity(misses: int, positives: int) -> float:
-    """Return the one-sided 95 % lower limit (Clopper and Pearson 1934) of a sensitivity.
-
-    It is the sensitivity at which so few misses would have had a chance of 5 %, found by bisection.
+    Parameters
+    ----------
+    rules : mapping
+        The keyword arguments of `fit`; those that are missing have its defaults.
+    point : {"screen", "balanced"}
     """
-    if misses >= positives:
-        return 0.0
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        if _at_most(misses, positives, 1 - middle)[-1] <= 1 - CONFIDENCE:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _at_most(most: int, trials: int, chance: float) -> FloatArray:
-    """Return the binomial chances of at most 0, 1 ... `most` successes."""
-    k = np.arange(most + 1)
-    ways = lgamma(trials + 1) - np.array([lgamma(i + 1) + lgamma(trials - i + 1) for i in range(most + 1)])
-    return np.cumsum(np.exp(ways + k * np.log(chance) + (trials - k) * np.log1p(-chance)))
-
-
-def _between(counts: Counts, first: int, last: int) -> float:
-    """Return the middle, in log-odds, of the thresholds that flag columns `first` to `last` of the counts."""
-    upper = counts.thresholds[first]
-    lower = counts.thresholds[last + 1] if last + 1 < counts.thresholds.size else upper / 2
-    middle = float(sigmoid((logit(upper) + logit(lower)) / 2))
-    return middle if lower < middle <= upper else float(upper)  # rounding of neighbours
-
-
-def _safe(counts: Counts, misses: int) -> float:
-    column = int(np.argmax(counts.tp[0] >= counts.tp[0, -1] - misses))
-    column = max(column, 1)
-    return _between(counts, column, column)
-
-
-def _balanced(counts: Counts) -> float:
-    tp, fp = counts.tp[0], counts.fp[0]
-    n1, n0 = tp[-1], fp[-1]
-    benefit = tp / n1 - fp / n0
-    best = 1 + int(np.argmax(benefit[1:-1]))  # neither nothing nor everything flagged
-    a, b = (tp[best] + 1) / (n1 + 2), (fp[best] + 1) / (n0 + 2)
-    good = benefit >= benefit[best] - np.sqrt(a * (1 - a) / n1 + b * (1 - b) / n0)
-    good[[0, -1]] = False
-    bad = np.flatnonzero(~good)
-    return _between(counts, int(bad[bad < best].max()) + 1, int(bad[bad > best].min()) - 1)
-
-
-def _lowest(counts: Counts, specificity: float, ppv: float = 0.0) -> float:
-    """Return the lowest threshold with at least this specificity and more than this PPV, or 1."""
-    tp, fp = counts.tp[0], counts.fp[0]
-    enough = (1 - ratio(fp, fp[-1]) >= specificity) & (ratio(tp, tp + fp) > ppv)  # NaN: nothing flagged
-    return _between(counts, last := int(np.flatnonzero(enough).max()), last) if enough.any() else 1.0
+    rule = rules.get(point, "sensitivity" if point == "screen" else "youden")
+    if rule == "sensitivity":
+        target = rules.get("sensitivity", SENSITIVITY)
+        return f"the highest threshold whose sensitivity has a lower 95 % limit of {target:.1%} or more"
+    if rule == "cost":
+        return f"the threshold at which errors cost least, a miss worth {rules.get('cost', 1.0):g} false alarms"
+    return "the threshold at the top of sensitivity + specificity"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wetread.evaluate.costs import Cost
 from wetread.evaluate.intervals import Interval
 from wetread.evaluate.results import GRID, Evaluation, FindingResult
 
@@ -52,19 +53,22 @@ def overview(evaluation: Evaluation) -> str:
     return _svg(draw, 7.5, 0.9 + 0.27 * len(shown))
 
 
-def finding(result: FindingResult) -> str:
-    """Return ROC curve, precision-recall curve, reliability and histogram of one finding, as SVG."""
+def finding(result: FindingResult, cost: Cost | None = None) -> str:
+    """Return ROC and precision-recall curve, reliability, histogram and costs of one finding, as SVG."""
+    count = 4 if cost is None else 5
 
     def draw(figure: Figure) -> None:
-        roc, precision, reliability, histogram = figure.subplots(
-            1, 4, gridspec_kw={"left": 0.045, "right": 0.99, "bottom": 0.17, "top": 0.91, "wspace": 0.28}
+        roc, precision, reliability, histogram, *last = figure.subplots(
+            1, count, gridspec_kw={"left": 0.18 / count, "right": 0.99, "bottom": 0.17, "top": 0.91, "wspace": 0.3}
         )
         _roc(roc, result)
         _precision_recall(precision, result)
         _reliability(reliability, result)
         _histogram(histogram, result)
+        if cost is not None:
+            _cost(last[0], cost)
 
-    return _svg(draw, 12.4, 3.1)
+    return _svg(draw, 3.1 * count, 3.1)
 
 
 def _bar(axes: Axes, area: Interval, row: int) -> None:
@@ -125,6 +129,26 @@ def _histogram(axes: Axes, result: FindingResult) -> None:
     axes.set_ylabel("images")
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.legend(loc="best")
+
+
+def _cost(axes: Axes, cost: Cost) -> None:
+    """Draw the cost of each policy; the height is cut above the better of flagging all and nobody."""
+    axes.set_title("Cost per 1,000 images")
+    for name, values in cost.cost.items():
+        if name == "by ratio":
+            axes.plot(cost.ratios, values, color=_MODEL, linewidth=1, label="threshold by ratio")
+        elif name in ("flag all", "flag none"):
+            axes.plot(cost.ratios, values, color=_SOFT, linewidth=1, linestyle=":")
+        else:
+            axes.plot(cost.ratios, values, color=_MARKS.get(name, ("s", _INK))[1], linewidth=1.2, label=name)
+    axes.set_xscale("log")
+    axes.set_xticks([1, 10, 100], ["1", "10", "100"])
+    axes.minorticks_off()
+    top = float(np.minimum(cost.cost["flag all"], cost.cost["flag none"]).max())
+    axes.set_ylim(0, 1.25 * top)
+    axes.set_xlabel("false alarms that a miss is worth")
+    axes.set_ylabel("in false alarms")
+    axes.legend(loc="best", fontsize=8)
 
 
 def _square(axes: Axes, x: str, y: str) -> None:

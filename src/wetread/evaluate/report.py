@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from wetread.evaluate import plots
+from wetread.evaluate import operating_points, plots
 from wetread.evaluate.evaluation import evaluate
 from wetread.evaluate.intervals import Interval
 from wetread.evaluate.results import RATES, Evaluation, FindingResult
+from wetread.evaluate.shortcuts import COINCIDES
 
 __all__ = ["Evaluation", "card", "evaluate", "html", "summary"]
 
 UNDEFINED = "—"
+
+SHOWN_RATIOS = (1.0, 10.0, 100.0)
+"""Costs of a miss, in false alarms, that the table shows."""
 
 _FIELDS = [
     "name",
@@ -33,6 +38,7 @@ _FIELDS = [
     "code_version",
     "intended_use",
     "limits",
+    "metrics",
 ]
 
 
@@ -60,6 +66,11 @@ def number(value: float) -> str:
 def threshold(value: float) -> str:
     """Write a probability with three significant digits."""
     return f"{value:.3g}" if value < 0.1 else f"{value:.3f}"
+
+
+def chance(p: float) -> str:
+    """Write a p-value: ``= 0.03``, ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
 
 
 def summary(evaluation: Evaluation) -> list[str]:
@@ -102,6 +113,7 @@ def html(evaluation: Evaluation, *, title: str = "Evaluation") -> str:
     title : str
         What was evaluated, e.g. ``"pneumonia on kermany, test split"``.
     """
+    costs = {cost.finding: cost for cost in evaluation.evidence.costs} if evaluation.evidence else {}
     has_area = [f for f in evaluation.findings if not np.isnan(f.auroc.value)]
     return (
         _environment()
@@ -112,8 +124,11 @@ def html(evaluation: Evaluation, *, title: str = "Evaluation") -> str:
             sentences=summary(evaluation),
             rates=RATES,
             points=list(evaluation.findings[0].points),
+            v=evaluation.evidence,
+            coincides=COINCIDES,
+            shown_ratios=SHOWN_RATIOS,
             overview=plots.overview(evaluation) if len(has_area) > 2 else "",
-            plots={f.finding: plots.finding(f) for f in evaluation.findings if f.images},
+            plots={f.finding: plots.finding(f, costs.get(f.finding)) for f in evaluation.findings if f.images},
         )
     )
 
@@ -134,11 +149,21 @@ def card(evaluation: Evaluation | None, meta: Mapping[str, Any]) -> str:
         .get_template("card.md")
         .render(
             e=evaluation,
+            v=evaluation.evidence if evaluation else None,
             sentences=summary(evaluation) if evaluation else [],
             meta={**dict.fromkeys(_FIELDS), **meta},
             rates=RATES,
         )
     )
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Write a difference with its sign: ``+0.012``, ``−0.154``."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def _cell(text: object) -> str:
@@ -156,4 +181,6 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"area": area, "rate": rate, "number": number, "threshold": threshold, "cell": _cell}
+    environment.filters["chosen"] = operating_points.describe
+    environment.filters |= {"chance": chance, "base64": _base64, "signed": signed}
     return environment

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from wetread.evaluate.calibration import Reliability
 from wetread.evaluate.intervals import Interval
 from wetread.evaluate.metrics import FloatArray
 from wetread.findings import Task
+
+if TYPE_CHECKING:
+    from wetread.evaluate.evidence import Evidence
 
 GRID: FloatArray = np.linspace(0, 1, 101)
 """Where curves are given: false-positive rates of the ROC curve, recalls of the precision-recall curve."""
@@ -107,10 +111,21 @@ class Classes:
         Share of images whose most probable finding is the true one.
     confusion : int [F, F]
         True finding (row) against most probable finding (column).
+    balanced_accuracy, macro_f1 : float
+        Mean recall and mean F1 over the findings that an image has.
+    mcc, kappa : float
+        Correlation of calls and truth (Gorodkin 2004), and agreement beyond chance (Cohen 1960).
+    reason : str
+        Why these two are undefined; empty where they are not.
     """
 
     accuracy: Interval
     confusion: NDArray[np.intp]
+    balanced_accuracy: float
+    macro_f1: float
+    mcc: float
+    kappa: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,8 @@ class Evaluation:
         About the evaluation as a whole.
     meta : dict
         What was evaluated: model, dataset, split ... as given; any JSON values.
+    evidence : Evidence or None
+        What was looked at beside the figures: slices, mistakes, behaviour, places, shortcuts, costs.
     """
 
     task: Task
@@ -147,11 +164,12 @@ class Evaluation:
     classes: Classes | None
     cautions: tuple[str, ...]
     meta: dict[str, Any]
+    evidence: Evidence | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values; what is undefined is null."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        values: dict[str, Any] = plain(self)
+        return values
 
     def metrics(self) -> dict[str, Any]:
         """Return the figures without curves, as a model package keeps them.
@@ -174,7 +192,7 @@ class Evaluation:
                     "auroc": _triple(f.auroc),
                     "average_precision": _triple(f.average_precision),
                     "brier": _triple(f.brier),
-                    "ece": _plain(f.ece),
+                    "ece": plain(f.ece),
                     **{name: {rate: _triple(getattr(p, rate)) for rate in RATES} for name, p in f.points.items()},
                 }
                 for f in self.findings
@@ -189,15 +207,19 @@ def _triple(value: Interval) -> list[float | None]:
     return [None if np.isnan(v) else round(v, 4) for v in (value.value, value.low, value.high)]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return any result as JSON-ready values: NaN and infinity are None, pictures are left out."""
     if isinstance(value, Task):
         return value.to_dict()
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        held = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {name: plain(v) for name, v in held.items() if not isinstance(v, bytes)}  # pictures are for the page
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        return {str(key): _plain(v) for key, v in value.items()}
+        return {str(key): plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if np.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
