@@ -25,7 +25,7 @@ test: $(VENV)/.dev  ## the quick tests: no torch, no browser, minutes
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not system and not train"
 
 test-system: $(VENV)/.system  ## the rest: training, servers, browser (Debian: chromium, postgresql)
-	$(BIN)/python -m pytest -m "system or train" --durations=15
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "system or train" --durations=15
 
 check: $(VENV)/.system  ## lint, format, types, and the order of the stages
 	$(BIN)/ruff check .
@@ -60,7 +60,7 @@ $(VENV)/.dev: $(INPUTS) | $(BIN)/python
 
 $(VENV)/.system: $(INPUTS) | $(BIN)/python
 	@echo "Installing Wetread with PyTorch into $(VENV) (minutes, about 6 GB)"
-	$(PIP) -e '.[dev,train,postgres,s3]' 'torchmetrics>=1.4'
+	$(PIP) -e '.[dev,train,txrv,cluster,postgres,s3]' 'torchmetrics>=1.4'
 	@touch $@ $(VENV)/.dev $(VENV)/.base
 
 $(VENV)/.docs: $(INPUTS) | $(BIN)/python

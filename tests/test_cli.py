@@ -5,22 +5,10 @@ import subprocess
 import sys
 
 import pytest
-import typer
+from commands import COMMANDS
 
 from wetread import __version__, cli
 from wetread.errors import ReadError, WetreadError
-
-
-def commands(group=None, path=()):
-    """Every command with the words that call it, sub-commands included."""
-    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
-COMMANDS = dict(commands())
 
 
 def run(monkeypatch, capsys, *arguments):

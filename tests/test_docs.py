@@ -4,27 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
+from commands import COMMANDS
 
-from wetread import cli
 from wetread.config import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "frontend").glob("*.md")])
 names = {"argvalues": PAGES, "ids": lambda page: str(page.relative_to(ROOT))}
-
-
-def commands(group=None, path=()):
-    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*path, name))
-        else:
-            yield (*path, name), command
-
-
-COMMANDS = dict(commands())
 
 
 def calls(text):

@@ -10,12 +10,15 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from wetread import __version__
 from wetread.errors import WetreadError
+
+if TYPE_CHECKING:
+    from wetread.dataset.parallel import Spread
 
 app = typer.Typer(
     name="wetread",
@@ -33,10 +36,14 @@ _EXTRAS = {
     "mlflow": "train",
     "onnx": "train",
     "optuna": "train",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "wandb": "train",
     "nncf": "train",
     "ray": "cluster",
     "psycopg": "postgres",
     "s3fs": "s3",
+    "torchxrayvision": "txrv",
 }
 
 
@@ -164,7 +171,10 @@ def show(
 
 @app.command()
 def pack(
-    kind: Annotated[str, typer.Argument(help="Collection: chexpert, nih, kermany, phantom or folders.")],
+    kind: Annotated[
+        str,
+        typer.Argument(help="Collection: chexpert, nih, mimic, padchest, vindr, rsna, kermany, phantom or folders."),
+    ],
     root: Annotated[Path, typer.Argument(help="Its folder, or its zip archive; archives are read in place.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new dataset.")],
     task: Annotated[str | None, typer.Option(help="Task name or TOML file; default: the collection's own.")] = None,
@@ -183,7 +193,11 @@ def pack(
     ] = None,
     test: Annotated[float | None, typer.Option(help="Test: the same; default: the published one, if any.")] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of patients.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode; default: 2, or the cluster's processors.", min=1)
+    ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Also pack the masks beside the images.")] = False,
+    ray: Annotated[str, typer.Option(help="Work on this Ray cluster: host:port, or auto.", metavar="ADDRESS")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print dataset.json instead of the summary.")] = False,
 ) -> None:
     """Pack a collection of radiographs into a dataset: splits by patient, pixels as a model sees them.
@@ -195,9 +209,25 @@ def pack(
     """
     from wetread.dataset import command
 
+    spread, count = _spread(ray, workers)
     command.run(
         command.Request(
-            kind, root, out, task, labels, limit, views, size, transform, template, valid, test, seed, workers
+            kind,
+            root,
+            out,
+            task,
+            labels,
+            limit,
+            views,
+            size,
+            transform,
+            template,
+            valid,
+            test,
+            seed,
+            count,
+            masks,
+            spread,
         ),
         as_json=as_json,
     )
@@ -212,12 +242,35 @@ def evaluate(
     point: Annotated[str | None, typer.Option(help="Operating point of the printed table: screen or balanced.")] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of patients behind the intervals.", min=1)] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
+    hard: Annotated[
+        str | None, typer.Option(help="Only the images of this hard batch; see `wetread hard`.", metavar="NAME")
+    ] = None,
+    slices: Annotated[
+        list[str] | None, typer.Option("--slice", help="Also slice by this column of the manifest.", metavar="COLUMN")
+    ] = None,
+    correction: Annotated[
+        str, typer.Option(help="For many slices: holm, or benjamini-hochberg, which is less strict.")
+    ] = "holm",
+    boxes: Annotated[
+        Path | None, typer.Option(help="Where findings are, as NIH's BBox_List_2017.csv.", metavar="CSV")
+    ] = None,
+    recalibrate: Annotated[
+        str | None, typer.Option(help="Fit chances and thresholds anew on the validation split: platt or isotonic.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Add the figures and the report to this run, where it is tracked.", metavar="RUN"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Run the model once: no behaviour, no heatmaps.")] = False,
+    by_study: Annotated[
+        bool, typer.Option("--study", help="Judge studies: the highest or mean of their images, as the package says.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print evaluation.json instead of the table.")] = False,
     data: Annotated[Path | None, typer.Option(help="Data folder whose models are known by name.")] = None,
 ) -> None:
-    """Compare a model with the labels of a packed dataset: figures with intervals, curves, calibration, cautions.
+    """Compare a model with the labels of a packed dataset: figures with intervals, curves, slices, mistakes, cautions.
 
-    Thresholds and calibration are those of the package and are never fitted here.
+    Thresholds and calibration are those of the package, unless `--recalibrate` asks for others.
 
     Examples: `wetread evaluate pneumonia data/kermany`; `wetread evaluate runs/a data/nih --split valid --out report`
     """
@@ -227,34 +280,239 @@ def evaluate(
     from wetread import config
     from wetread.dataset.dataset import Dataset
     from wetread.evaluate import command
+    from wetread.evaluate.evidence import Options
+    from wetread.evaluate.hard import read as read_batch
+    from wetread.infer import heatmap
     from wetread.infer.runtime import open_engine
+    from wetread.infer.study import judged
     from wetread.model.package import Package
 
     settings = config.load(Path("wetread.toml"), point=point)
     package, packed = Package.open(model, data), Dataset.open(dataset)
     command.fits(packed, package.task, package.transform)
-    rows = command.split_rows(packed, split)
     engine = open_engine(package, settings.runtime, settings.threads)
-    columns = (TextColumn("evaluating"), MofNCompleteColumn())
+    packed, probability, maps = judged(package, engine, packed, by_study)
+    rows = command.split_rows(packed, split)
+    whole = by_study or package.meta.kind == "study"  # behaviour and shortcuts change images, not studies
+    options = Options(
+        point=point or "balanced",
+        columns=tuple(slices or ()),
+        correction=correction,  # type: ignore[arg-type]
+        boxes=boxes,
+        batch=read_batch(packed, hard) if hard else None,
+        rerun=not (quick or whole),
+        phantoms=40 if package.meta.population == "phantom" else 0,
+    )
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         step = partial(bar.advance, bar.add_task("evaluating", total=len(rows)))
         evaluation = command.run(
             packed,
             split,
-            lambda pixels: engine.run(pixels).probability,
+            probability,
             task=package.task,
             transform=package.transform,
             model=package.meta.model_dump() | {"id": package.id},
             out=out,
+            options=options,
+            maps=maps,
+            overlay=heatmap.over_seen,
+            recalibrate=recalibrate,
             resamples=resamples,
             seed=seed,
             progress=step,
+            say=lambda what: bar.update(bar.task_ids[0], description=what),
         )
+    if run is not None:
+        from wetread.train import tracking
+
+        tracking.record(run, split, evaluation.metrics(), [out / "report.html", out / "evaluation.json"])
     if as_json:
         typer.echo((out / "evaluation.json").read_text(encoding="utf-8"), nl=False)
     else:
         Console().print(command.render(evaluation, settings.point), soft_wrap=False)
         typer.echo(out / "report.html")
+
+
+@app.command("evaluate-scores")
+def evaluate_scores(
+    truth: Annotated[Path, typer.Option(help="CSV of the true labels: a row a study, a column a finding.")],
+    scores: Annotated[
+        list[Path], typer.Option(help="CSV of a model's scores, or a folder of such files. Give it again for more.")
+    ],
+    readers: Annotated[
+        Path | None, typer.Option(help="CSV files of readers' calls (1, 0), one each.", metavar="DIR")
+    ] = None,
+    findings: Annotated[
+        str,
+        typer.Option(help="Judge these, by comma; default: all that the files share, the mean over CheXpert's five."),
+    ] = "",
+    compare: Annotated[str, typer.Option(help="Several models: all pairs, or the first with each other.")] = "all",
+    key: Annotated[str, typer.Option(help="Column that names the studies.")] = "Study",
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of patients behind the intervals.", min=1)] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Judge scores from anywhere: AUROC with intervals, beside readers, and in pairs.
+
+    Joins by the names of study and finding: rows and columns may be in any order, scores of any size. A study that
+    is there twice, unknown or missing is refused by name.
+
+    Example: `wetread evaluate-scores --truth groundtruth.csv --scores predictions.csv --readers radiologists`
+    """
+    from rich.console import Console
+
+    from wetread.errors import ConfigError
+    from wetread.evaluate import scores_command as command
+
+    if compare not in ("all", "first"):
+        raise ConfigError(f"--compare {compare}: use all or first")
+    found = command.run(command.Request(truth, scores, readers, findings, key, compare == "first", resamples, seed))
+    if as_json:
+        typer.echo(command.to_json(found))
+    else:
+        console = Console()
+        console.print(command.render(found, console.width))
+
+
+@app.command()
+def hard(
+    model: Annotated[str, typer.Argument(help="Model package: name, id or path.")],
+    dataset: Annotated[Path, typer.Argument(help="Packed dataset, made with the model's transform.")],
+    name: Annotated[str, typer.Argument(help="Name of the new batch.")],
+    split: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    point: Annotated[str, typer.Option(help="Operating point: screen or balanced.")] = "balanced",
+    count: Annotated[int, typer.Option(help="Most cases of each finding, missed and false alarms each.", min=1)] = 20,
+    findings: Annotated[
+        list[str] | None, typer.Option("--finding", help="Only this finding; may be repeated.", metavar="FINDING")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a batch of this name.")] = False,
+    by_study: Annotated[
+        bool, typer.Option("--study", help="Judge studies: the highest or mean of their images, as the package says.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the batch as JSON.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Data folder whose models are known by name.")] = None,
+) -> None:
+    """Keep a model's worst mistakes as a named test set, for the models after it.
+
+    It is written to `hard/NAME.json` in the dataset's folder. `wetread evaluate --hard NAME` evaluates on it, and
+    gates can name it. Example: `wetread hard pneumonia data/kermany first-misses --split valid`
+    """
+    from rich.console import Console
+
+    from wetread.evaluate import gate_command
+    from wetread.infer.scorer import open_on
+
+    batch = gate_command.keep(
+        *open_on(model, data, dataset, by_study),
+        name,
+        split=split,
+        point=_point(point),
+        count=count,
+        findings=findings,
+        overwrite=overwrite,
+    )
+    if as_json:
+        typer.echo(batch.model_dump_json(indent=1))
+    else:
+        Console().print(gate_command.batch_table(batch))
+
+
+@app.command()
+def behave(
+    model: Annotated[str, typer.Argument(help="Model package: name, id or path.")],
+    dataset: Annotated[
+        Path | None, typer.Argument(help="Packed dataset, made with the model's transform; default: phantoms.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    point: Annotated[str, typer.Option(help="Operating point: screen or balanced.")] = "balanced",
+    images: Annotated[int, typer.Option(help="Images that are changed.", min=1)] = 200,
+    phantoms: Annotated[int, typer.Option(help="Phantoms with and without each finding; 0: none.", min=0)] = 40,
+    most_flips: Annotated[
+        float, typer.Option(help="Share of images that a change may move across the threshold.", min=0, max=1)
+    ] = 0.1,
+    least_rises: Annotated[
+        float, typer.Option(help="Share of phantoms in which adding a finding must raise it.", min=0, max=1)
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of the choice of images and phantoms.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Data folder whose models are known by name.")] = None,
+) -> None:
+    """Check a model's behaviour: unmoved by shifts, exposure, rotation, markers and borders; moved by findings.
+
+    Exit code 0: every check passes, 1: one fails, 3: too few images to say.
+
+    Examples: `wetread behave phantom`; `wetread behave pneumonia data/kermany --split valid --phantoms 0`
+    """
+    from rich.console import Console
+
+    from wetread.evaluate import gate_command
+    from wetread.infer.scorer import open_model, open_on
+
+    scorer, packed = open_on(model, data, dataset) if dataset is not None else (open_model(model, data), None)
+    found = gate_command.check(
+        scorer,
+        _point(point),
+        dataset=packed,
+        split=split,
+        images=images,
+        phantoms=phantoms,
+        most_flips=most_flips,
+        least_rises=least_rises,
+        seed=seed,
+    )
+    if as_json:
+        typer.echo(gate_command.behaviour_json(scorer, found))
+    else:
+        Console().print(gate_command.behaviour_table(scorer, found))
+    raise typer.Exit(gate_command.EXIT[found.verdict])
+
+
+@app.command()
+def gate(
+    candidate: Annotated[str, typer.Argument(help="Model package that wants to serve: name, id or path.")],
+    dataset: Annotated[Path, typer.Argument(help="Packed dataset, made with the candidate's transform.")],
+    gates: Annotated[Path, typer.Option(help="The gates; see docs/gates.md.", metavar="TOML")],
+    champion: Annotated[
+        str | None, typer.Option(help="Model package that serves now: name, id or path.", metavar="MODEL")
+    ] = None,
+    champion_dataset: Annotated[
+        Path | None, typer.Option(help="The same images, packed with the champion's transform.", metavar="DIR")
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or valid.")] = "test",
+    by_study: Annotated[
+        bool, typer.Option("--study", help="Judge studies: the highest or mean of their images, as the package says.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Data folder whose models are known by name.")] = None,
+) -> None:
+    """Judge whether a candidate may replace the champion, by thresholds and by paired comparisons.
+
+    Exit code 0: pass, 1: fail, 3: inconclusive. Too few images are never a pass. Example:
+    `wetread gate models/new data/kermany --gates gates.toml --champion pneumonia --split valid`
+    """
+    from rich.console import Console
+
+    from wetread.evaluate import gate_command
+    from wetread.evaluate.gates import load
+    from wetread.infer.scorer import open_on
+
+    wanted, new = load(gates), open_on(candidate, data, dataset, by_study)
+    old = open_on(champion, data, champion_dataset or dataset, by_study) if champion is not None else (None, None)
+    judged = gate_command.judge(wanted, *new, split, champion=old[0], champion_dataset=old[1])
+    if as_json:
+        typer.echo(gate_command.decision_json(judged))
+    else:
+        Console().print(gate_command.decision_table(judged))
+    raise typer.Exit(gate_command.EXIT[judged.decision.verdict])
+
+
+def _point(name: str) -> str:
+    from wetread.errors import ConfigError
+
+    if name not in ("screen", "balanced"):
+        raise ConfigError(f"--point {name!r}: known are screen and balanced")
+    return name
 
 
 @app.command()
@@ -266,9 +524,13 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Change a key of the recipe, e.g. optimise.epochs=3.", metavar="KEY=VALUE"),
     ] = None,
+    ray: Annotated[str, typer.Option(help="Work on this Ray cluster: host:port, or auto.", metavar="ADDRESS")] = "",
+    workers: Annotated[int, typer.Option(help="Processes on the cluster that share each step.", min=1)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result and its history as JSON.")] = False,
 ) -> None:
     """Train a network by a recipe; the run is kept in OUT and tracked in MLflow beside it.
+
+    Under torchrun, or with --ray, processes share each step's images, and the result is that of one.
 
     Examples: `wetread train recipes/pneumonia.toml data/kermany runs/pneumonia`;
     `wetread train recipes/pneumonia.toml data/kermany runs/small --set optimise.epochs=1`
@@ -283,14 +545,22 @@ def train(
     from wetread.train.loop import train as run
 
     chosen = recipes.load(recipe, changes or ())
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    with Progress(console=Console(stderr=True), disable=not (first and sys.stderr.isatty())) as bar:
         work = bar.add_task("train")
-        result = run(
-            chosen,
-            Dataset.open(dataset),
-            out,
-            progress=lambda what, done, total: bar.update(work, description=what, completed=done, total=total),
-        )
+        if ray:
+            from wetread import cluster
+
+            result = cluster.train(ray, chosen, Dataset.open(dataset), out, workers)
+        else:
+            result = run(
+                chosen,
+                Dataset.open(dataset),
+                out,
+                progress=lambda what, done, total: bar.update(work, description=what, completed=done, total=total),
+            )
+    if not first:
+        return
     if as_json:
         typer.echo(json.dumps(result))
     else:
@@ -298,10 +568,66 @@ def train(
 
 
 @app.command()
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="The recipe that is varied, TOML.")],
+    dataset: Annotated[Path, typer.Argument(help="A packed dataset.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the sweep. Interrupted? The same command resumes.")],
+    trials: Annotated[int, typer.Option(help="How many to finish.", min=1)] = 20,
+    workers: Annotated[int, typer.Option(help="Trials at a time.", min=1)] = 1,
+    space: Annotated[
+        Path | None, typer.Option(help="What to try, TOML; default: the recipe's `sweep` table.", metavar="FILE")
+    ] = None,
+    storage: Annotated[
+        str, typer.Option(help="Journal file, or URL of a database; default: OUT/sweep.journal.", metavar="PATH|URL")
+    ] = "",
+    sampler: Annotated[str, typer.Option(help="tpe (from what was found so far) or random.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="What stops bad trials early: median, halving or none.")] = "median",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a key of the recipe, e.g. optimise.epochs=3.", metavar="KEY=VALUE"),
+    ] = None,
+    ray: Annotated[str, typer.Option(help="Work on this Ray cluster: host:port, or auto.", metavar="ADDRESS")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of the table.")] = False,
+) -> None:
+    """Search for the best values of a recipe's keys; the best recipe is written to OUT/best.toml.
+
+    Examples: `wetread sweep recipe.toml data/kermany sweeps/kermany --trials 30`;
+    `wetread sweep recipe.toml data/nih sweeps/nih --workers 4 --storage postgresql://host/optuna`
+    """
+    import json
+
+    from wetread.dataset.dataset import Dataset
+    from wetread.train import recipe as recipes
+    from wetread.train import space as spaces
+    from wetread.train import sweep as sweeps
+
+    base = recipes.load(recipe, changes or ())
+    table = spaces.from_file(space) if space else base.sweep
+    plan = sweeps.plan(
+        base, table, Dataset.open(dataset), out, storage=storage, trials=trials, sampler=sampler, pruner=pruner
+    )
+    spread = None
+    if ray:
+        from wetread import cluster
+
+        spread = partial(cluster.sweep, ray)
+    found = sweeps.run(plan, workers, spread=spread, say=lambda text: typer.echo(text, err=True))
+    typer.echo(json.dumps(found, indent=1) if as_json else sweeps.render(found))
+
+
+@app.command()
 def package(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     dataset: Annotated[Path, typer.Argument(help="The packed dataset that it was trained on.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new package.")],
+    member: Annotated[
+        list[Path] | None,
+        typer.Option(help="A further run: the package gives the mean probability. Repeat it.", metavar="RUN"),
+    ] = None,
+    soup: Annotated[
+        list[Path] | None,
+        typer.Option(help="A further run whose weights are averaged with RUN's. Repeat it.", metavar="RUN"),
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Take the `package` section of this recipe.", metavar="TOML")
     ] = None,
@@ -309,15 +635,18 @@ def package(
     name: Annotated[str, typer.Option(help="Name of the model; default: the recipe's.")] = "",
     overwrite: Annotated[bool, typer.Option(help="Replace a package that is there.")] = False,
 ) -> None:
-    """Make a model package of a run: calibrated, with operating points, golden outputs and a card.
+    """Make a model package of a run, or of several: calibrated, with operating points, golden outputs and a card.
 
-    Fits on validation, measures on test where there is one. Example:
-    `wetread package runs/pneumonia data/kermany models/pneumonia --recipe recipes/pneumonia.toml`
+    Fits on validation, measures on test where there is one. Runs of one dataset join as members (mean probability,
+    the cost of all) or as a soup (mean weights, the cost of one; they must have begun from the same weights).
+
+    Examples: `wetread package runs/pneumonia data/kermany models/pneumonia --recipe recipes/pneumonia.toml`;
+    `wetread package runs/a data/nih models/nih --member runs/b --member runs/c`
     """
     from wetread.dataset.dataset import Dataset
     from wetread.errors import ConfigError
     from wetread.evaluate.report import summary
-    from wetread.train import packaging
+    from wetread.train import packaging, tracking
     from wetread.train import recipe as recipes
 
     if precision not in ("fp32", "bf16", "int8"):
@@ -326,15 +655,49 @@ def package(
         run,
         Dataset.open(dataset),
         out,
+        members=member or (),
+        soup=soup or (),
         recipe=recipes.load(recipe) if recipe else None,
         precision=precision,  # type: ignore[arg-type]
         name=name,
         overwrite=overwrite,
         say=lambda text: typer.echo(f"{text} …", err=True),
     )
+    if (run / tracking.RECORD).is_file():
+        where = f"{precision}/{evaluation.meta['split']}"
+        tracking.record(run, where, evaluation.metrics(), [out / "card.md", out / "model.json"])
     typer.echo(f"{out}: {made.name}, {made.id[:12]}")
     for sentence in summary(evaluation):
         typer.echo(sentence)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="txrv:NAME, timm:NAME, timm:FOLDER or hf-hub:OWNER/NAME.", metavar="SOURCE")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder of the new package.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="The weights; without it they are fetched.", metavar="FILE")
+    ] = None,
+    task: Annotated[str, typer.Option(help="Task name or TOML file that names the classes (timm, hf-hub).")] = "",
+    name: Annotated[str, typer.Option(help="Name of the model; default: made of the source.")] = "",
+    population: Annotated[str, typer.Option(help="Whom it is for: adult, child, phantom or any.")] = "any",
+    overwrite: Annotated[bool, typer.Option(help="Replace a package that is there.")] = False,
+) -> None:
+    """Make a model package of a network that others trained: TorchXRayVision, timm, Hugging Face.
+
+    It answers as its library does: labels, input range and operating points are the library's, nothing is fitted.
+
+    Examples: `wetread import txrv:densenet121-res224-chex models/chex`;
+    `wetread import timm:resnet18 models/mine --weights mine.safetensors --task mine.toml`
+    """
+    from wetread.train import pretrained
+
+    made = pretrained.run(
+        source, out, weights=weights, task=task, name=name, population=population, overwrite=overwrite
+    )
+    typer.echo(f"{out}: {made.name}, {made.id[:12]}: {', '.join(made.task.findings)}")
 
 
 @app.command()
@@ -343,14 +706,18 @@ def predict(
     model: Annotated[str, typer.Option(help="Model package: name, id or path.")] = "pneumonia",
     point: Annotated[str | None, typer.Option(help="Operating point: screen or balanced.")] = None,
     heatmap: Annotated[Path | None, typer.Option(help="Write overlays into this folder.", metavar="DIR")] = None,
+    study: Annotated[bool, typer.Option("--study", help="The files are the images of one study.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one entry per file in order.")] = False,
     data: Annotated[Path | None, typer.Option(help="Data folder whose models are known by name.")] = None,
 ) -> None:
     """Analyse radiographs: suitability, view, and probability, operating point and call per finding.
 
-    A file that cannot be read or does not suit the model is reported with its code, never guessed at.
+    A file that cannot be read or does not suit the model is reported with its code, never guessed at. With `--study`
+    comes the study's own result: that of a model which judges both views together, or the highest or mean of the
+    images.
 
-    Examples: `wetread predict chest.jpg`; `wetread predict --point balanced --heatmap maps --json folder/`
+    Examples: `wetread predict chest.jpg`; `wetread predict --point balanced --heatmap maps --json folder/`;
+    `wetread predict --study frontal.dcm lateral.dcm --model models/views`
     """
     from wetread import config
     from wetread.infer import files as infer_files
@@ -358,9 +725,51 @@ def predict(
 
     settings = config.load(Path("wetread.toml"), point=point)
     with Predictor.open(model, settings, data) as predictor:
+        if study:
+            typer.echo(infer_files.whole(predictor, files, heatmaps=heatmap, as_json=as_json), nl=False)
+            return
         results = infer_files.run(predictor, files, heatmaps=heatmap, progress=sys.stderr.isatty())
         for piece in infer_files.render(results, as_json=as_json):
             typer.echo(piece, nl=False)
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="Model package: name, id or path.")],
+    source: Annotated[Path, typer.Argument(help="A packed dataset, or a folder of radiographs.", metavar="INPUT")],
+    out: Annotated[Path, typer.Argument(help="The table to write.", metavar="OUT.parquet")],
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; default: 1, or the cluster's processors.", min=1)
+    ] = None,
+    ray: Annotated[str, typer.Option(help="Work on this Ray cluster: host:port, or auto.", metavar="ADDRESS")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Data folder whose models are known by name.")] = None,
+) -> None:
+    """Score many images into one Parquet table: a row for each, with its code where there is no score.
+
+    Examples: `wetread score pneumonia inbox scores.parquet`; `wetread score nih data/nih nih.parquet --workers 4`
+    """
+    import json
+
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from wetread import config
+    from wetread.infer import scoring
+
+    spread, count = _spread(ray, workers, alone=1)
+    columns = (TextColumn("scored"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        step = partial(bar.advance, bar.add_task("", total=None))
+        settings = config.load(Path("wetread.toml"))
+        found = scoring.score(
+            model, source, out, settings=settings, data=data, workers=count, spread=spread, progress=step
+        )
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        codes = "".join(f", {count} {code}" for code, count in found["codes"].items())
+        typer.echo(f"{out}: {found['scored']} of {found['images']} images scored by {found['model']}{codes}")
 
 
 @app.command()
@@ -489,6 +898,17 @@ def arrivals(
     with arrivals.connect(url, token) as client:
         summary = arrivals.send(islice(patients, count), gaps, client)
     typer.echo(json.dumps(summary.to_dict(), indent=2))
+
+
+def _spread(ray: str, workers: int | None, alone: int = 2) -> tuple[Spread, int]:
+    """Return how work is shared out, and over how many: processes of this machine, or tasks of a cluster."""
+    if not ray:
+        from wetread.dataset.parallel import in_order
+
+        return in_order, workers or alone
+    from wetread import cluster
+
+    return cluster.in_order(ray), workers or cluster.workers(ray)
 
 
 def main() -> None:

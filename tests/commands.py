@@ -1,0 +1,22 @@
+"""Every command of the program, as its own help lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from wetread import cli
+
+
+def _walk(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _walk(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+COMMANDS = dict(_walk(typer.main.get_command(cli.app)))
+"""The words that call a command, sub-commands included, and the command."""
