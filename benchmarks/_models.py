@@ -26,6 +26,7 @@ def random_package(folder: Path, backbone: str, precision: runtime.Precision = "
     import torch
 
     from wetread.evaluate.calibration import Calibration
+    from wetread.train.ensemble import Ensemble
     from wetread.train.export import Familiarity, Served, to_onnx
     from wetread.train.network import Network
     from wetread.train.recipe import NetworkRecipe
@@ -38,7 +39,8 @@ def random_package(folder: Path, backbone: str, precision: runtime.Precision = "
         network = Network(NetworkRecipe(backbone=backbone), findings).eval()
         width = network.head.in_features
         familiarity = Familiarity.fit(np.random.default_rng(0).normal(size=(256, width)).astype(np.float32))
-        served = Served(network, Calibration(CHEXPERT, np.ones(findings), np.zeros(findings)), familiarity)
+        tail = Calibration(CHEXPERT, np.ones(findings), np.zeros(findings))
+        served = Served(Ensemble([network], CHEXPERT), tail, [familiarity])
         graph_file.write_bytes(to_onnx(served, SIZE))
     graph = graph_file.read_bytes()
     transform = plain(SIZE)

@@ -22,14 +22,13 @@ from wetread.evaluate.evaluation import evaluate
 from wetread.evaluate.report import area, rate
 from wetread.train import recipe as recipes
 from wetread.train.loop import score, softmax, train
-from wetread.train.packaging import Trained
+from wetread.train.trained import Trained
 
 ROWS = {
     "small CNN": ["network.backbone=small_cnn", "network.options={}", "optimise.precision=fp32"],
     "residual CNN": ["network.backbone=residual_cnn", "network.options={}"],
     "MobileNetV2, ImageNet": [],
     "DenseNet-121, random": ["network.backbone=densenet121", "network.options={}"],
-    "MobileNetV2, random": [],
 }
 
 
