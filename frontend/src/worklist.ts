@@ -13,8 +13,11 @@ function held(): HTMLTableRowElement | null {
   return document.activeElement?.closest<HTMLTableRowElement>("#rows tr[data-study]") ?? body().querySelector("tr[data-study]:hover");
 }
 
-/** The row whose place was kept although the list has another order meanwhile. */
+/** The row whose place was kept although the list is another meanwhile. */
 let kept: HTMLTableRowElement | null = null;
+
+/** How far the list was pushed up so that the kept row did not move: rows differ in height. In CSS pixels. */
+let pushed = 0;
 
 /** Bring the rows into the server's order; the held one keeps its place, and stays, dimmed, when it left the list. */
 function arrange(fresh: HTMLTableRowElement[]): void {
@@ -22,6 +25,7 @@ function arrange(fresh: HTMLTableRowElement[]): void {
   const places = new Map(rows().map((row) => [row, row.getBoundingClientRect().top]));
   const keep = held();
   const place = keep ? rows().indexOf(keep) : -1;
+  const top = keep?.offsetTop ?? 0;
   const focused = keep?.contains(document.activeElement) ? (document.activeElement as HTMLElement) : null;
   const order = fresh.map((row) => {
     const old = present.get(row.dataset.study!);
@@ -48,10 +52,13 @@ function arrange(fresh: HTMLTableRowElement[]): void {
   } else {
     body().append(...order);
   }
+  pushed = keep ? pushed + keep.offsetTop - top : 0;
+  body().style.translate = `0 ${-pushed}px`;
+  if (pushed) kept = keep;
   if (focused && !focused.isConnected) keep?.focus();
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   for (const [row, before] of places) {
-    const moved = row.isConnected ? before - row.getBoundingClientRect().top : 0;
+    const moved = row.isConnected && row !== keep ? before - row.getBoundingClientRect().top : 0;
     if (moved) row.animate([{ transform: `translateY(${moved}px)` }, { transform: "none" }], { duration: 240, easing: "ease-out" });
   }
 }
