@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -250,6 +250,26 @@ review_finding = Table(
     Column("call", Name),  # what the model had said
     Column("probability", sa.Float),
 )
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("study.id"), nullable=False, index=True),
+    Column("kind", Name, nullable=False),  # sr, sc, fhir, hl7, webhook
+    Column("destination", sa.Text, nullable=False),  # an address without secrets
+    Column("cause", sa.String(64), nullable=False),  # what it tells: fingerprint of results, or id of a review
+    Column("detail", sa.JSON, nullable=False),  # ids of the results, and of the review
+    Column("state", Name, nullable=False),  # queued, failed (tried again when due), sent, given_up, nothing
+    Column("tries", sa.Integer, nullable=False),
+    Column("due_at", Moment, nullable=False),
+    Column("lease_until", Moment),
+    Column("error", sa.Text),
+    Column("created_at", Moment, nullable=False),
+    Column("sent_at", Moment),
+    UniqueConstraint("study", "kind", "destination", "cause"),
+)
+_unsent = sa.text("state IN ('queued', 'failed')")
+Index("ix_delivery_unsent", delivery.c.destination, delivery.c.due_at, sqlite_where=_unsent, postgresql_where=_unsent)
 event = Table(
     "event",
     metadata,
@@ -308,6 +328,8 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.memo: dict[str, tuple[int, Any]] = {}  # site → number of the newest event, and what was counted then
+        # Called with (connection, kind, study, payload) for each event, in its transaction: all or nothing.
+        self.followers: list[Callable[[Connection, str, str | None, dict[str, Any]], None]] = []
         # SQLite lets waiting writers poll; a lock of our own wakes the next one at once.
         self._turn = threading.Lock()
         try:
@@ -349,7 +371,9 @@ class Store:
         """Open a transaction that may write; one at a time; committed at the end, undone by an exception."""
         with (
             self._turn,
-            self.engine.connect().execution_options(wetread_write=True) as connection,
+            self.engine.connect().execution_options(
+                wetread_write=True, wetread_followers=tuple(self.followers)
+            ) as connection,
             connection.begin(),
         ):
             if self.url.get_backend_name() == "postgresql":
@@ -401,12 +425,14 @@ def _line(error: Exception) -> str:
 def emit(
     connection: Connection, kind: str, site: str, study: str | None = None, payload: Mapping[str, Any] | None = None
 ) -> None:
-    """Add an event to the outbox, in the transaction of what it tells."""
+    """Add an event to the outbox, in the transaction of what it tells; the store's followers join in it."""
     connection.execute(
         event.insert().values(
             at=now(), site=site, kind=kind, study=study, payload=json.loads(json.dumps(payload or {}))
         )
     )
+    for follow in connection.get_execution_options().get("wetread_followers", ()):
+        follow(connection, kind, study, dict(payload or {}))
 
 
 def ensure_site(connection: Connection, name: str) -> None:
