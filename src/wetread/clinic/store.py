@@ -73,10 +73,16 @@ account = Table(
     Column("id", Key, primary_key=True),
     Column("site", Name, ForeignKey("site.name"), nullable=False),
     Column("name", Name, nullable=False),
+    Column("login", sa.String(192), nullable=False, unique=True),  # the name as it is compared: one for all sites
     Column("role", Name, nullable=False),
+    Column("password", sa.Text),  # Argon2id; none for who signs in elsewhere
+    Column("issuer", sa.String(255)),  # of the identity provider, and the person's identifier there
+    Column("subject", sa.String(255)),
     Column("created_at", Moment, nullable=False),
+    Column("seen_at", Moment),
     Column("disabled_at", Moment),
     UniqueConstraint("site", "name"),
+    UniqueConstraint("issuer", "subject"),
 )
 token = Table(
     "token",
@@ -90,6 +96,16 @@ token = Table(
     Column("created_at", Moment, nullable=False),
     Column("expires_at", Moment),
     Column("revoked_at", Moment),
+    Column("account", Key, ForeignKey("account.id"), index=True),  # of a session that an account opened
+    Column("scopes", sa.JSON),  # what a token may do of what its role may; none means all of it
+    Column("seen_at", Moment),
+)
+attempt = Table(
+    "attempt",  # failed log-ins, by account and by address, as a leaking bucket
+    metadata,
+    Column("key", sa.String(64), primary_key=True),
+    Column("level", sa.Float, nullable=False),
+    Column("at", Moment, nullable=False),
 )
 study = Table(
     "study",

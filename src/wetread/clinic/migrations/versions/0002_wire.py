@@ -38,3 +38,56 @@ def upgrade() -> None:
         sqlite_where=sa.text("state IN ('queued', 'failed')"),
         postgresql_where=sa.text("state IN ('queued', 'failed')"),
     )
+    _access()
+
+
+def _access() -> None:
+    """Accounts with passwords, tokens with scopes, counted attempts, and an audit that can only grow."""
+    with op.batch_alter_table("account") as table:
+        table.add_column(sa.Column("login", sa.String(length=192)))
+        table.add_column(sa.Column("password", sa.Text()))
+        table.add_column(sa.Column("issuer", sa.String(length=255)))
+        table.add_column(sa.Column("subject", sa.String(length=255)))
+        table.add_column(sa.Column("seen_at", sa.DateTime(timezone=True)))
+    op.execute("UPDATE account SET login = id")  # version 1 made none that could log in
+    with op.batch_alter_table("account") as table:
+        table.alter_column("login", existing_type=sa.String(length=192), nullable=False)
+        table.create_unique_constraint(op.f("uq_account_login"), ["login"])
+        table.create_unique_constraint(op.f("uq_account_issuer_subject"), ["issuer", "subject"])
+    with op.batch_alter_table("token") as table:
+        table.add_column(sa.Column("account", sa.String(length=36)))
+        table.add_column(sa.Column("scopes", sa.JSON()))
+        table.add_column(sa.Column("seen_at", sa.DateTime(timezone=True)))
+        table.create_foreign_key(op.f("fk_token_account"), "account", ["account"], ["id"])
+        table.create_index(op.f("ix_token_account"), ["account"])
+    op.create_table(
+        "attempt",
+        sa.Column("key", sa.String(length=64), nullable=False),
+        sa.Column("level", sa.Float(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_attempt")),
+    )
+    for statement in _APPEND_ONLY[op.get_bind().dialect.name]:
+        op.execute(statement)
+
+
+# SQLite's REPLACE removes a row without asking a trigger for DELETE, hence the one for INSERT.
+_APPEND_ONLY = {
+    "sqlite": (
+        "CREATE TRIGGER audit_keeps_rows BEFORE DELETE ON audit "
+        "BEGIN SELECT RAISE(ABORT, 'audit: rows can only be added'); END",
+        "CREATE TRIGGER audit_keeps_contents BEFORE UPDATE ON audit "
+        "BEGIN SELECT RAISE(ABORT, 'audit: rows can only be added'); END",
+        "CREATE TRIGGER audit_replaces_nothing BEFORE INSERT ON audit "
+        "WHEN EXISTS (SELECT 1 FROM audit WHERE seq >= NEW.seq) AND NEW.seq > 0 "
+        "BEGIN SELECT RAISE(ABORT, 'audit: rows can only be added'); END",
+    ),
+    "postgresql": (
+        "CREATE FUNCTION audit_refuses() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'audit: rows can only be added'; END $$",
+        "CREATE TRIGGER audit_keeps_rows BEFORE UPDATE OR DELETE ON audit "
+        "FOR EACH ROW EXECUTE FUNCTION audit_refuses()",
+        "CREATE TRIGGER audit_keeps_all BEFORE TRUNCATE ON audit "
+        "FOR EACH STATEMENT EXECUTE FUNCTION audit_refuses()",
+    ),
+}
