@@ -136,8 +136,15 @@ study = Table(
     Column("overdue", sa.Boolean, nullable=False),
     Column("overdue_at", Moment, nullable=False),
     Column("rank", sa.Integer, nullable=False),
+    Column("listed", sa.Boolean, nullable=False, default=True),  # false: only documents so far, or merged into another study
+    Column("merged_into", Key),
+    Column("complete_at", Moment),  # when it counts as complete unless something comes; null when that is said
     UniqueConstraint("site", "study_uid", "patient_id"),
+    Index("ix_study_site_patient_id", "site", "patient_id"),
+    Index("ix_study_site_patient_name_birth_date", "site", "patient_name", "birth_date"),
 )
+_quiet = study.c.complete_at.is_not(None)
+Index("ix_study_complete_at", study.c.complete_at, sqlite_where=_quiet, postgresql_where=_quiet)
 _unread = study.c.reading != "signed"
 for _columns in (
     ("site", "rank", "received_at", "id"),
@@ -178,9 +185,32 @@ instance = Table(
     Column("format", Name, nullable=False),
     Column("name", sa.Text, nullable=False),
     Column("view", sa.String(16)),
-    Column("state", Name, nullable=False),  # stored, quarantined
+    # stored; quarantined; superseded by a later header; document (no image, or our own output); rejected
+    Column("state", Name, nullable=False),
+    Column("reason", sa.Text),  # why it is not shown
+    Column("pixels_sha256", sa.String(64)),  # of pixel data and what gives it meaning; known once two have one UID
+    Column("sop_class", Name),
     Column("received_at", Moment, nullable=False),
     UniqueConstraint("site", "sop_uid", "sha256"),
+)
+alias = Table(
+    "alias",  # patient identifiers that were corrected or merged, so that a late image still finds its study
+    metadata,
+    Column("site", Name, ForeignKey("site.name"), primary_key=True),
+    Column("study_uid", Name, primary_key=True),  # empty: of every study
+    Column("patient_id", sa.String(256), primary_key=True),
+    Column("now", sa.String(256), nullable=False),
+    Column("at", Moment, nullable=False),
+)
+rejection = Table(
+    "rejection",  # images rejected by a note or by hand, also before they came
+    metadata,
+    Column("site", Name, ForeignKey("site.name"), primary_key=True),
+    Column("sop_uid", Name, primary_key=True),
+    Column("study_uid", Name, nullable=False),
+    Column("code", Name, nullable=False),
+    Column("reason", sa.Text, nullable=False),
+    Column("at", Moment, nullable=False),
 )
 image_result = Table(
     "image_result",
@@ -202,6 +232,8 @@ image_result = Table(
     Column("maps", sa.LargeBinary),
     Column("seconds", sa.Float, nullable=False),
     Column("at", Moment, nullable=False),
+    Column("basis", sa.String(64)),  # SHA-256 of the file, or of both views, that it was made from
+    Column("merging", sa.JSON),  # how the images of a study are put together, see triage.Merging
     UniqueConstraint("instance", "model"),
 )
 study_result = Table(

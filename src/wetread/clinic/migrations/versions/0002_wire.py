@@ -39,6 +39,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("state IN ('queued', 'failed')"),
     )
     _access()
+    _life()
 
 
 def _access() -> None:
@@ -91,3 +92,45 @@ _APPEND_ONLY = {
         "FOR EACH STATEMENT EXECUTE FUNCTION audit_refuses()",
     ),
 }
+
+
+def _life() -> None:
+    """What becomes of a study: complete, merged, rejected, its header corrected."""
+    op.add_column("study", sa.Column("listed", sa.Boolean(), nullable=False, server_default=sa.true()))
+    op.add_column("study", sa.Column("merged_into", sa.String(length=36)))
+    op.add_column("study", sa.Column("complete_at", sa.DateTime(timezone=True)))
+    op.create_index("ix_study_site_patient_id", "study", ["site", "patient_id"])
+    op.create_index("ix_study_site_patient_name_birth_date", "study", ["site", "patient_name", "birth_date"])
+    op.create_index(
+        "ix_study_complete_at",
+        "study",
+        ["complete_at"],
+        sqlite_where=sa.text("complete_at IS NOT NULL"),
+        postgresql_where=sa.text("complete_at IS NOT NULL"),
+    )
+    op.add_column("instance", sa.Column("reason", sa.Text()))
+    op.add_column("instance", sa.Column("pixels_sha256", sa.String(length=64)))
+    op.add_column("instance", sa.Column("sop_class", sa.String(length=64)))
+    op.add_column("image_result", sa.Column("basis", sa.String(length=64)))
+    op.add_column("image_result", sa.Column("merging", sa.JSON()))
+    op.create_table(
+        "alias",
+        sa.Column("site", sa.String(length=64), nullable=False),
+        sa.Column("study_uid", sa.String(length=64), nullable=False),
+        sa.Column("patient_id", sa.String(length=256), nullable=False),
+        sa.Column("now", sa.String(length=256), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["site"], ["site.name"], name=op.f("fk_alias_site")),
+        sa.PrimaryKeyConstraint("site", "study_uid", "patient_id", name=op.f("pk_alias")),
+    )
+    op.create_table(
+        "rejection",
+        sa.Column("site", sa.String(length=64), nullable=False),
+        sa.Column("sop_uid", sa.String(length=64), nullable=False),
+        sa.Column("study_uid", sa.String(length=64), nullable=False),
+        sa.Column("code", sa.String(length=64), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["site"], ["site.name"], name=op.f("fk_rejection_site")),
+        sa.PrimaryKeyConstraint("site", "sop_uid", name=op.f("pk_rejection")),
+    )
