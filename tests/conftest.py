@@ -11,8 +11,10 @@ import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
+import peers
 import pytest
 from hypothesis import HealthCheck, settings
+from peers import Orthanc
 
 # A busy machine makes no test wrong: no deadlines.
 settings.register_profile("wetread", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -68,6 +70,13 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Generator[str, None,
         yield f"postgresql+psycopg://wetread@127.0.0.1:{port}/postgres"
     finally:
         run(pg_ctl, "-D", cluster, "-m", "immediate", "stop")
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Generator[Orthanc, None, None]:
+    """Run one Orthanc with DICOMweb for all tests of this worker; a test that needs it empty calls ``empty()``."""
+    with peers.orthanc(tmp_path_factory.mktemp("orthanc")) as peer:
+        yield peer
 
 
 def _required(report: pytest.TestReport | pytest.CollectReport) -> None:

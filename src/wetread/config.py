@@ -49,6 +49,26 @@ class Settings(BaseModel):
     )
     url_timeout_s: float = Field(20.0, description="Longest time to fetch a URL, in s.", gt=0)
     watch: str = Field("", description="Folder to watch for incoming files; empty means none.")
+    dicom_port: int = Field(0, description="Port on which DICOM is received; 0 means not at all.", ge=0, le=65535)
+    dicom_host: str = Field("0.0.0.0", description="Address on which DICOM is received.")  # noqa: S104
+    dicom_ae_title: str = Field("WETREAD", description="Our application entity title.", min_length=1, max_length=16)
+    dicom_check_called: bool = Field(True, description="Refuse associations that call another AE title than ours.")
+    dicom_peers: list[str] = Field(
+        [],
+        description="Who may send by DICOM: `AE@host`, `AE@host:port` where reports go back to, `=site` at the end; "
+        "`*` for any AE title or host. Empty means nobody.",
+    )
+    dicom_private: bool = Field(False, description="Also accept private and unknown SOP classes and transfer syntaxes.")
+    dicom_associations: int = Field(16, description="Most DICOM associations at a time.", ge=1, le=500)
+    dicom_pdu_bytes: int = Field(131072, description="Largest DICOM PDU that we receive, in bytes.", ge=4096, le=2**20)
+    dicom_timeout_s: float = Field(30.0, description="Longest wait for a DICOM peer to answer, in s.", gt=0)
+    dicom_idle_s: float = Field(60.0, description="A silent DICOM association is ended after so long, in s.", gt=0)
+    dicom_tls: bool = Field(False, description="Receive DICOM by TLS only.")
+    dicom_tls_certificate: str = Field("", description="Our certificate for DICOM, a PEM file.")
+    dicom_tls_key: str = Field("", description="Its key, a PEM file.")
+    dicom_tls_ca: str = Field(
+        "", description="Authority (PEM file) that DICOM peers' certificates must come from; senders then need one."
+    )
     priority: str = Field("", description="TOML file with the site's priority rule; empty means the built-in rule.")
     demo: bool = Field(False, description="Synthetic department: the page says that patients are phantoms.")
 
