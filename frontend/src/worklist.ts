@@ -2,7 +2,7 @@
 import htmx from "htmx.org";
 import { send, start, taken, tick } from "./page";
 
-const KINDS = ["instance.stored", "study.analysed", "study.refused", "study.claimed", "study.released", "study.overdue",
+const KINDS = ["instance.stored", "instance.quarantined", "study.reopened", "study.analysed", "study.refused", "study.claimed", "study.released", "study.overdue",
   "review.saved", "review.signed", "ai.switched", "model.promoted"]; // prettier-ignore
 
 const body = () => document.querySelector<HTMLTableSectionElement>("#rows")!;
@@ -53,7 +53,7 @@ function arrange(fresh: HTMLTableRowElement[]): void {
     body().append(...order);
   }
   pushed = keep ? pushed + keep.offsetTop - top : 0;
-  body().style.translate = `0 ${-pushed}px`;
+  body().style.translate = pushed ? `0 ${-pushed}px` : "";
   if (pushed) kept = keep;
   if (focused && !focused.isConnected) keep?.focus();
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
@@ -124,7 +124,7 @@ function open(row: HTMLTableRowElement | null | undefined): void {
 function move(step: number): void {
   const all = rows();
   const at = all.findIndex((row) => row.contains(document.activeElement));
-  const row = all[at < 0 ? (step > 0 ? 0 : all.length - 1) : Math.min(all.length - 1, Math.max(0, at + step))];
+  const row = all[at < 0 && isFinite(step) ? (step > 0 ? 0 : all.length - 1) : Math.min(all.length - 1, Math.max(0, at + step))];
   row?.focus();
   row?.scrollIntoView({ block: "nearest" });
 }
