@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from wetread.clinic import content
+from wetread.clinic.content import Note
 from wetread.radiograph import headers
 
 _NAMESPACE = uuid.UUID("6f0a3c1e-57e7-5ead-8f11-9a4b5f0c2d3e")
@@ -38,7 +40,27 @@ _TAGS = (
     "BodyPartExamined",
     "ViewPosition",
     "RequestedProcedurePriority",
+    "SOPClassUID",
+    "Manufacturer",
 )
+# Storage classes that hold no picture, by the beginning of their UID (PS3.6 table A-1), in the reader's words.
+_DOCUMENTS = {
+    "1.2.840.10008.5.1.4.1.1.88.59": "Key Object Selection",
+    "1.2.840.10008.5.1.4.1.1.88.": "Structured Report",
+    "1.2.840.10008.5.1.4.1.1.11.": "Presentation State",
+    "1.2.840.10008.5.1.4.1.1.104.": "encapsulated document",
+    "1.2.840.10008.5.1.4.1.1.9.": "waveform",
+    "1.2.840.10008.5.1.4.1.1.66": "registration or segmentation",
+    "1.2.840.10008.5.1.4.1.1.481.": "radiotherapy object",
+}
+_NO_PICTURES = frozenset({"SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "AU", "ECG"})
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+MANUFACTURER = "Wetread"  # of what we make ourselves; its UIDs are derived, see `derive`
+_NAMES = {
+    "StudyInstanceUID": "Study Instance UID",
+    "SeriesInstanceUID": "Series Instance UID",
+    "SOPInstanceUID": "SOP Instance UID",
+}
 _VIEWS = {"PA": "PA", "AP": "AP", "LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL", "LATERAL": "LATERAL"}
 
 
@@ -61,8 +83,14 @@ class Identity:
     modality: str | None = None
     body_part: str | None = None
     acquired_at: str | None = None
+    study_date: str | None = None
+    study_time: str | None = None
     view: str | None = None
     priority: str | None = None
+    sop_class: str | None = None
+    document: str | None = None  # what it is, when it is kept beside the images: it holds no picture, or is ours
+    own: bool = False  # we made it, and it came back
+    rejects: Note | None = None
     cautions: tuple[str, ...] = ()
 
 
@@ -91,32 +119,57 @@ def of(path: Path, head: bytes) -> Identity:
     kind = sniff(head)
     if kind != "dicom":
         return Identity(kind)
-    import pydicom
-
     from wetread.radiograph.dicom import quiet
 
     try:
         # pydicom raises nearly anything on hostile bytes; the reader of pixels says later what is wrong. Its warnings
         # quote values, which have no place in a log.
         with quiet():
-            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
-            return _dicom({tag: _text(dataset, tag) for tag in _TAGS})
+            dataset, pixels = content.header(path, _TAGS)
+            said = _dicom({tag: _text(dataset, tag) for tag in _TAGS}, pixels)
+            return _with_note(said, path) if said.sop_class == content.KEY_OBJECT and said.document else said
     except Exception:
         return Identity("dicom", cautions=("DICOM header unreadable: identifiers unknown",))
 
 
-def _dicom(tags: dict[str, str]) -> Identity:
+def _with_note(said: Identity, path: Path) -> Identity:
+    try:
+        return replace(said, rejects=content.note(path))
+    except Exception:
+        return replace(said, cautions=(*said.cautions, "a Key Object Selection cannot be read, or names too many images"))
+
+
+def _document(tags: dict[str, str], pixels: bool) -> tuple[str | None, bool]:
+    """Return what an object without a picture, or one of ours, is called, and whether it is ours."""
+    kind, uid = tags["SOPClassUID"], tags["SOPInstanceUID"]
+    word = next((word for prefix, word in _DOCUMENTS.items() if kind.startswith(prefix)), None)
+    if tags["Manufacturer"] == MANUFACTURER and uid.startswith("2.25."):
+        if word is None and kind.startswith(_SECONDARY_CAPTURE):
+            word = "Secondary Capture"
+        if word is not None:
+            return f"our own {word}", True
+    if pixels:  # what has pixels is shown as an image, whatever class it claims
+        return None, False
+    return word or (f"{tags['Modality']} object" if tags["Modality"] in _NO_PICTURES else None), False
+
+
+def _dicom(tags: dict[str, str], pixels: bool) -> Identity:
     cautions = []
     uids: dict[str, str | None] = {}
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         value = tags[name]
         uids[name] = value or None
-        if value and (len(value) > 64 or not _UID.fullmatch(value)):
+        if not value:
+            cautions.append(f"no {_NAMES[name]}")
+        elif len(value) > 64 or not _UID.fullmatch(value):
             uids[name] = derive(name, value)
             cautions.append(f"{name} is not a valid UID")
+    if not tags["PatientID"]:
+        cautions.append("no patient ID")
     born, studied = _date(tags["PatientBirthDate"]), _date(tags["AcquisitionDate"] or tags["StudyDate"])
     time = re.sub(r"\D", "", tags["AcquisitionTime"] or tags["StudyTime"])[:6]
     sex = tags["PatientSex"].upper()
+    document, own = _document(tags, pixels)
     return Identity(
         format="dicom",
         study_uid=uids["StudyInstanceUID"],
@@ -133,8 +186,13 @@ def _dicom(tags: dict[str, str]) -> Identity:
         modality=tags["Modality"][:16] or None,
         body_part=tags["BodyPartExamined"] or None,
         acquired_at=f"{studied.isoformat()}T{time[:2]}:{time[2:4]}" if studied and len(time) >= 4 else _iso(studied),
+        study_date=f"{day:%Y%m%d}" if (day := _date(tags["StudyDate"])) else None,
+        study_time=tags["StudyTime"] if re.fullmatch(r"\d{2,6}(\.\d{1,6})?", tags["StudyTime"]) else None,
         view=_VIEWS.get(tags["ViewPosition"].upper()),
         priority=tags["RequestedProcedurePriority"] or None,
+        sop_class=tags["SOPClassUID"][:64] or None,
+        document=document,
+        own=own,
         cautions=tuple(cautions),
     )
 

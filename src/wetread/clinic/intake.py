@@ -290,6 +290,8 @@ def _find_or_add(connection: Connection, said: Identity, key: dict[str, Any]) ->
             accession=said.accession,
             description=said.description,
             acquired_at=said.acquired_at,
+            study_date=said.study_date,
+            study_time=said.study_time,
             views="",
             images=0,
             cautions=[conflict] if same_uid else [],
@@ -356,6 +358,8 @@ def _update(
         "sex": row.sex or said.sex,
         "age_years": row.age_years if row.age_years is not None else said.age_years,
         "acquired_at": row.acquired_at or said.acquired_at,
+        "study_date": row.study_date or said.study_date,
+        "study_time": row.study_time or said.study_time,
     }
     added = [*cautions]
     if row.reading == "signed" and reopen:

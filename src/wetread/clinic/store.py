@@ -121,6 +121,8 @@ study = Table(
     Column("accession", sa.Text),
     Column("description", sa.Text),
     Column("acquired_at", sa.String(32)),
+    Column("study_date", sa.String(8)),  # Study Date and Time as DICOM writes them, for queries
+    Column("study_time", sa.String(16)),
     Column("views", Name, nullable=False),
     Column("images", sa.Integer, nullable=False),
     Column("cautions", sa.JSON, nullable=False),
@@ -140,6 +142,7 @@ study = Table(
     Column("merged_into", Key),
     Column("complete_at", Moment),  # when it counts as complete unless something comes; null when that is said
     UniqueConstraint("site", "study_uid", "patient_id"),
+    Index("ix_study_site_study_date", "site", "study_date"),
     Index("ix_study_site_patient_id", "site", "patient_id"),
     Index("ix_study_site_patient_name_birth_date", "site", "patient_name", "birth_date"),
 )
@@ -267,6 +270,25 @@ job = Table(
 )
 _open = job.c.state != "done"
 Index("ix_job_open", job.c.floor, job.c.id, sqlite_where=_open, postgresql_where=_open)
+_aside = sa.and_(job.c.state == "done", job.c.error.is_not(None))  # given up; see `worker.retry`
+Index("ix_job_aside", job.c.id, sqlite_where=_aside, postgresql_where=_aside)
+process = Table(
+    "process",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("kind", Name, nullable=False),  # serve or work
+    Column("host", sa.Text, nullable=False),
+    Column("models", sa.JSON, nullable=False),  # ids of those that it serves
+    Column("started_at", Moment, nullable=False),
+    Column("seen_at", Moment, nullable=False),  # the last sign of life
+)
+removal = Table(  # files that no row needs any more: on their way out of the archive, or just gone
+    "removal",
+    metadata,
+    Column("sha256", sa.String(64), primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("done", sa.Boolean, nullable=False),
+)
 claim = Table(
     "claim",
     metadata,

@@ -40,6 +40,8 @@ def upgrade() -> None:
     )
     _access()
     _life()
+    _processes()
+    _queries()
 
 
 def _access() -> None:
@@ -133,4 +135,39 @@ def _life() -> None:
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["site"], ["site.name"], name=op.f("fk_rejection_site")),
         sa.PrimaryKeyConstraint("site", "sop_uid", name=op.f("pk_rejection")),
+    )
+
+
+def _processes() -> None:
+    """Several processes on one database, images set aside, and bytes on their way out."""
+    aside = sa.text("state = 'done' AND error IS NOT NULL")
+    op.create_index("ix_job_aside", "job", ["id"], sqlite_where=aside, postgresql_where=aside)
+    op.create_table(
+        "process",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("kind", sa.String(length=64), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("models", sa.JSON(), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_process")),
+    )
+    op.create_table(
+        "removal",
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("done", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("sha256", name=op.f("pk_removal")),
+    )
+
+
+def _queries() -> None:
+    """Study Date and Time for queries; older rows know the date of acquisition, which is nearly always the same."""
+    op.add_column("study", sa.Column("study_date", sa.String(length=8)))
+    op.add_column("study", sa.Column("study_time", sa.String(length=16)))
+    op.create_index("ix_study_site_study_date", "study", ["site", "study_date"])
+    op.execute(
+        "UPDATE study SET study_date = replace(substr(acquired_at, 1, 10), '-', ''), "
+        "study_time = CASE WHEN length(acquired_at) >= 16 THEN replace(substr(acquired_at, 12, 5), ':', '') END "
+        "WHERE acquired_at IS NOT NULL"
     )
