@@ -134,14 +134,3 @@ def test_deeds_are_audited_in_a_chain(ward: Ward, key: str) -> None:
         ("dr", "review.signed", key),
     ]
     assert audit.verify(ward.database) is None
-
-
-@pytest.mark.parametrize("change", ["UPDATE audit SET actor = 'x' WHERE seq = 2", "DELETE FROM audit WHERE seq = 2"])
-def test_a_tampered_audit_shows(ward: Ward, change: str) -> None:
-    with ward.database.write() as connection:
-        for number in range(4):
-            audit.record(connection, SITE, "dr", "study.viewed", str(number), {"n": number, "ü": [1.5, None]})
-    assert audit.verify(ward.database) is None
-    with ward.database.write() as connection:
-        connection.exec_driver_sql(change)
-    assert audit.verify(ward.database) in (2, 3)

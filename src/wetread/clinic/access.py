@@ -1,19 +1,24 @@
 """Who may come in, and what they may do there: tokens, one-time login links, sessions, roles.
 
 Secrets are 256 random bits, so a plain SHA-256 in the database is enough: it cannot be searched. They are
-shown once, when made.
+shown once, when made. People with a password are in `accounts`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+import unicodedata
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from wetread.clinic import audit, store
 from wetread.clinic.store import Store
@@ -21,6 +26,8 @@ from wetread.errors import ClinicError, ConflictError, DeniedError, NotFoundErro
 
 LOGIN_LIFE = timedelta(hours=1)
 SESSION_LIFE = timedelta(hours=12)
+SESSION_IDLE = timedelta(hours=1)
+_SEEN = timedelta(minutes=1)  # how exactly it is kept when a secret was last used
 
 
 class Role(StrEnum):
@@ -38,36 +45,44 @@ class Right(StrEnum):
     UPLOAD = "upload"
     VIEW = "view"
     REVIEW = "review"
+    INFER = "infer"
     OPERATE = "operate"
     ADMINISTER = "administer"
 
 
 RIGHTS: dict[Role, frozenset[Right]] = {
     Role.RADIOLOGIST: frozenset({Right.UPLOAD, Right.VIEW, Right.REVIEW}),
-    Role.ENGINEER: frozenset({Right.UPLOAD, Right.VIEW, Right.OPERATE}),
+    Role.ENGINEER: frozenset({Right.UPLOAD, Right.VIEW, Right.INFER, Right.OPERATE}),
     Role.ADMINISTRATOR: frozenset(Right),
-    Role.SERVICE: frozenset({Right.UPLOAD, Right.VIEW}),
+    Role.SERVICE: frozenset({Right.UPLOAD, Right.VIEW, Right.INFER}),
 }
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who makes a request, from which site, and by which kind of secret (``api`` or ``session``)."""
+    """Who makes a request, from which site, and by which kind of secret (``api`` or ``session``).
+
+    `account` is that of a person who signed in with a password or at the identity provider; `scopes` narrows what
+    a token may do, None does not.
+    """
 
     name: str
     role: Role
     site: str
     kind: str
     token: str
+    account: str | None = None
+    scopes: frozenset[Right] | None = None
 
     def may(self, right: Right) -> bool:
-        """Return whether the caller's role has the right."""
-        return right in RIGHTS[self.role]
+        """Return whether the caller's role has the right, and the token's scopes do not withhold it."""
+        return right in RIGHTS[self.role] and (self.scopes is None or right in self.scopes)
 
     def require(self, right: Right) -> None:
-        """Raise `DeniedError` when the caller's role does not have the right."""
+        """Raise `DeniedError` when the caller does not have the right."""
         if not self.may(right):
-            raise DeniedError(f"{self.name}: role {self.role} may not {right}; ask an administrator")
+            narrowed = "" if self.scopes is None else f" with the scopes {', '.join(sorted(self.scopes))}"
+            raise DeniedError(f"{self.name}: role {self.role}{narrowed} may not {right}; ask an administrator")
 
 
 @dataclass(frozen=True)
@@ -80,22 +95,46 @@ class Token:
     site: str
     created_at: datetime
     revoked_at: datetime | None
+    expires_at: datetime | None = None
+    scopes: tuple[str, ...] | None = None
+    seen_at: datetime | None = None
 
 
-def create(database: Store, name: str, role: str, site: str, *, actor: str = "command line") -> str:
+def create(
+    database: Store,
+    name: str,
+    role: str,
+    site: str,
+    *,
+    scopes: Collection[str] | None = None,
+    days: float | None = None,
+    actor: str = "command line",
+) -> str:
     """Make an API token and return its secret, which is not kept.
+
+    Parameters
+    ----------
+    scopes : collection of str, optional
+        The rights of the role that the token may use; by default all of them.
+    days : float, optional
+        After which it runs out; by default never.
 
     Raises
     ------
     ClinicError
-        For a role that does not exist, or an empty or overlong name.
+        For a role or scope that does not exist, or an empty or overlong name.
     ConflictError
-        When a token of this name is in force.
+        When a token of this name is in force, or an account has it.
     """
     if role not in set(Role):
         raise ClinicError(f"role {role!r}: not one of {', '.join(Role)}")
     if not 0 < len(name) <= 64 or not name.isprintable():
         raise ClinicError(f"token name {name[:80]!r}: must be 1 to 64 printable characters")
+    allowed = sorted(RIGHTS[Role(role)])
+    for scope in scopes or ():
+        if scope not in allowed:
+            raise ClinicError(f"scope {scope!r}: role {role} has only {', '.join(allowed)}")
+    until = None if days is None else store.now() + timedelta(days=days)
     tokens = store.token.c
     with database.write() as connection:
         taken = sa.select(tokens.id).where(
@@ -103,14 +142,18 @@ def create(database: Store, name: str, role: str, site: str, *, actor: str = "co
         )
         if connection.execute(taken).first():
             raise ConflictError(f"token {name!r}: exists already; choose another name or revoke it first")
+        if connection.execute(sa.select(store.account.c.id).where(store.account.c.login == login_name(name))).first():
+            raise ConflictError(f"token {name!r}: an account has this name; choose another")
         store.ensure_site(connection, site)
-        secret, key = _insert(connection, "api", name, role, site, None)
-        audit.record(connection, site, actor, "token.created", key, {"name": name, "role": role})
+        narrowed = sorted(set(scopes)) if scopes else None
+        secret, key = _insert(connection, "api", name, role, site, until, scopes=narrowed)
+        detail = {"name": name, "role": role, "scopes": narrowed, "days": days}
+        audit.record(connection, site, actor, "token.created", key, detail)
     return secret
 
 
 def revoke(database: Store, name: str, site: str, *, actor: str = "command line") -> None:
-    """End the API token of this name, and the sessions that carry it.
+    """End the API token of this name.
 
     Raises
     ------
@@ -132,10 +175,11 @@ def revoke(database: Store, name: str, site: str, *, actor: str = "command line"
 def tokens(database: Store) -> list[Token]:
     """Return all API tokens, oldest first."""
     table = store.token
-    columns = (table.c.id, table.c.name, table.c.role, table.c.site, table.c.created_at, table.c.revoked_at)
+    names = ("id", "name", "role", "site", "created_at", "revoked_at", "expires_at", "scopes", "seen_at")
+    columns = [table.c[name] for name in names]
     with database.read() as connection:
         rows = connection.execute(sa.select(*columns).where(table.c.kind == "api").order_by(table.c.created_at))
-        return [Token(*row) for row in rows]
+        return [Token(**row | {"scopes": row["scopes"] and tuple(row["scopes"])}) for row in map(dict, rows.mappings())]
 
 
 def login_code(database: Store, name: str, role: Role, site: str) -> str:
@@ -146,7 +190,7 @@ def login_code(database: Store, name: str, role: Role, site: str) -> str:
     return code
 
 
-def login(database: Store, code: str) -> str:
+def login(database: Store, code: str, life: timedelta = SESSION_LIFE) -> str:
     """Turn a login code into a session and return the session's secret.
 
     Raises
@@ -169,8 +213,15 @@ def login(database: Store, code: str) -> str:
         ).first()
         if row is None:
             raise DeniedError("login link: unknown, used already, or older than an hour; restart `wetread serve`")
-        secret, key = _insert(connection, "session", row.name, row.role, row.site, store.now() + SESSION_LIFE)
-        audit.record(connection, row.site, row.name, "session.opened", key)
+        return open_session(connection, row.name, row.role, row.site, life, by="link")
+
+
+def open_session(
+    connection: Connection, name: str, role: str, site: str, life: timedelta, *, by: str, account: str | None = None
+) -> str:
+    """Open a session, in the transaction of what gave the right to it, and return its secret."""
+    secret, key = _insert(connection, "session", name, role, site, store.now() + life, account=account)
+    audit.record(connection, site, name, "session.opened", key, {"by": by})
     return secret
 
 
@@ -181,18 +232,70 @@ def logout(database: Store, caller: Caller) -> None:
         audit.record(connection, caller.site, caller.name, "session.closed", caller.token)
 
 
-def identify(database: Store, secret: str, *, kind: str) -> Caller | None:
-    """Return who holds the secret of an ``api`` token or a ``session``, or None."""
+def end_sessions(connection: Connection, account: str, but: str = "") -> None:
+    """End every session of an account, except the one with the identifier `but`."""
     table = store.token
+    theirs = (table.c.account == account, table.c.kind == "session", table.c.revoked_at.is_(None), table.c.id != but)
+    connection.execute(table.update().where(*theirs).values(revoked_at=store.now()))
+
+
+def identify(
+    database: Store, secret: str, *, kind: str, idle: timedelta = SESSION_IDLE, active: bool = True
+) -> Caller | None:
+    """Return who holds the secret of an ``api`` token or a ``session``, or None.
+
+    Parameters
+    ----------
+    idle : timedelta
+        After which a session that nobody uses ends.
+    active : bool
+        Whether this is a sign of life. What a page does by itself is none.
+    """
+    table = store.token.c
     with database.read() as connection:
-        row = connection.execute(sa.select(table).where(table.c.hash == _hash(secret), table.c.kind == kind)).first()
-    if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= store.now()):
+        row = connection.execute(_holders().where(table.hash == _hash(secret), table.kind == kind)).first()
+    if row is None or not _in_force(row, idle):
         return None
-    return Caller(row.name, Role(row.role), row.site, row.kind, row.id)
+    if active and store.now() - (row.seen_at or row.created_at) > _SEEN:
+        with suppress(SQLAlchemyError), database.write() as connection:  # a full disk ends no session at once
+            connection.execute(store.token.update().where(table.id == row.id).values(seen_at=store.now()))
+    scopes = None if row.scopes is None else frozenset(Right(scope) for scope in row.scopes)
+    role = row.role if row.account is None else row.account_role
+    return Caller(row.name, Role(role), row.site, row.kind, row.id, row.account, scopes)
+
+
+def still(database: Store, caller: Caller, idle: timedelta = SESSION_IDLE) -> bool:
+    """Return whether a caller who was identified before is still let in, for answers that take long."""
+    with database.read() as connection:
+        row = connection.execute(_holders().where(store.token.c.id == caller.token)).first()
+    return row is not None and _in_force(row, idle) and (row.account is None or row.account_role == caller.role)
+
+
+def _holders() -> sa.Select[Any]:
+    """Select tokens with what their account says now, so that a change of it counts at once."""
+    account = store.account.c
+    joined = store.token.outerjoin(store.account, account.id == store.token.c.account)
+    return sa.select(
+        store.token, account.role.label("account_role"), account.disabled_at.label("account_disabled_at")
+    ).select_from(joined)
+
+
+def _in_force(row: sa.Row[Any], idle: timedelta) -> bool:
+    now = store.now()
+    if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
+        return False
+    if row.kind == "session" and (row.seen_at or row.created_at) + idle <= now:
+        return False
+    return row.account is None or (row.account_role is not None and row.account_disabled_at is None)
+
+
+def login_name(name: str) -> str:
+    """Return a name as names are compared: letters that look or mean the same are one."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _insert(
-    connection: Connection, kind: str, name: str, role: str, site: str, expires_at: datetime | None
+    connection: Connection, kind: str, name: str, role: str, site: str, expires_at: datetime | None, **more: Any
 ) -> tuple[str, str]:
     secret, key = secrets.token_urlsafe(32), store.new_id()
     connection.execute(
@@ -205,6 +308,7 @@ def _insert(
             hash=_hash(secret),
             created_at=store.now(),
             expires_at=expires_at,
+            **more,
         )
     )
     return secret, key
