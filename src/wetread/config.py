@@ -31,13 +31,28 @@ class Settings(BaseModel):
         "auto", description="Inference runtime; auto takes OpenVINO where the package's precision profits from it."
     )
     models: list[str] = Field(
-        ["pneumonia"], description="Model packages to serve (name or path); each image goes to those that suit it."
+        ["pneumonia"],
+        description="Model packages to serve (name, path or `v2+https://host/NAME`); each image goes to those that "
+        "suit it.",
     )
     point: Literal["screen", "balanced"] = Field("screen", description="Operating point that flags a finding.")
     ai: bool = Field(True, description="Off means first come, first served, with a banner that says so.")
     batch_size: int = Field(8, description="Most images in one inference batch.", ge=1, le=256)
     batch_delay_ms: float = Field(5.0, description="Longest wait for a batch to fill, in ms.", ge=0, le=1000)
     queue_limit: int = Field(64, description="Most images waiting for inference before callers are told to wait.", ge=1)
+    job_tries: int = Field(3, description="Tries of an analysis before the image is set aside.", ge=1, le=100)
+    archive: str = Field("", description="`s3://bucket/prefix` keeps files there; empty means in the data folder.")
+    archive_endpoint: str = Field("", description="Address of an S3 service other than Amazon's.")
+    archive_cache_bytes: int = Field(
+        10 * 2**30, description="Copies of files in S3 that are kept in the data folder, in bytes.", ge=0
+    )
+    disk_reserve: float = Field(
+        0.05,
+        description="Room to keep free: a share of the disk below 1, else bytes; beyond it nothing is taken.",
+        ge=0,
+    )
+    retain_days: int = Field(0, description="Days after signing after which a study is removed; 0 means never.", ge=0)
+    retain_sites: list[str] = Field([], description="Sites with other days, as `site=days`.")
     max_bytes: int = Field(256 * 2**20, description="Largest accepted file, in bytes.", ge=1)
     max_pixels: int = Field(64 * 2**20, description="Largest accepted image, in pixels.", ge=1)
     max_files: int = Field(2000, description="Most files in one upload or zip archive.", ge=1)
@@ -47,6 +62,36 @@ class Settings(BaseModel):
     hosts: list[str] = Field(
         [], description="Names by which browsers may call the server, besides localhost and any IP address."
     )
+    session_hours: float = Field(12.0, description="Longest life of a login, in h.", gt=0, le=24 * 30)
+    session_idle_minutes: float = Field(60.0, description="A login that nobody uses ends after so long, in min.", gt=0)
+    tls_certificate: str = Field("", description="Certificate chain of the server, a PEM file; empty means no TLS.")
+    tls_key: str = Field("", description="Its private key, a PEM file; empty means in the same file.")
+    tls_client_ca: str = Field(
+        "", description="Authority (PEM file) that every client's certificate must come from; empty asks for none."
+    )
+    tls_by_proxy: bool = Field(
+        False, description="A proxy in front ends TLS: listen without it on more than this machine's own address."
+    )
+    trusted_proxies: list[str] = Field(
+        [], description="Addresses or networks of proxies whose `X-Forwarded-For` and `-Proto` are believed."
+    )
+    oidc_issuer: str = Field("", description="Address of the OpenID Connect provider; empty means none.")
+    oidc_client_id: str = Field("", description="Our identifier there.")
+    oidc_client_secret: str = Field("", description="Our secret there; empty for a public client.", repr=False)
+    oidc_scopes: list[str] = Field(["openid", "profile"], description="What we ask the provider to tell.")
+    oidc_ca: str = Field(
+        "", description="Authority (PEM file) of the provider's certificate; empty means the public ones."
+    )
+    oidc_name_claim: str = Field("preferred_username", description="Claim with the person's name.", min_length=1)
+    oidc_role_claim: str = Field(
+        "roles", description="Claim with roles or groups; dots lead into it (`realm_access.roles`).", min_length=1
+    )
+    oidc_roles: list[str] = Field(
+        [],
+        description="Who gets which role, as `value=role`; the first that fits counts, and without one nobody enters.",
+    )
+    oidc_site_claim: str = Field("", description="Claim with the site; empty puts everybody at the setting `site`.")
+    oidc_sites: list[str] = Field([], description="Sites, as `value=site`; a value that is not listed is refused.")
     url_timeout_s: float = Field(20.0, description="Longest time to fetch a URL, in s.", gt=0)
     watch: str = Field("", description="Folder to watch for incoming files; empty means none.")
     dicom_port: int = Field(0, description="Port on which DICOM is received; 0 means not at all.", ge=0, le=65535)
@@ -69,6 +114,12 @@ class Settings(BaseModel):
     dicom_tls_ca: str = Field(
         "", description="Authority (PEM file) that DICOM peers' certificates must come from; senders then need one."
     )
+    remote_token: str = Field("", description="Token for the servers of `v2+https://` models.", repr=False)
+    remote_timeout_s: float = Field(10.0, description="Longest wait for a remote model's answer, in s.", gt=0)
+    remote_retries: int = Field(1, description="Further tries of a remote model within that time.", ge=0, le=10)
+    remote_failures: int = Field(3, description="Failures in a row after which a remote model is left alone.", ge=1)
+    remote_pause_s: float = Field(15.0, description="How long it is left alone before it is tried again, in s.", gt=0)
+    infer_max_bytes: int = Field(64 * 2**20, description="Largest body of an inference request, in bytes.", ge=1)
     priority: str = Field("", description="TOML file with the site's priority rule; empty means the built-in rule.")
     demo: bool = Field(False, description="Synthetic department: the page says that patients are phantoms.")
 

@@ -12,6 +12,7 @@ Every message is one line that names the file or field, the value, and the remed
     └── ClinicError      the clinic's store, archive or intake refused something
         ├── NotFoundError    no such study, image, token or page
         ├── ConflictError    the state does not allow it (claimed by another, already signed)
+        ├── FullError        no room for more, or the disk refuses; nothing was kept
         └── DeniedError      the caller may not do this
 """
 
@@ -81,6 +82,10 @@ class ClinicError(WetreadError):
 
 class NotFoundError(ClinicError):
     """No such study, image, token or page."""
+
+
+class FullError(ClinicError):
+    """There is no room for more, or the disk refuses it; nothing was kept, and the sender may try again later."""
 
 
 class ConflictError(ClinicError):

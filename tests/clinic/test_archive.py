@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wetread.clinic.archive import Archive, ArchiveError, TooLargeError
-from wetread.errors import ClinicError, ConfigError
+from wetread.clinic.archive import Archive, ArchiveError, TooLargeError, room
+from wetread.errors import ClinicError, ConfigError, FullError
 
 
 @pytest.fixture
@@ -56,10 +56,42 @@ def test_a_full_disk_leaves_nothing(archive: Archive, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ArchiveError, match="disk full"):
+    with pytest.raises(FullError, match="disk full"):
         archive.put(BytesIO(b"1"), limit=4)
     assert incoming(archive) == []
     assert list(archive.names()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO])
+def test_a_broken_disk_is_no_full_one_but_refuses_too(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def broken(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(ArchiveError, match="not accepted"):
+        archive.put(BytesIO(b"1"), limit=4)
+    assert list(archive.names()) == []
+
+
+@pytest.mark.parametrize("reserve", [1.0 - 1e-9, 2**70])
+def test_at_the_reserve_nothing_is_written(tmp_path: Path, reserve: float) -> None:
+    archive = Archive(tmp_path / "archive", reserve)
+    assert archive.free() < 0
+    with pytest.raises(FullError, match="disk_reserve"):
+        archive.put(BytesIO(b"1"), limit=4)
+    assert incoming(archive) == []
+    assert list(archive.names()) == []
+
+
+def test_a_reserve_is_a_share_or_bytes(tmp_path: Path) -> None:
+    disk = os.statvfs(tmp_path)
+    assert room(tmp_path, 0.5) < room(tmp_path, 0)
+    assert room(tmp_path, 0) - room(tmp_path, 2**20) == pytest.approx(2**20, abs=2**28)
+    assert room(tmp_path, 0.25) == pytest.approx(
+        disk.f_bavail * disk.f_frsize - disk.f_blocks * disk.f_frsize / 4, abs=2**28
+    )
 
 
 def test_file_then_folder_are_flushed_before_it_returns(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +114,27 @@ def test_clean_removes_half_copies_only(archive: Archive) -> None:
     archive.clean()
     assert incoming(archive) == []
     assert archive.path(stored.sha256).exists()
+
+
+def test_what_others_are_writing_is_left_alone(archive: Archive) -> None:
+    old, new = archive.root / "incoming" / "old", archive.root / "incoming" / "new"
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    archive.clean(older_than_s=3600)
+    assert incoming(archive) == [new]
+
+
+def test_a_file_goes_and_comes_by_name(archive: Archive, tmp_path: Path) -> None:
+    stored = archive.put(BytesIO(b"1"), limit=4)
+    assert archive.size(stored.sha256) == 1
+    assert 0 <= archive.age_s(stored.sha256) < 60
+    archive.export(stored.sha256, tmp_path / "other")
+    archive.remove(stored.sha256)
+    archive.remove(stored.sha256)
+    assert archive.size(stored.sha256) is None
+    assert archive.age_s(stored.sha256) == float("inf")
+    assert (tmp_path / "other").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "a" * 63, "A" * 64, "0" * 64 + "\n"])

@@ -2,7 +2,8 @@
 
 `Archive.put` returns only after the file *and* its folder have been flushed (``fsync``); the caller then
 commits the row and only then acknowledges. A crash in between leaves a file without a row, which
-`unknown` finds at the next start.
+`Intake.adopt` finds later. Before the disk is full, at the reserve, nothing more is taken.
+`wetread.clinic.bucket` keeps the same promises in S3.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from wetread.errors import ClinicError, ConfigError
+from wetread.config import Settings
+from wetread.errors import ClinicError, ConfigError, FullError
 
 CHUNK = 2**20
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -27,8 +32,8 @@ class TooLargeError(ClinicError):
     """A file is larger than the setting `max_bytes` allows."""
 
 
-class ArchiveError(ClinicError):
-    """The disk refuses: full, read-only or broken."""
+class ArchiveError(FullError):
+    """The disk refuses for another reason than being full: read-only, or broken."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Archive:
     ----------
     root : Path
         The folder; made when missing.
+    reserve : float
+        Room that stays free: below 1 a share of the disk, else bytes.
 
     Raises
     ------
@@ -54,27 +61,68 @@ class Archive:
         When the folder cannot be made or written.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, reserve: float = 0.0) -> None:
+        self.root, self.reserve = root, reserve
         self._incoming = root / "incoming"
         try:
             self._incoming.mkdir(parents=True, exist_ok=True)
             for number in range(256):
                 (root / f"{number:02x}").mkdir(exist_ok=True)
-            _flush(root)
+            flush(root)
         except OSError as error:
             raise ConfigError(f"archive {root}: cannot be written ({error.strerror}); name another --data") from None
 
     def path(self, sha256: str) -> Path:
-        """Return where the file with this SHA-256 lies, whether or not it is there."""
+        """Return a path at which the file with this SHA-256 can be read; whether it is there, reading shows."""
         if not _NAME.fullmatch(sha256):
             raise ClinicError(f"archive: {sha256[:80]!r} is no SHA-256")
         return self.root / sha256[:2] / sha256
 
-    def clean(self) -> None:
-        """Remove what a crash left half-copied: it was never acknowledged. Only for the one service, at its start."""
+    def size(self, sha256: str) -> int | None:
+        """Return how many bytes the file with this SHA-256 has, None when it is not there."""
+        try:
+            return self.path(sha256).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def age_s(self, sha256: str) -> float:
+        """Return for how long the file has been there, in s; infinite when nobody knows."""
+        try:
+            return time.time() - self.path(sha256).stat().st_mtime
+        except FileNotFoundError:
+            return float("inf")
+
+    def remove(self, sha256: str) -> None:
+        """Remove a file that no row needs; see `wetread.clinic.retention`, which alone may say so."""
+        path = self.path(sha256)
+        path.unlink(missing_ok=True)
+        flush(path.parent)
+
+    def export(self, sha256: str, target: Path) -> None:
+        """Make `target` another name of a file (hard link), or a copy where the disk is another one."""
+        try:
+            os.link(self.path(sha256), target)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                raise
+            shutil.copyfile(self.path(sha256), target)
+
+    def free(self) -> float:
+        """Return how many bytes may still be taken: what is free, less the reserve."""
+        return room(self.root, self.reserve)
+
+    def clean(self, older_than_s: float = 0.0) -> None:
+        """Remove what a crash left half-copied: it was never acknowledged.
+
+        Parameters
+        ----------
+        older_than_s : float
+            Leave alone what was written to since, where other processes may be at work.
+        """
         for left in self._incoming.iterdir():
-            left.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if not older_than_s or left.stat().st_mtime < time.time() - older_than_s:
+                    left.unlink()
 
     def put(self, source: BinaryIO, *, limit: int, check: Callable[[], None] | None = None) -> Stored:
         """Copy a stream to disk and make it last.
@@ -92,8 +140,8 @@ class Archive:
         ------
         TooLargeError
             When the stream is longer than `limit`.
-        ArchiveError
-            When the disk is full or cannot be written. Nothing is left behind.
+        FullError
+            When the disk is full, has only its reserve left, or cannot be written. Nothing is left behind.
         """
         digest, size, head = hashlib.sha256(), 0, b""
         temporary = None
@@ -101,6 +149,8 @@ class Archive:
             handle, temporary = tempfile.mkstemp(dir=self._incoming)
             with os.fdopen(handle, "wb") as target:
                 while piece := source.read(CHUNK):
+                    if self.free() < len(piece):
+                        raise self._full("the disk has only its reserve left (setting disk_reserve)")
                     head = head or piece[:4096]
                     size += len(piece)
                     if size > limit:
@@ -114,18 +164,27 @@ class Archive:
                 target.flush()
                 os.fsync(target.fileno())
             sha256 = digest.hexdigest()
-            target_path = self.path(sha256)
-            Path(temporary).replace(target_path)
-            _flush(target_path.parent)
+            self._keep(Path(temporary), sha256)
             return Stored(sha256, size, head)
         except OSError as error:
-            reason = "disk full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._full("disk full") from None
+            reason = error.strerror or str(error)
             raise ArchiveError(
                 f"archive {self.root}: {reason}; the file was not accepted, send it again later"
             ) from None
         finally:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
+
+    def _keep(self, temporary: Path, sha256: str) -> None:
+        """Give a flushed file its name, and flush that too."""
+        target = Archive.path(self, sha256)
+        temporary.replace(target)
+        flush(target.parent)
+
+    def _full(self, why: str) -> FullError:
+        return FullError(f"archive {self.root}: {why}; the file was not accepted, make room and send it again")
 
     def names(self) -> Iterator[str]:
         """Yield the SHA-256 of every file in the archive."""
@@ -134,7 +193,36 @@ class Archive:
                 yield file.name
 
 
-def _flush(folder: Path) -> None:
+def open_archive(data: Path, settings: Settings) -> Archive:
+    """Open the archive that the settings name: in the data folder, or in S3.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be used.
+    """
+    if not settings.archive:
+        return Archive(data / "archive", settings.disk_reserve)
+    from wetread.clinic.bucket import Bucket  # brings s3fs, which only this needs
+
+    return Bucket(
+        settings.archive,
+        data / "cache",
+        endpoint=settings.archive_endpoint,
+        cache_bytes=settings.archive_cache_bytes,
+        reserve=settings.disk_reserve,
+    )
+
+
+def room(folder: Path, reserve: float) -> float:
+    """Return how many bytes may still be written to the disk of `folder`: what is free, less the reserve."""
+    disk = os.statvfs(folder)
+    keep = reserve * disk.f_blocks * disk.f_frsize if reserve < 1 else reserve
+    return disk.f_bavail * disk.f_frsize - keep
+
+
+def flush(folder: Path) -> None:
+    """Make the names in a folder last."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

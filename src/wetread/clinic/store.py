@@ -2,16 +2,18 @@
 
 SQLite (WAL, ``synchronous=FULL``, ``BEGIN IMMEDIATE``, long busy timeout) by default, PostgreSQL when
 configured. On both, writers take turns: on SQLite by its own lock, on PostgreSQL by one advisory lock, so
-that the order of events is the order of commits and a follower of ``event.seq`` never misses one.
+that the order of events is the order of commits and a follower of ``event.seq`` never misses one. What tells
+nobody anything (leases of jobs, signs of life) need not wait for its turn on PostgreSQL: ``write(ordered=False)``.
 """
 
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Column, ForeignKey, Index, Table, UniqueConstraint
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from wetread.errors import ClinicError, ConfigError
+from wetread.errors import ClinicError, ConfigError, FullError
 
 metadata = sa.MetaData(
     naming_convention={
@@ -368,6 +370,7 @@ audit = Table(
 
 BUSY_TIMEOUT_MS = 30_000
 _WRITERS_LOCK = 0x57E7  # any number, the same in every process
+_VANISHED = "60s"
 
 
 def now() -> datetime:
@@ -436,19 +439,43 @@ class Store:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may work on this database: PostgreSQL, not SQLite."""
+        return self.url.get_backend_name() == "postgresql"
+
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """Open a transaction that may write; one at a time; committed at the end, undone by an exception."""
-        with (
-            self._turn,
-            self.engine.connect().execution_options(
-                wetread_write=True, wetread_followers=tuple(self.followers)
-            ) as connection,
-            connection.begin(),
-        ):
-            if self.url.get_backend_name() == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITERS_LOCK)))
-            yield connection
+    def write(self, *, ordered: bool = True) -> Iterator[Connection]:
+        """Open a transaction that may write; committed at the end, undone by an exception.
+
+        Parameters
+        ----------
+        ordered : bool
+            One at a time over all processes: needed by whatever adds events or audit rows, or reads before it writes.
+
+        Raises
+        ------
+        FullError
+            When the database's disk is full.
+        """
+        try:
+            with (
+                self._turn if ordered or not self.shared else nullcontext(),
+                self.engine.connect().execution_options(
+                    wetread_write=True, wetread_followers=tuple(self.followers)
+                ) as connection,
+                connection.begin(),
+            ):
+                if self.shared:
+                    # A machine that vanishes must not keep the others waiting for as long as TCP does.
+                    wait = sa.func.set_config("idle_in_transaction_session_timeout", _VANISHED, True)
+                    turn = [sa.func.pg_advisory_xact_lock(_WRITERS_LOCK)] if ordered else []
+                    connection.execute(sa.select(wait, *turn))
+                yield connection
+        except OperationalError as error:
+            if _is_full(error):
+                raise FullError("database: its disk is full; make room, nothing of this was kept") from None
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -463,7 +490,7 @@ class Store:
 
 def _engine(url: sa.URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, pool_size=8, max_overflow=24)
     engine = sa.create_engine(
         url,
         hide_parameters=True,  # they hold names, and errors are logged
@@ -486,6 +513,11 @@ def _engine(url: sa.URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
     return engine
+
+
+def _is_full(error: OperationalError) -> bool:
+    full = sqlite3.SQLITE_FULL, "53100"
+    return getattr(error.orig, "sqlite_errorcode", None) in full or getattr(error.orig, "sqlstate", None) in full
 
 
 def _line(error: Exception) -> str:

@@ -12,12 +12,13 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from wetread.clinic.archive import ArchiveError, TooLargeError
+from wetread.clinic.archive import TooLargeError
 from wetread.errors import (
     BusyError,
     ClinicError,
     ConflictError,
     DeniedError,
+    FullError,
     ModelError,
     NotFoundError,
     ReadError,
@@ -32,7 +33,7 @@ STATUS: dict[type[WetreadError], int] = {
     ConflictError: 409,
     DeniedError: 403,
     TooLargeError: 413,
-    ArchiveError: 507,
+    FullError: 507,
     ReadError: 422,
     ClinicError: 422,
     ModelError: 503,
@@ -61,26 +62,35 @@ def problem(status: int, detail: str = "", headers: dict[str, str] | None = None
     return JSONResponse(content, status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def also(path: str, detail: str) -> dict[str, str]:
+    """Return what a problem says besides: the Open Inference Protocol wants its message under `error`."""
+    return {"error": detail} if path.startswith("/v2") else {}
+
+
 def install(app: FastAPI) -> None:
     """Make the application answer every error with a problem."""
 
     @app.exception_handler(WetreadError)
     async def _ours(request: Request, error: WetreadError) -> JSONResponse:
         if isinstance(error, UnauthenticatedError):
-            return problem(401, str(error), {"WWW-Authenticate": "Bearer"})
+            return problem(401, str(error), {"WWW-Authenticate": "Bearer"}, **also(request.url.path, str(error)))
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-        more = {"code": str(error.code)} if isinstance(error, ReadError) else {}
+        more = also(request.url.path, str(error))
+        if isinstance(error, ReadError):
+            more["code"] = str(error.code)
         return problem(status, str(error), {"Retry-After": "2"} if status == 503 else None, **more)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return problem(422, f"{where}: {first['msg']}")
+        detail = f"{where}: {first['msg']}"
+        return problem(422, detail, **also(request.url.path, detail))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), dict(error.headers or {}))
+        detail = str(error.detail)
+        return problem(error.status_code, detail, dict(error.headers or {}), **also(request.url.path, detail))
 
     @app.exception_handler(SQLAlchemyError)
     async def _database(request: Request, error: SQLAlchemyError) -> JSONResponse:
