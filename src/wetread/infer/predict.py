@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from wetread.config import Settings
 from wetread.errors import Code, ModelError, ReadError
 from wetread.infer.batcher import Batcher
-from wetread.infer.runtime import open_engine
+from wetread.infer.remote import Remote, address, local_name
+from wetread.infer.runtime import Engine, open_engine
 from wetread.model.golden import Outputs
 from wetread.model.package import Package
 from wetread.radiograph.pixels import Seen
@@ -119,16 +120,28 @@ class Predictor:
     Attributes
     ----------
     package : Package
-    runtime : str
-        The runtime in use.
+    remote : Remote or None
+        The server that is asked first, for a model of ``v2+http(s)://``.
     """
 
-    def __init__(self, package: Package, settings: Settings | None = None) -> None:
+    def __init__(self, package: Package, settings: Settings | None = None, *, url: str = "") -> None:
         self.package = package
         self.settings = settings or Settings.model_validate({})
         self._limits = Limits(max_bytes=self.settings.max_bytes, max_pixels=self.settings.max_pixels)
-        engine = open_engine(package, self.settings.runtime, self.settings.threads)
-        self.runtime = engine.runtime
+        engine: Engine = open_engine(package, self.settings.runtime, self.settings.threads)
+        self.remote: Remote | None = None
+        if url:
+            engine = self.remote = Remote(
+                package,
+                url,
+                engine,
+                token=self.settings.remote_token,
+                timeout_s=self.settings.remote_timeout_s,
+                retries=self.settings.remote_retries,
+                failures=self.settings.remote_failures,
+                pause_s=self.settings.remote_pause_s,
+            )
+        self._engine = engine
 
         def run(pixels: Sequence[NDArray[np.uint8]]) -> list[Outputs]:
             together = engine.run(np.stack(pixels))
@@ -145,16 +158,28 @@ class Predictor:
     def open(cls, name: str | Path, settings: Settings | None = None, data: Path | None = None) -> Predictor:
         """Open a package by path or name (see `Package.open`) and prove it on its golden radiographs.
 
+        ``v2+https://host/NAME`` opens the package NAME and asks that server first; see `infer.remote`.
+
         Raises
         ------
         ModelError
             When there is none, or it is not sound, or does not run here as it was packaged.
+        ConfigError
+            When the address is none.
         """
-        return cls(Package.open(name, data), settings)
+        package = Package.open(local_name(str(name)), data)
+        return cls(package, settings, url=address(str(name)))
+
+    @property
+    def runtime(self) -> str:
+        """The runtime in use."""
+        return self._engine.runtime
 
     def close(self) -> None:
         """Finish what is queued and stop."""
         self._batcher.close()
+        if self.remote is not None:
+            self.remote.close()
 
     def __enter__(self) -> Predictor:
         return self
@@ -249,6 +274,35 @@ class Predictor:
                 yield take()
         while begun:
             yield take()
+
+    def infer(self, pixels: NDArray[np.uint8], *, wait_s: float = 0.0) -> Outputs:
+        """Run pixels that are already as the model sees them, in common batches with all others.
+
+        Parameters
+        ----------
+        pixels : uint8 array, shape [B, 1, H, W], or of a model of studies [B, 2, H, W]
+        wait_s : float
+            Longest wait for room in the queue, in s.
+
+        Raises
+        ------
+        BusyError
+            When the queue stays full that long.
+        ModelError
+            For a wrong shape, or when the graph fails.
+        """
+        side, views = self.package.transform.size, 2 if self.package.meta.kind == "study" else 1
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (views, side, side) or not len(pixels):
+            wanted = f"uint8 [B, {views}, {side}, {side}]"
+            raise ModelError(f"pixels are {pixels.dtype} {list(pixels.shape)}, {self.package.name} takes {wanted}")
+        begun: list[Future[Outputs]] = []
+        try:
+            begun.extend(self._batcher.submit(image, wait_s) for image in pixels)
+            done = [future.result() for future in begun]
+        finally:
+            for future in begun:
+                future.cancel()
+        return Outputs(*(np.stack(values) for values in zip(*done, strict=True)))
 
     def refused(self, code: Code, reason: str, point: Point | None = None, view: str | None = None) -> Analysis:
         """Return the analysis of an image that this model does not answer for."""

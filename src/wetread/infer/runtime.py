@@ -33,7 +33,10 @@ Precision = Literal["fp32", "bf16", "int8"]
 class Engine(Protocol):
     """A graph ready to run. Any number of threads may call `run` at once."""
 
-    runtime: str
+    @property
+    def runtime(self) -> str:
+        """Which runtime answers."""
+        ...
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         """Run uint8 [B, 1, H, W], or a model of studies uint8 [B, 2, H, W], where a missing view is black.

@@ -13,7 +13,7 @@ from wetread import __version__
 from wetread.clinic.service import Clinic
 from wetread.clinic.worker import Model
 from wetread.config import Settings
-from wetread.web import api, events, images, operations, pages, problems
+from wetread.web import api, events, images, inference, operations, pages, problems
 from wetread.web.operations import Metrics, Timing
 from wetread.web.security import Guard
 
@@ -23,6 +23,7 @@ _TAGS = [
     {"name": "images", "description": "Frames, previews, heatmaps."},
     {"name": "reviews", "description": "Claims and the reader's decision."},
     {"name": "events", "description": "What happens, as it happens."},
+    {"name": "inference", "description": "The models over the Open Inference Protocol v2."},
     {"name": "operations", "description": "Health, numbers, the AI switch."},
 ]
 
@@ -78,11 +79,15 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     )
     app.state.clinic, app.state.metrics = clinic, metrics
     problems.install(app)
-    for module in (api, images, events, operations, pages):
+    for module in (api, images, events, operations, pages, inference):
         app.include_router(module.router)
     app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")
     app.add_middleware(Timing, metrics=metrics)
     app.add_middleware(
-        Guard, hosts=settings.hosts, upload_limit=settings.max_upload_bytes, upload_path="/api/v1/studies"
+        Guard,
+        hosts=settings.hosts,
+        upload_limit=settings.max_upload_bytes,
+        upload_path="/api/v1/studies",
+        limits={"/v2/models/": settings.infer_max_bytes},
     )
     return app

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from wetread.clinic.archive import TooLargeError
+from wetread.clinic.attempts import ThrottledError
 from wetread.errors import (
     BusyError,
     ClinicError,
@@ -74,6 +75,8 @@ def install(app: FastAPI) -> None:
     async def _ours(request: Request, error: WetreadError) -> JSONResponse:
         if isinstance(error, UnauthenticatedError):
             return problem(401, str(error), {"WWW-Authenticate": "Bearer"}, **also(request.url.path, str(error)))
+        if isinstance(error, ThrottledError):
+            return problem(429, str(error), {"Retry-After": str(error.seconds)})
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
         more = also(request.url.path, str(error))
         if isinstance(error, ReadError):

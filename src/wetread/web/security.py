@@ -11,10 +11,12 @@ import hmac
 import ipaddress
 import logging
 import traceback
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, Request
+from fastapi import Depends, Form, Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,11 +24,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wetread.clinic import access
 from wetread.clinic.access import Caller, Right
 from wetread.errors import DeniedError
-from wetread.web.problems import UnauthenticatedError, problem
+from wetread.web.problems import UnauthenticatedError, also, problem
 
 log = logging.getLogger(__name__)
 
-COOKIE = "wetread_session"
+COOKIE = "wetread_session"  # with __Host- before it over TLS, so that no other host and no plain answer can set it
 CSRF_HEADER = "X-CSRF-Token"
 POLICY = (
     "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; "
@@ -41,6 +43,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+# Once seen over TLS, a browser never goes back to plain HTTP, for a year.
+STRICT_TRANSPORT = "max-age=31536000"
 SMALL_BODY = 2**20
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -56,10 +60,21 @@ class Guard:
     upload_limit : int
         Most bytes of a body sent to `upload_path`; all other bodies may have 1 MiB.
     upload_path : str
+    limits : mapping, optional
+        Beginning of a path → most bytes of a body sent there.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: list[str], upload_limit: int, upload_path: str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: list[str],
+        upload_limit: int,
+        upload_path: str,
+        limits: Mapping[str, int] | None = None,
+    ) -> None:
         self.app, self.upload_limit, self.upload_path = app, upload_limit, upload_path
+        self.limits = dict(limits or {})
         self.hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,6 +91,8 @@ class Guard:
                 answer = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     answer.setdefault(name, value)
+                if scope["scheme"] == "https":
+                    answer.setdefault("Strict-Transport-Security", STRICT_TRANSPORT)
                 # Nothing about patients is kept; our own scripts and styles are, as long as they are the same.
                 answer.setdefault("Cache-Control", "no-cache" if scope["path"].startswith("/static/") else "no-store")
             await send(message)
@@ -84,11 +101,13 @@ class Guard:
             unknown = "this server does not go by that name; add it to the setting `hosts`"
             await problem(421, unknown)(scope, receive, sending)
             return
-        limit = self.upload_limit if scope["path"] == self.upload_path else SMALL_BODY
+        limit = next((most for start, most in self.limits.items() if scope["path"].startswith(start)), SMALL_BODY)
+        if scope["path"] == self.upload_path:
+            limit = self.upload_limit
         detail, close = f"a body of more than {limit} bytes; send less at a time", {"Connection": "close"}
         announced = headers.get("content-length", "0")
         if not announced.isdecimal() or int(announced) > limit:
-            await problem(413, detail, close)(scope, receive, sending)
+            await problem(413, detail, close, **also(scope["path"], detail))(scope, receive, sending)
             return
         got = 0
 
@@ -129,6 +148,31 @@ def csrf_token(secret: str) -> str:
     return hashlib.sha256(f"csrf {secret}".encode()).hexdigest()
 
 
+def cookie_name(request: Request, name: str = COOKIE) -> str:
+    """Return what a cookie of ours is called on this connection."""
+    return f"__Host-{name}" if request.url.scheme == "https" else name
+
+
+def session_of(request: Request) -> str | None:
+    """Return the secret of the session's cookie, if one was sent."""
+    return request.cookies.get(cookie_name(request))
+
+
+def address(request: Request) -> str:
+    """Return the address that the request comes from, as far as proxies that we trust tell it."""
+    return request.client.host if request.client else ""
+
+
+def idle(request: Request) -> timedelta:
+    """Return after which time a session that nobody uses ends."""
+    return timedelta(minutes=request.app.state.clinic.settings.session_idle_minutes)
+
+
+def life(request: Request) -> timedelta:
+    """Return how long a session lasts at most."""
+    return timedelta(hours=request.app.state.clinic.settings.session_hours)
+
+
 def identify(request: Request) -> Caller:
     """Return who makes the request, by ``Authorization: Bearer`` or by the session's cookie.
 
@@ -139,31 +183,69 @@ def identify(request: Request) -> Caller:
     DeniedError
         For a change in a session that did not come from our own page.
     """
+    return _identify(request, request.headers.get(CSRF_HEADER, ""))
+
+
+def by_form(request: Request, csrf: Annotated[str, Form(max_length=200)] = "") -> Caller:
+    """Return who sends a form of ours; its hidden field `csrf` proves that it is ours."""
+    return _identify(request, csrf)
+
+
+def _identify(request: Request, csrf: str) -> Caller:
     database = request.app.state.clinic.database
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme:
         caller = access.identify(database, secret.strip(), kind="api") if scheme.lower() == "bearer" else None
         if caller is None:
-            raise UnauthenticatedError("token: unknown or revoked; make one with `wetread token create`")
+            raise UnauthenticatedError("token: unknown, out of date or revoked; make one with `wetread token create`")
         return caller
-    session = request.cookies.get(COOKIE)
-    caller = access.identify(database, session, kind="session") if session else None
+    session = session_of(request)
+    active = not _by_itself(request)
+    caller = access.identify(database, session, kind="session", idle=idle(request), active=active) if session else None
     if session is None or caller is None:
-        raise UnauthenticatedError("not signed in: use the login link of `wetread serve`, or an API token")
+        raise UnauthenticatedError("not signed in, or no longer: log in again, or use an API token")
     if request.method not in SAFE:
-        _same_origin(request, session)
+        _meant(request, session, csrf)
     return caller
 
 
-def _same_origin(request: Request, session: str) -> None:
-    site = request.headers.get("sec-fetch-site", "same-origin")
-    origin = request.headers.get("origin")
-    sent = request.headers.get(CSRF_HEADER, "").encode()
-    if (
-        site not in ("same-origin", "none")
-        or (origin is not None and urlsplit(origin).netloc != request.headers.get("host"))
-        or not hmac.compare_digest(sent, csrf_token(session).encode())
+def still(request: Request, caller: Caller) -> bool:
+    """Return whether the caller is still let in, for answers that go on and on."""
+    return access.still(request.app.state.clinic.database, caller, idle(request))
+
+
+def saw(request: Request, caller: Caller, study: str | None = None) -> None:
+    """Audit that the caller looks at a study, or at the list of them, before anything of it is handed out."""
+    app = request.app.state
+    deed = ("study.viewed", study) if study is not None else ("worklist.viewed", caller.site)
+    app.looks.note(app.clinic.database, caller.site, caller.name, caller.token, *deed)
+
+
+def _by_itself(request: Request) -> bool:
+    """Tell what an open page does without its reader: it follows events, refreshes the list, and renews its claim."""
+    path = request.url.path
+    return path == "/events" or request.headers.get("HX-Request") == "true" or path.endswith("/claim")
+
+
+def ours(request: Request) -> None:
+    """Refuse what another site's page makes a browser send.
+
+    Raises
+    ------
+    DeniedError
+        When the browser says that it was another page.
+    """
+    site, origin = request.headers.get("sec-fetch-site", "same-origin"), request.headers.get("origin")
+    if site not in ("same-origin", "none") or (
+        origin is not None and urlsplit(origin).netloc != request.headers.get("host")
     ):
+        raise DeniedError("a change must come from our own page; reload it")
+
+
+def _meant(request: Request, session: str, csrf: str) -> None:
+    """Refuse a change that does not prove, by origin and token, that a page of ours asked for it."""
+    ours(request)
+    if not hmac.compare_digest(csrf.encode(), csrf_token(session).encode()):
         raise DeniedError(f"a change must come from our own page, with the header {CSRF_HEADER}; reload the page")
 
 
@@ -182,6 +264,7 @@ def require(right: Right) -> Any:
 
 Uploader = Annotated[Caller, require(Right.UPLOAD)]
 Viewer = Annotated[Caller, require(Right.VIEW)]
+Inferrer = Annotated[Caller, require(Right.INFER)]
 Reviewer = Annotated[Caller, require(Right.REVIEW)]
 Operator = Annotated[Caller, require(Right.OPERATE)]
 Administrator = Annotated[Caller, require(Right.ADMINISTER)]
