@@ -132,11 +132,27 @@ def of(path: Path, head: bytes) -> Identity:
         return Identity("dicom", cautions=("DICOM header unreadable: identifiers unknown",))
 
 
+def uid(name: str, value: str) -> str:
+    """Return a UID as it is kept: itself when it is valid, else the one that stands for it."""
+    return value if len(value) <= 64 and _UID.fullmatch(value) else derive(name, value)
+
+
+def age_between(born: str, acquired_at: str | None) -> float | None:
+    """Return the age in years at the time of the image; both are ISO dates, the second may go on with the time."""
+    try:
+        days = (date.fromisoformat((acquired_at or "")[:10]) - date.fromisoformat(born)).days
+    except ValueError:
+        return None
+    return round(days / 365.25, 2) if days >= 0 else None
+
+
 def _with_note(said: Identity, path: Path) -> Identity:
     try:
         return replace(said, rejects=content.note(path))
     except Exception:
-        return replace(said, cautions=(*said.cautions, "a Key Object Selection cannot be read, or names too many images"))
+        return replace(
+            said, cautions=(*said.cautions, "a Key Object Selection cannot be read, or names too many images")
+        )
 
 
 def _document(tags: dict[str, str], pixels: bool) -> tuple[str | None, bool]:
@@ -161,8 +177,8 @@ def _dicom(tags: dict[str, str], pixels: bool) -> Identity:
         uids[name] = value or None
         if not value:
             cautions.append(f"no {_NAMES[name]}")
-        elif len(value) > 64 or not _UID.fullmatch(value):
-            uids[name] = derive(name, value)
+        elif (kept := uid(name, value)) != value:
+            uids[name] = kept
             cautions.append(f"{name} is not a valid UID")
     if not tags["PatientID"]:
         cautions.append("no patient ID")

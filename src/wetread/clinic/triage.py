@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import priority, store
+from wetread.clinic import merging, priority, store
+from wetread.clinic.merging import View
 from wetread.clinic.priority import Priority, Rule, Scored
 from wetread.clinic.store import Store
 from wetread.errors import Code
@@ -25,6 +26,8 @@ _TELLING = (
     Code.UNREADABLE,
     Code.TOO_LARGE,
     Code.NOT_RADIOGRAPH,
+    Code.SCREENSHOT,
+    Code.INVERTED,
     Code.NOT_CHEST,
     Code.LATERAL_ONLY,
     Code.FOR_PROCESSING,
@@ -32,6 +35,7 @@ _TELLING = (
     Code.CHILD,
     Code.ADULT,
     Code.UNFAMILIAR,
+    Code.REJECTED,
 )
 _VIEWS = ("PA", "AP", "LATERAL")
 
@@ -52,11 +56,7 @@ class Policy:
 def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -> None:
     """Write a study's analysis, priority, rank and reason from its images and their results."""
     row = connection.execute(sa.select(store.study).where(store.study.c.id == study)).one()
-    images = connection.execute(
-        sa.select(store.instance.c.id, store.instance.c.view).where(
-            store.instance.c.study == study, store.instance.c.state == "stored"
-        )
-    ).all()
+    images = shown(connection, study)
     ids = sorted(image.id for image in images)
     results = latest(connection, ids)
     waiting = connection.execute(
@@ -65,6 +65,8 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -
     analysed = [result for result in results if result["suitable"]]
     if analysed:
         analysis, code, refusal = "analysed", None, None
+    elif not images and (rejected := _rejected(connection, study)):
+        analysis, code, refusal = "not_analysed", str(Code.REJECTED), f"all its images were rejected: {rejected}"
     elif waiting or not results:
         analysis, code, refusal = "received", None, None
     else:
@@ -79,7 +81,7 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -
         said = "AI is off: first come, first served"
         decision = priority.Decision(floor, None, None, said if refusal is None else f"{said}; {refusal}")
     due = priority.overdue_at(policy.rule, decision.priority, row.received_at)
-    overdue = due <= now and row.reading != "signed"
+    overdue = due <= now and row.reading != "signed" and row.listed
     reason = decision.reason
     if overdue:
         reason = priority.promoted(reason, policy.rule.cap(decision.priority))
@@ -111,32 +113,25 @@ def latest(connection: Connection, images: Sequence[str]) -> list[dict[str, Any]
     """Return the newest result of each model name for each image, without the maps, oldest first."""
     table = store.image_result
     columns = [column for column in table.c if column.name != "maps"]
-    rows = connection.execute(sa.select(*columns).where(table.c.instance.in_(images)).order_by(table.c.at, table.c.id))
+    rows = connection.execute(
+        sa.select(*columns, store.instance.c.received_at)
+        .join(store.instance, store.instance.c.id == table.c.instance)
+        .where(table.c.instance.in_(images))
+        .order_by(table.c.at, table.c.id)
+    )
     newest = {(row["instance"], row["model_name"]): dict(row) for row in rows.mappings()}
     return list(newest.values())
 
 
 def merge(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Put the images of a study together: per model and finding, the image with the highest probability."""
-    models: dict[str, dict[str, Any]] = {}
+    """Put the images of a study together, as each model's package says; see `wetread.clinic.merging`."""
+    models: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
-        merged = models.setdefault(
-            result["model"],
-            {
-                "model": result["model"],
-                "model_name": result["model_name"],
-                "version": result["version"],
-                "abnormal": None,
-                "findings": {},
-            },
-        )
-        if result["abnormal"] is not None:
-            merged["abnormal"] = max(result["abnormal"], merged["abnormal"] or 0.0)
-        for finding in result["findings"]:
-            before = merged["findings"].get(finding["finding"])
-            if before is None or finding["probability"] > before["probability"]:
-                merged["findings"][finding["finding"]] = {**finding, "image": result["instance"]}
-    return [{**merged, "findings": list(merged["findings"].values())} for merged in models.values()]
+        models.setdefault(result["model"], []).append(result)
+    return [
+        {name: own[0][name] for name in ("model", "model_name", "version")} | merging.combine(own)
+        for own in models.values()
+    ]
 
 
 def scores(merged: Sequence[Mapping[str, Any]]) -> list[Scored]:
@@ -154,11 +149,42 @@ def scores(merged: Sequence[Mapping[str, Any]]) -> list[Scored]:
     ]
 
 
+def shown(connection: Connection, study: str) -> Sequence[Row[Any]]:
+    """Return the images of a study that are displayed and ranked, in order of arrival."""
+    table = store.instance.c
+    return connection.execute(
+        sa.select(table.id, table.view, table.sha256, table.name, table.received_at)
+        .where(table.study == study, table.state == "stored")
+        .order_by(table.received_at, table.id)
+    ).all()
+
+
+def views(connection: Connection, study: str) -> list[View]:
+    """Return the same images as a model of studies chooses among them."""
+    return [View(row.id, row.view, row.received_at, row.sha256) for row in shown(connection, study)]
+
+
+def image_set(connection: Connection, study: str, images: Sequence[str]) -> str:
+    """Return the name of a set of images: SHA-256 over their sorted ids, and over how many headers were corrected."""
+    table = store.instance.c
+    corrected = connection.execute(
+        sa.select(sa.func.count()).where(table.study == study, table.state == "superseded")
+    ).scalar_one()
+    return hashlib.sha256("\n".join([*sorted(images), *([f"+{corrected}"] if corrected else [])]).encode()).hexdigest()
+
+
+def _rejected(connection: Connection, study: str) -> str | None:
+    table = store.instance.c
+    return connection.execute(
+        sa.select(table.reason).where(table.study == study, table.state == "rejected").order_by(table.received_at)
+    ).scalar()
+
+
 def _keep(
     connection: Connection, study: str, images: Sequence[str], merged: Sequence[Mapping[str, Any]], now: datetime
 ) -> None:
     """Keep the study's result, one for each (set of images, model)."""
-    key = hashlib.sha256("\n".join(images).encode()).hexdigest()
+    key = image_set(connection, study, images)
     table = store.study_result
     there = set(
         connection.execute(sa.select(table.c.model).where(table.c.study == study, table.c.images == key)).scalars()
@@ -199,7 +225,10 @@ def due(connection: Connection, now: datetime) -> list[Row[Any]]:
     return list(
         connection.execute(
             sa.select(table.c.id, table.c.site, table.c.priority, table.c.reason).where(
-                sa.text("study.reading != 'signed'"), table.c.overdue.is_(False), table.c.overdue_at <= now
+                sa.text("study.reading != 'signed'"),
+                table.c.overdue.is_(False),
+                table.c.overdue_at <= now,
+                table.c.listed.is_(True),
             )
         )
     )

@@ -1,42 +1,42 @@
-"""Analysing what came in: one job for each image and model, at least once, whatever happens.
+"""Analysing what came in: threads that take jobs from the queue and write results, whatever happens.
 
-A job is leased, not removed, while it is worked on: when the process is killed its lease runs out (or the next
-service start takes it back) and it is done again; the result is unique per (image, model), so that doing it twice is
-doing it once. An image on which a model fails again and again, or that brings the process down, becomes *not
-analysed* with ``MODEL_FAILED`` after a few tries.
+The result is unique per (image, model), so that doing a job twice is doing it once. An image on which a model fails
+again and again, or that brings the process down, becomes *not analysed* with ``MODEL_FAILED`` after a few tries; see
+`wetread.clinic.jobs` for what happens in between and after. When the database goes away, results wait for it.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import InterfaceError, OperationalError
 
-from wetread.clinic import store, triage
+from wetread.clinic import completion, merging, store, triage
 from wetread.clinic.archive import Archive
 from wetread.clinic.intake import READ_ONLY
+from wetread.clinic.jobs import BROKEN, LEASE, Gate, Job, Queue
+from wetread.clinic.merging import Merging
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
-from wetread.errors import BusyError, Code, ReadError
+from wetread.errors import BusyError, Code, FullError, ReadError
 from wetread.infer.predict import Analysis
 from wetread.radiograph.read import Limits, read
 
 log = logging.getLogger(__name__)
 
 TRIES = 3
-LEASE = timedelta(minutes=2)
 
 
 class Model(Protocol):
@@ -58,18 +58,18 @@ class Model(Protocol):
         """Analyse a file; raises `ReadError` when it cannot be read, `BusyError` when there is no room now."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One leased job."""
+class PairModel(Model, Protocol):
+    """A model of studies in service: `merging` says so."""
 
-    id: int
-    image: str
-    study: str
-    site: str
-    sha256: str
-    name: str
-    model: str
-    tries: int
+    @property
+    def merging(self) -> Merging:
+        """How the images of a study are put together; for a model without it, the highest of each finding counts."""
+
+    def analyse_pair(self, frontal: Path, lateral: Path) -> tuple[Analysis, ...]:
+        """Analyse two views of a study together; gives one analysis for each."""
+
+
+Analyses = dict[str, tuple[str, Analysis]]  # image → what its result rests on, and the result
 
 
 class Worker:
@@ -87,8 +87,10 @@ class Worker:
         How many jobs are done at the same time.
     limits : Limits
         For reading when no model is in service.
+    tries : int
+        After so many an image is set aside.
     lease : timedelta
-        How long a job may take before another worker does it again.
+        How long other processes leave a job alone after this one's last sign of life.
     """
 
     def __init__(
@@ -100,27 +102,25 @@ class Worker:
         *,
         threads: int = 2,
         limits: Limits | None = None,
+        tries: int = TRIES,
         lease: timedelta = LEASE,
     ) -> None:
         self.database, self.archive, self.models = database, archive, models
-        self.name = f"{socket.gethostname()}:{archive.root.resolve()}"
+        self.name = store.new_id()
+        self.queue = Queue(database, self.name, lease)
         self.failures = dict.fromkeys(models, 0)  # model id → failures in a row
         self.observe: Callable[[Job, Analysis | None, float], None] = lambda job, analysis, seconds: None
-        self._policy, self._limits, self._lease = policy, limits or Limits(), lease
+        self._policy, self._limits, self._tries = policy, limits or Limits(), tries
         self._stop = threading.Event()
         self._work = threading.Semaphore(0)
+        self._gate = Gate()
         self._threads = [
             threading.Thread(target=self._loop, name=f"worker-{number}", daemon=True) for number in range(threads)
         ]
+        self._threads.append(threading.Thread(target=self._keep_leases, name="leases", daemon=True))
 
     def start(self) -> None:
-        """Take back what this service left undone when it was stopped, and begin."""
-        with self.database.write() as connection:
-            connection.execute(
-                store.job.update()
-                .where(store.job.c.state == "running", store.job.c.worker == self.name)
-                .values(state="queued", lease_until=None)
-            )
+        """Begin."""
         for thread in self._threads:
             thread.start()
 
@@ -146,129 +146,165 @@ class Worker:
                 log.error("worker: %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
                 self._stop.wait(1.0)
 
+    def _keep_leases(self) -> None:
+        while not self._stop.wait(self.queue.lease.total_seconds() / 3):
+            try:
+                self.queue.renew()
+            except Exception as error:  # without a database there is nothing to keep
+                log.error("worker: leases: %s", type(error).__name__)
+
     def step(self) -> bool:
         """Do one job; return whether there was one."""
-        job = self._take()
-        if job is None:
+        models = [*self.models, READ_ONLY]
+        suspect = self.queue.next(models)
+        if suspect is None:
             return False
-        if job.tries > TRIES:
-            self._finish(job, self._refusal(job, Code.MODEL_FAILED, f"the analysis broke off {TRIES} times"), 0.0)
-            return True
-        start = time.perf_counter()
-        analysis: Analysis | None
+        self._gate.enter(alone=suspect)
         try:
-            analysis = self._analyse(job)
-        except ReadError as error:
-            analysis = self._refusal(job, error.code, str(error))
-        except BusyError:
-            self._again(job, "no room in the queue", count=False)
-            return True
-        except Exception as error:
-            self._failed(job, error, time.perf_counter() - start)
-            return True
-        self.failures[job.model] = 0
-        self._finish(job, analysis, time.perf_counter() - start)
+            job = self.queue.take(models, suspect=suspect)
+            if job is None:
+                return False
+            try:
+                self._do(job)
+            finally:
+                self.queue.put_down(job)
+        finally:
+            self._gate.leave(alone=suspect)
         return True
 
-    def _analyse(self, job: Job) -> Analysis | None:
+    def _do(self, job: Job) -> None:
+        if job.tries > self._tries:
+            reason = f"the analysis broke off {self._tries} times"
+            self._finish(job, self._refusal(job, Code.MODEL_FAILED, reason), 0.0, BROKEN)
+            return
+        start = time.perf_counter()
+        try:
+            analyses = self._analyse(job)
+        except ReadError as error:
+            analyses = self._refusal(job, error.code, str(error))
+        except (BusyError, FullError) as error:
+            reason = str(error)
+            self._lasting(lambda: self.queue.again(job, reason, count=False))
+            return
+        except Exception as error:
+            self._failed(job, error, time.perf_counter() - start)
+            return
+        self.failures[job.model] = 0
+        self._finish(job, analyses, time.perf_counter() - start)
+
+    def _analyse(self, job: Job) -> Analyses:
+        """Analyse an image, with a model of studies together with the other view where there is one."""
         path = self.archive.path(job.sha256)
         if job.model == READ_ONLY:
             read(path, name=job.name, limits=self._limits)
-            return None
-        return self.models[job.model].analyse(path, job.name)
-
-    def _refusal(self, job: Job, code: Code, reason: str) -> Analysis:
-        name = self.models[job.model].name if job.model in self.models else "reader"
-        return Analysis(name, job.model, "screen", False, code, reason)
-
-    def _take(self) -> Job | None:
-        """Lease the next job: by requested priority, then in order of arrival."""
-        jobs, images, now = store.job, store.instance, store.now()
-        free = sa.or_(
-            sa.and_(sa.text("job.state = 'queued'"), jobs.c.due_at <= now),
-            sa.and_(sa.text("job.state = 'running'"), jobs.c.lease_until <= now),
-        )
-        mine = jobs.c.model.in_([*self.models, READ_ONLY])
-        next_one = (
-            sa.select(jobs.c.id)
-            .where(sa.text("job.state != 'done'"), free, mine)
-            .order_by(jobs.c.floor, jobs.c.id)
-            .limit(1)
-        )
+            return {}
+        model = self.models[job.model]
+        if how_merged(model).kind == "image":
+            return {job.image: (job.sha256, model.analyse(path, job.name))}
         with self.database.read() as connection:
-            if connection.execute(next_one).first() is None:
-                return None
-        with self.database.write() as connection:
-            key = connection.execute(next_one).scalar()
-            if key is None:
-                return None
-            connection.execute(
-                jobs.update()
-                .where(jobs.c.id == key)
-                .values(state="running", tries=jobs.c.tries + 1, lease_until=now + self._lease, worker=self.name)
-            )
-            row = connection.execute(
-                sa.select(
-                    jobs.c.id,
-                    images.c.id.label("image"),
-                    images.c.study,
-                    images.c.site,
-                    images.c.sha256,
-                    images.c.name,
-                    jobs.c.model,
-                    jobs.c.tries,
-                )
-                .join(images, images.c.id == jobs.c.instance)
-                .where(jobs.c.id == key)
-            ).one()
-        return Job(*row)
+            views = triage.views(connection, job.study)
+        basis = merging.bases(views, "study").get(job.image, job.sha256)
+        frontal, lateral = merging.pair(views)
+        if frontal and lateral and job.image in (frontal.image, lateral.image):
+            files = [self.archive.path(view.sha256) for view in (frontal, lateral)]
+            try:
+                both = cast(PairModel, model).analyse_pair(*files)
+                return {v.image: (basis, one) for v, one in zip((frontal, lateral), both, strict=True)}
+            except ReadError as error:  # of either; this one alone then says so, or does without the other
+                log.warning("image %s: not analysed together with the other view: %s", job.image, error.code)
+        return {job.image: (basis, model.analyse(path, job.name))}
+
+    def _refusal(self, job: Job, code: Code, reason: str) -> Analyses:
+        model = self.models.get(job.model)
+        name, kind = (model.name, how_merged(model).kind) if model else ("reader", "image")
+        with self.database.read() as connection:
+            basis = merging.bases(triage.views(connection, job.study), kind).get(job.image, job.sha256)
+        return {job.image: (basis, Analysis(name, job.model, "screen", False, code, reason))}
 
     def _failed(self, job: Job, error: Exception, seconds: float) -> None:
         self.failures[job.model] = self.failures.get(job.model, 0) + 1
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         log.warning("image %s: model %s failed, try %d: %s", job.image, job.model[:12], job.tries, type(error).__name__)
-        if job.tries >= TRIES:
-            self._finish(
-                job, self._refusal(job, Code.MODEL_FAILED, f"the model failed {job.tries} times"), seconds, reason
-            )
+        if job.tries >= self._tries:
+            refusal = self._refusal(job, Code.MODEL_FAILED, f"the model failed {job.tries} times")
+            self._finish(job, refusal, seconds, reason)
         else:
-            self._again(job, reason)
+            self._lasting(lambda: self.queue.again(job, reason))
 
-    def _again(self, job: Job, reason: str, *, count: bool = True) -> None:
-        tries = job.tries if count else job.tries - 1
-        wait = timedelta(seconds=0.25 * 2**job.tries)
-        with self.database.write() as connection:
-            connection.execute(
-                store.job.update()
-                .where(store.job.c.id == job.id)
-                .values(state="queued", tries=tries, due_at=store.now() + wait, lease_until=None, error=reason)
-            )
+    def _lasting(self, write: Callable[[], None]) -> None:
+        """Write, and as long as the database does not answer or has no room, wait and write again."""
+        while True:
+            try:
+                return write()
+            except (OperationalError, InterfaceError, FullError) as error:
+                log.error("worker: a result waits for the database: %s", type(error).__name__)
+                if self._stop.wait(1.0):
+                    raise
 
-    def _finish(self, job: Job, analysis: Analysis | None, seconds: float, error: str | None = None) -> None:
-        """Write the result, the job's end and the study's new place, all or nothing."""
-        now, results = store.now(), store.image_result
+    def _finish(self, job: Job, analyses: Analyses, seconds: float, error: str | None = None) -> None:
+        """Write the results and go on; `error` sets the job aside."""
+        self._lasting(lambda: self._write(job, analyses, seconds, error))
+        self.observe(job, analyses[job.image][1] if analyses else None, seconds)
+
+    def _write(self, job: Job, analyses: Analyses, seconds: float, error: str | None) -> None:
+        """Write the results, the job's end and the study's new place, all or nothing."""
+        now, jobs, images = store.now(), store.job, store.instance
         with self.database.write() as connection:
-            there = sa.select(results.c.id).where(results.c.instance == job.image, results.c.model == job.model)
-            if analysis is not None and connection.execute(there).first() is None:
-                version = self.models[job.model].version if job.model in self.models else ""
-                connection.execute(results.insert().values(**_row(job, analysis, version, seconds, now)))
-                if analysis.view is not None:
-                    connection.execute(
-                        store.instance.update().where(store.instance.c.id == job.image).values(view=analysis.view)
-                    )
+            # By now it may have been done by somebody else, moved to another study, or removed.
+            state = connection.execute(sa.select(jobs.c.state).where(jobs.c.id == job.id)).scalar()
+            study_id = connection.execute(sa.select(images.c.study).where(images.c.id == job.image)).scalar()
+            if state == "done" or study_id is None:
+                return
+            for image, (basis, analysis) in analyses.items():
+                self._keep(connection, job, image, basis, analysis, seconds, now)
             connection.execute(
-                store.job.update().where(store.job.c.id == job.id).values(state="done", lease_until=None, error=error)
+                jobs.update().where(jobs.c.id == job.id).values(state="done", lease_until=None, error=error)
             )
-            triage.refresh(connection, job.study, self._policy(connection, job.site), now)
+            completion.renew(connection, study_id, self.models, now)
+            triage.refresh(connection, study_id, self._policy(connection, job.site), now)
             study = connection.execute(
                 sa.select(store.study.c.analysis, store.study.c.priority, store.study.c.code).where(
-                    store.study.c.id == job.study
+                    store.study.c.id == study_id
                 )
             ).one()
             if study.analysis != "received":
                 kind = "study.analysed" if study.analysis == "analysed" else "study.refused"
-                store.emit(connection, kind, job.site, job.study, {"priority": study.priority, "code": study.code})
-        self.observe(job, analysis, seconds)
+                store.emit(connection, kind, job.site, study_id, {"priority": study.priority, "code": study.code})
+
+    def _keep(
+        self,
+        connection: Connection,
+        job: Job,
+        image: str,
+        basis: str,
+        analysis: Analysis,
+        seconds: float,
+        now: datetime,
+    ) -> None:
+        """Write an image's result; a later one takes the place of an earlier that rests on something else."""
+        results, images = store.image_result, store.instance
+        if connection.execute(sa.select(images.c.id).where(images.c.id == image)).first() is None:
+            return  # removed meanwhile
+        mine = sa.and_(results.c.instance == image, results.c.model == job.model)
+        there = connection.execute(sa.select(results.c.basis).where(mine)).first()
+        if there is not None and there.basis in (None, basis):
+            return
+        model = self.models.get(job.model)
+        values = _row(job, analysis, model.version if model else "", seconds, now)
+        values |= {"instance": image, "basis": basis, "merging": how_merged(model).to_json() if model else None}
+        if there is None:
+            connection.execute(results.insert().values(values))
+        else:
+            del values["id"]
+            connection.execute(results.update().where(mine).values(values))
+        if analysis.view is not None:
+            connection.execute(images.update().where(images.c.id == image).values(view=analysis.view))
+
+
+def how_merged(model: Model) -> Merging:
+    """Return how the images of a study are put together for this model."""
+    found: Merging = getattr(model, "merging", Merging())
+    return found
 
 
 def _row(job: Job, analysis: Analysis, version: str, seconds: float, now: datetime) -> dict[str, Any]:

@@ -21,11 +21,14 @@ CODES = {
     Code.CHILD: "a child, and the model was made for adults",
     Code.ADULT: "an adult, and the model was made for children",
     Code.NOT_RADIOGRAPH: "not a radiograph",
+    Code.SCREENSHOT: "a picture of a screen",
+    Code.INVERTED: "black and white exchanged",
     Code.UNFAMILIAR: "unlike the images that the model knows",
     Code.UNREADABLE: "cannot be read",
     Code.TOO_LARGE: "too large",
     Code.FOR_PROCESSING: "raw data, not meant for reading",
     Code.MODEL_FAILED: "the model failed",
+    Code.REJECTED: "all its images were rejected",
 }
 
 
