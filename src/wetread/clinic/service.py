@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from wetread.clinic import audit, priority, store, triage
 from wetread.clinic.archive import Archive
+from wetread.clinic.dimse import Listener
 from wetread.clinic.intake import Intake
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
@@ -32,7 +33,11 @@ FAILING = 3  # failures in a row after which a model counts as failing
 
 @dataclass(frozen=True)
 class ModelState:
-    """One model of the setting `models`: ``serving``, ``failing`` on recent images, or ``missing`` with a reason."""
+    """One model of the setting `models`.
+
+    It is ``serving``, ``local`` (its server does not answer, so this machine does), ``failing`` on recent images, or
+    ``missing``; the last three may have a reason.
+    """
 
     name: str
     id: str
@@ -61,6 +66,15 @@ class Served:
     def analyse(self, path: Path, name: str) -> Analysis:
         """Read a file as the model wants it and analyse it."""
         return self.predictor.analyse(self.predictor.read(path, name))
+
+
+def _state(model: Model, failures: int) -> ModelState:
+    remote = model.predictor.remote if isinstance(model, Served) else None
+    if failures >= FAILING:
+        return ModelState(model.name, model.id, model.version, "failing")
+    if remote is not None and remote.breaker.state != "closed":
+        return ModelState(model.name, model.id, model.version, "local", remote.reason)
+    return ModelState(model.name, model.id, model.version, "serving")
 
 
 class Clinic:
@@ -99,6 +113,7 @@ class Clinic:
             wake=self._wake,
         )
         self.watch = Watch(Path(settings.watch), self.intake, settings) if settings.watch else None
+        self.listener = Listener(self.intake, settings) if settings.dicom_port else None
         self.stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -107,6 +122,8 @@ class Clinic:
         if self.worker is not None:
             return
         settings = self.settings
+        if self.listener is not None:
+            self.listener.bind()
         logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd, names included
         if settings.ai:
             self._open_models()
@@ -127,11 +144,16 @@ class Clinic:
         self._every(1.0, self._sweep)
         if self.watch is not None:
             self._every(1.0, self._look)
+        if self.listener is not None:
+            self.listener.start()
+            self._every(1.0, self._report)
         threading.Thread(target=self._rerank_all, name="rerank", daemon=True).start()
 
     def stop(self) -> None:
         """Finish what is at hand and close everything."""
         self.stopping.set()
+        if self.listener is not None:
+            self.listener.stop()
         for thread in self._threads:
             thread.join()
         if self.worker is not None:
@@ -152,10 +174,7 @@ class Clinic:
         with self.database.read() as connection:
             switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == site)).scalar()
         failures = self.worker.failures if self.worker else {}
-        states = [
-            ModelState(m.name, m.id, m.version, "failing" if failures.get(m.id, 0) >= FAILING else "serving")
-            for m in self.models.values()
-        ]
+        states = [_state(model, failures.get(model.id, 0)) for model in self.models.values()]
         states += self._missing
         on = self.settings.ai and bool(self.models) and switch is not False
         banner = None
@@ -163,10 +182,12 @@ class Clinic:
             banner = "AI is switched off: studies are listed first come, first served."
         elif not self.models:
             banner = "AI is not available: studies are listed first come, first served."
-        elif broken := [state.name for state in states if state.state != "serving"]:
+        elif broken := [state.name for state in states if state.state not in ("serving", "local")]:
             banner = (
                 f"AI is incomplete: model {', '.join(broken)} is not working; its studies wait in order of arrival."
             )
+        elif alone := [state.name for state in states if state.state == "local"]:
+            banner = f"AI works, but slower: the server of model {', '.join(alone)} does not answer."
         return AiState(on, banner, tuple(states))
 
     def switch_ai(self, site: str, on: bool, actor: str) -> None:
@@ -213,6 +234,10 @@ class Clinic:
     def _look(self) -> None:
         if self.watch is not None:
             self.watch.look()
+
+    def _report(self) -> None:
+        if self.listener is not None:
+            self.listener.commitments.step()
 
     def _sweep(self) -> None:
         with self.database.read() as connection:

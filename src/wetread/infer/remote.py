@@ -114,8 +114,9 @@ class Remote:
 
     Attributes
     ----------
-    counts : Counter
-        ``remote`` and ``local`` batches, ``failures`` and ``opened``.
+    breaker : Breaker
+    reason : str
+        Why it is not closed.
     """
 
     def __init__(
@@ -141,7 +142,8 @@ class Remote:
             follow_redirects=False,
             transport=transport,
         )
-        self.breaker, self.counts, self.reason = Breaker(failures, pause_s), Counter[str](), ""
+        self.breaker, self.reason = Breaker(failures, pause_s), ""
+        self._counts, self._counting = Counter[str](), threading.Lock()
         self._prove()
 
     @property
@@ -158,10 +160,20 @@ class Remote:
                 self._failed(error)
             else:
                 self.breaker.succeeded()
-                self.counts["remote"] += 1
+                self._count("remote")
                 return outputs
-        self.counts["local"] += 1
+        self._count("local")
         return self.local.run(pixels)
+
+    def since(self) -> Counter[str]:
+        """Return what happened since it was last asked: batches ``remote`` and ``local``, ``failed``, ``opened``."""
+        with self._counting:
+            counts, self._counts = self._counts, Counter[str]()
+        return counts
+
+    def _count(self, what: str) -> None:
+        with self._counting:
+            self._counts[what] += 1
 
     def close(self) -> None:
         """Close the connections."""
@@ -184,10 +196,10 @@ class Remote:
     def _failed(self, error: ModelError, *, at_once: bool = False) -> None:
         was = self.breaker.state
         self.breaker.failed(at_once=at_once)
-        self.counts["failures"] += 1
+        self._count("failed")
         self.reason = str(error)
         if self.breaker.state == "open" and was != "open":
-            self.counts["opened"] += 1
+            self._count("opened")
             log.warning("model %s: the remote server is left alone for a while: %s", self.package.name, error)
 
     def _choose(self, versions: Any) -> str:

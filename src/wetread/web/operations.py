@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wetread.clinic import store
-from wetread.clinic.service import Clinic
+from wetread.clinic.service import Clinic, Served
 from wetread.clinic.worker import Job
 from wetread.infer.predict import Analysis
 from wetread.web.api import clinic_of
@@ -47,6 +47,15 @@ class Metrics:
         self.jobs = Gauge("wetread_jobs", "Analyses not yet done.", ("state",), **more)
         self.serving = Gauge(
             "wetread_model_serving", "1 when the model serves, 0 when it does not.", ("model",), **more
+        )
+        self.remote = Counter(
+            "wetread_remote",
+            "Batches of a remote model by who answered, and its failures.",
+            ("model", "outcome"),
+            **more,
+        )
+        self.remote_state = Gauge(
+            "wetread_remote_breaker", "Breaker of a remote model: 0 closed, 1 half-open, 2 open.", ("model",), **more
         )
 
     def analysed(self, job: Job, analysis: Analysis | None, seconds: float) -> None:
@@ -76,7 +85,12 @@ class Metrics:
         for state, count in counts.items():
             self.jobs.labels(state).set(count)
         for model in clinic.ai(clinic.settings.site).models:
-            self.serving.labels(model.name).set(model.state == "serving")
+            self.serving.labels(model.name).set(model.state in ("serving", "local"))
+        for served in clinic.models.values():
+            if isinstance(served, Served) and (remote := served.predictor.remote) is not None:
+                self.remote_state.labels(served.name).set(("closed", "half-open", "open").index(remote.breaker.state))
+                for outcome, count in remote.since().items():
+                    self.remote.labels(served.name, outcome).inc(count)
 
 
 class Timing:

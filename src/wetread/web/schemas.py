@@ -95,7 +95,7 @@ class ModelOut(_Out):
     name: str
     id: str
     version: str
-    state: Literal["serving", "failing", "missing"]
+    state: Literal["serving", "local", "failing", "missing"]
     reason: str
 
 
