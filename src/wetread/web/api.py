@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from wetread.clinic import audit, fetch, reviews, upload, worklist
+from wetread.clinic import fetch, reviews, upload, worklist
 from wetread.clinic.access import Caller
 from wetread.clinic.service import Clinic
 from wetread.clinic.upload import Receipt
 from wetread.errors import ClinicError
-from wetread.web import schemas
+from wetread.web import schemas, security
 from wetread.web.security import Administrator, Reviewer, Uploader, Viewer
 
 router = APIRouter(prefix="/api/v1")
@@ -145,8 +145,7 @@ def get_study(request: Request, study: str, caller: Viewer) -> schemas.StudyOut:
     """Return a study: its state, its place in the list and why, findings, images, cautions, claim, reviews."""
     clinic = clinic_of(request)
     found = worklist.study(clinic.database, caller.site, study)
-    with clinic.database.write() as connection:
-        audit.record(connection, caller.site, caller.name, "study.viewed", study)
+    security.saw(request, caller, study)
     return schemas.study_out(found)
 
 
@@ -161,6 +160,7 @@ def get_worklist(
 ) -> schemas.WorklistOut:
     """Return a page of the worklist, most urgent first; by default all that is unread."""
     clinic = clinic_of(request)
+    security.saw(request, caller)
     page = worklist.page(clinic.database, caller.site, status=status, priority=priority, after=after, limit=limit)
     return schemas.WorklistOut(
         studies=[schemas.RowOut.model_validate(row) for row in page.rows],

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from wetread import __version__
+from wetread.clinic import audit
 from wetread.clinic.service import Clinic
 from wetread.clinic.worker import Model
 from wetread.config import Settings
-from wetread.web import api, events, images, inference, operations, pages, problems
+from wetread.web import api, events, images, inference, oidc, operations, pages, problems, signin, users
 from wetread.web.operations import Metrics, Timing
 from wetread.web.security import Guard
 
@@ -24,6 +26,7 @@ _TAGS = [
     {"name": "reviews", "description": "Claims and the reader's decision."},
     {"name": "events", "description": "What happens, as it happens."},
     {"name": "inference", "description": "The models over the Open Inference Protocol v2."},
+    {"name": "accounts", "description": "Who may come in."},
     {"name": "operations", "description": "Health, numbers, the AI switch."},
 ]
 
@@ -77,10 +80,12 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
             )
         },
     )
-    app.state.clinic, app.state.metrics = clinic, metrics
+    app.state.clinic, app.state.metrics, app.state.looks = clinic, metrics, audit.Looks()
+    app.state.oidc = oidc.Provider(settings) if settings.oidc_issuer else None
     problems.install(app)
-    for module in (api, images, events, operations, pages, inference):
+    for module in (api, images, events, operations, pages, inference, signin, users):
         app.include_router(module.router)
+    app.include_router(users.pages)
     app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")
     app.add_middleware(Timing, metrics=metrics)
     app.add_middleware(
@@ -90,4 +95,6 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
         upload_path="/api/v1/studies",
         limits={"/v2/models/": settings.infer_max_bytes},
     )
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
@@ -14,7 +15,9 @@ from sqlalchemy.engine import Row
 from starlette.concurrency import run_in_threadpool
 
 from wetread.clinic import store
+from wetread.clinic.access import Caller
 from wetread.clinic.service import Clinic
+from wetread.web import security
 from wetread.web.api import clinic_of
 from wetread.web.security import Viewer
 
@@ -22,6 +25,7 @@ router = APIRouter(tags=["events"])
 
 POLL_S = 0.4
 SILENCE_S = 15.0
+LOOK_S = 5.0  # how soon one whose session or token has ended hears no more
 _BATCH = 500
 
 
@@ -52,16 +56,19 @@ async def follow(
     else:
         start = after if after is not None else await run_in_threadpool(latest, clinic)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(
-        _stream(request, clinic, caller.site, start), media_type="text/event-stream", headers=headers
-    )
+    return StreamingResponse(_stream(request, clinic, caller, start), media_type="text/event-stream", headers=headers)
 
 
-async def _stream(request: Request, clinic: Clinic, site: str, after: int) -> AsyncIterator[str]:
+async def _stream(request: Request, clinic: Clinic, caller: Caller, after: int) -> AsyncIterator[str]:
     yield "retry: 2000\n\n"
     silent = 0.0
+    looked = time.monotonic()
     while not clinic.stopping.is_set() and not await request.is_disconnected():
-        found = await run_in_threadpool(_since, clinic, site, after)
+        if time.monotonic() - looked > LOOK_S:
+            looked = time.monotonic()
+            if not await run_in_threadpool(security.still, request, caller):
+                return
+        found = await run_in_threadpool(_since, clinic, caller.site, after)
         for row in found:
             after = row.seq
             data = {"study": row.study, "at": row.at.isoformat(), "payload": row.payload}

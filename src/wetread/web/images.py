@@ -22,7 +22,7 @@ from wetread.clinic.worker import unpack
 from wetread.errors import NotFoundError
 from wetread.infer import heatmap
 from wetread.radiograph.read import Limits, Radiograph, read
-from wetread.web import schemas
+from wetread.web import schemas, security
 from wetread.web.api import clinic_of
 from wetread.web.security import Viewer
 
@@ -60,11 +60,15 @@ class _Stored:
 def _find(request: Request, caller: Caller, image: str) -> _Stored:
     """Return where an image of the caller's site lies; a quarantined one is never shown."""
     clinic, table = clinic_of(request), store.instance.c
-    wanted = sa.select(table.sha256).where(table.id == image, table.site == caller.site, table.state == "stored")
+    wanted = sa.select(table.sha256, table.study).where(
+        table.id == image, table.site == caller.site, table.state == "stored"
+    )
     with clinic.database.read() as connection:
-        sha256 = connection.execute(wanted).scalar()
-    if sha256 is None:
+        row = connection.execute(wanted).first()
+    if row is None:
         raise NotFoundError(f"image {image[:64]}: no such image at this site")
+    security.saw(request, caller, row.study)
+    sha256 = row.sha256
     limits = Limits(max_bytes=clinic.settings.max_bytes, max_pixels=clinic.settings.max_pixels)
     return _Stored(clinic.archive.path(sha256), limits, {"ETag": f'"{sha256}"', "Cache-Control": "private, no-cache"})
 
@@ -126,7 +130,7 @@ def get_heatmap(
     """Return where a model (by name or id; by default the newest that names the finding) saw a finding."""
     table, images = store.image_result.c, store.instance.c
     wanted = (
-        sa.select(table.model_name, table.findings, table.maps, table.box)
+        sa.select(table.model_name, table.findings, table.maps, table.box, images.study)
         .join(store.instance, images.id == table.instance)
         .where(images.id == image, images.site == caller.site, images.state == "stored", table.maps.is_not(None))
         .order_by(table.at.desc())
@@ -137,6 +141,7 @@ def get_heatmap(
         for row in connection.execute(wanted):
             names = [entry["finding"] for entry in row.findings]
             if finding in names:
+                security.saw(request, caller, row.study)
                 values = unpack(row.maps)[names.index(finding)]
                 return schemas.HeatmapOut(
                     image=image,

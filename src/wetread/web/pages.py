@@ -1,4 +1,4 @@
-"""The pages: worklist, one study, login. Whatever they change goes through the API."""
+"""The pages: worklist, one study. Whatever they change goes through the API."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from wetread import __version__
-from wetread.clinic import access, audit, worklist
+from wetread.clinic import worklist
 from wetread.clinic.access import Caller, Right
-from wetread.errors import ClinicError, DeniedError, NotFoundError
+from wetread.errors import ClinicError, NotFoundError
 from wetread.web import events, security, view
 from wetread.web.problems import UnauthenticatedError
 
@@ -39,14 +39,20 @@ PAGE = 50
 _NOTHING = {"unread": "Nothing waits to be read.", "read": "No study was read yet."}
 
 
-def _reader(request: Request) -> Caller:
+def _signed_in(request: Request) -> Caller:
     """Return who looks at a page; who did not sign in is sent to the login page."""
     try:
-        caller = security.identify(request)
+        return security.identify(request)
     except UnauthenticatedError as error:
         if request.headers.get("HX-Request"):
             raise
         raise HTTPException(303, str(error), {"Location": "/login"}) from None
+
+
+SignedIn = Annotated[Caller, Depends(_signed_in)]
+
+
+def _reader(caller: SignedIn) -> Caller:
     caller.require(Right.VIEW)
     return caller
 
@@ -56,7 +62,7 @@ Reader = Annotated[Caller, Depends(_reader)]
 
 def render(request: Request, name: str, status: int = 200, **context: Any) -> Response:
     """Render a template with what every page needs."""
-    session = request.cookies.get(security.COOKIE)
+    session = security.session_of(request)
     context |= {
         "version": __version__,
         "csrf": security.csrf_token(session) if session else "",
@@ -85,6 +91,7 @@ def worklist_page(
         )
     except ClinicError:
         return RedirectResponse(f"/?{urlencode({'class': chosen})}", 303)
+    security.saw(request, caller)
     live = request.headers.get("HX-Request") == "true"
     return render(
         request,
@@ -123,8 +130,7 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         found = worklist.study(clinic.database, caller.site, study)
     except NotFoundError as error:
         return render(request, "problem.html", 404, title="No such study", detail=str(error))
-    with clinic.database.write() as connection:
-        audit.record(connection, caller.site, caller.name, "study.viewed", study)
+    security.saw(request, caller, study)
     return render(
         request,
         "study.html",
@@ -133,37 +139,3 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         may_review=caller.may(Right.REVIEW),
         **view.reading(found, caller.name),
     )
-
-
-@router.get("/login")
-def login_page(request: Request, code: str = "") -> Response:
-    """Ask before a login link is used, so that a mail scanner that merely looks at it does not spend it."""
-    return render(request, "login.html", code=code)
-
-
-@router.post("/login")
-def login(request: Request, code: Annotated[str, Form(max_length=200)]) -> Response:
-    """Use a login link: open a session."""
-    try:
-        session = access.login(request.app.state.clinic.database, code)
-    except DeniedError as error:
-        return render(request, "problem.html", 403, title="Not logged in", detail=str(error))
-    answer = RedirectResponse("/", 303)
-    answer.set_cookie(
-        security.COOKIE,
-        session,
-        max_age=int(access.SESSION_LIFE.total_seconds()),
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
-    )
-    return answer
-
-
-@router.post("/logout")
-def logout(request: Request, caller: Annotated[Caller, Depends(security.identify)]) -> Response:
-    """End the session."""
-    access.logout(request.app.state.clinic.database, caller)
-    answer = Response(status_code=204)
-    answer.delete_cookie(security.COOKIE, httponly=True, samesite="strict")
-    return answer

@@ -63,7 +63,7 @@ def problem(status: int, detail: str = "", headers: dict[str, str] | None = None
     return JSONResponse(content, status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def also(path: str, detail: str) -> dict[str, str]:
+def also(path: str, detail: str) -> dict[str, Any]:
     """Return what a problem says besides: the Open Inference Protocol wants its message under `error`."""
     return {"error": detail} if path.startswith("/v2") else {}
 

@@ -1,0 +1,146 @@
+"""How people come in and go out: name and password, one-time link, identity provider; their own password."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi.responses import RedirectResponse
+
+from wetread.clinic import access, accounts
+from wetread.clinic.access import Caller
+from wetread.clinic.attempts import ThrottledError
+from wetread.errors import ClinicError, DeniedError
+from wetread.web import oidc, security
+from wetread.web.pages import SignedIn, render
+
+router = APIRouter(include_in_schema=False)
+
+_Text = Annotated[str, Form(max_length=2000)]
+_FLOW = "wetread_oidc"  # the cookie that ties a sign-in at the provider to this browser
+_FLOW_S = 600
+
+
+@router.get("/login")
+def login_page(request: Request, code: str = "") -> Response:
+    """Ask before a login link is used, so that a mail scanner that merely looks at it does not spend it."""
+    return _login_page(request, code=code)
+
+
+@router.post("/login")
+def login(request: Request, code: _Text = "", name: _Text = "", password: _Text = "") -> Response:
+    """Open a session, by a login link or by name and password."""
+    security.ours(request)
+    database, life = request.app.state.clinic.database, security.life(request)
+    if code:
+        try:
+            session = access.login(database, code, life)
+        except DeniedError as error:
+            return render(request, "problem.html", 403, title="Not logged in", detail=str(error))
+    else:
+        try:
+            session = accounts.log_in(database, name, password, address=security.address(request), life=life)
+        except ThrottledError as error:
+            answer = _login_page(request, 429, error=str(error), name=name)
+            answer.headers["Retry-After"] = str(error.seconds)
+            return answer
+        except DeniedError as error:
+            return _login_page(request, 403, error=str(error), name=name)
+    return _signed_in(request, RedirectResponse("/", 303), session)
+
+
+@router.get("/login/provider")
+def provider_login(request: Request) -> Response:
+    """Send the browser to the identity provider."""
+    secret, where = oidc.of(request.app).begin(_callback(request))
+    answer = RedirectResponse(where, 303)
+    # Lax: the way back comes from the provider's page.
+    answer.set_cookie(
+        security.cookie_name(request, _FLOW),
+        secret,
+        max_age=_FLOW_S,
+        httponly=True,
+        samesite="lax",
+        secure=request.url.scheme == "https",
+    )
+    return answer
+
+
+@router.get("/login/provider/done")
+def provider_done(request: Request) -> Response:
+    """Take what the identity provider says, and open a session."""
+    flow, clinic = security.cookie_name(request, _FLOW), request.app.state.clinic
+    try:
+        person = oidc.of(request.app).finish(
+            _callback(request), request.cookies.get(flow, ""), request.query_params, clinic.database
+        )
+        session = accounts.enter(
+            clinic.database,
+            person.issuer,
+            person.subject,
+            person.name,
+            person.role,
+            person.site,
+            life=security.life(request),
+        )
+    except ClinicError as error:
+        answer = render(request, "problem.html", 403, title="Not logged in", detail=str(error))
+    else:
+        # A page, not a redirect: a browser keeps our strict cookie back from what another site began.
+        answer = _signed_in(request, render(request, "entered.html"), session)
+    answer.delete_cookie(flow, httponly=True, samesite="lax", secure=request.url.scheme == "https")
+    return answer
+
+
+@router.post("/logout")
+def logout(request: Request, caller: Annotated[Caller, Depends(security.identify)]) -> Response:
+    """End the session."""
+    access.logout(request.app.state.clinic.database, caller)
+    answer = Response(status_code=204)
+    secure = request.url.scheme == "https"
+    answer.delete_cookie(security.cookie_name(request), httponly=True, samesite="strict", secure=secure)
+    return answer
+
+
+@router.get("/password")
+def password_page(request: Request, caller: SignedIn) -> Response:
+    """Ask for the present and the new password."""
+    return render(request, "password.html", caller=caller)
+
+
+@router.post("/password")
+def change_password(
+    request: Request, caller: Annotated[Caller, Depends(security.by_form)], old: _Text = "", new: _Text = ""
+) -> Response:
+    """Change the caller's own password."""
+    database = request.app.state.clinic.database
+    try:
+        accounts.change_own_password(database, caller, old, new, address=security.address(request))
+    except ThrottledError:
+        raise
+    except ClinicError as error:
+        status = 403 if isinstance(error, DeniedError) else 422
+        return render(request, "password.html", status, caller=caller, error=str(error))
+    return render(request, "password.html", caller=caller, done=True)
+
+
+def _login_page(request: Request, status: int = 200, **context: str) -> Response:
+    """Show the login page; to who is in already, too: another may want to come in."""
+    return render(request, "login.html", status, provider=oidc.configured(request.app), **context)
+
+
+def _callback(request: Request) -> str:
+    """Return where the provider sends the browser back to, by the name that the browser called us by."""
+    return str(request.url.replace(path="/login/provider/done", query="", fragment=""))
+
+
+def _signed_in(request: Request, answer: Response, session: str) -> Response:
+    answer.set_cookie(
+        security.cookie_name(request),
+        session,
+        max_age=int(security.life(request).total_seconds()),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return answer
