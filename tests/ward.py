@@ -12,7 +12,8 @@ import films
 import numpy as np
 
 from wetread.clinic.archive import Archive
-from wetread.clinic.intake import Intake, Received
+from wetread.clinic.intake import READ_ONLY, Intake, Received
+from wetread.clinic.jobs import Job
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 from wetread.clinic.worker import Worker
@@ -34,13 +35,14 @@ class NameReader:
     def __init__(self, name: str = "names", version: str = "1") -> None:
         self.name, self.version, self.id = name, version, (name.encode().hex() + version).ljust(64, "0")[:64]
         self.calls: list[str] = []
+        self.heal = False
 
     def analyse(self, path: Path, name: str) -> Analysis:
         self.calls.append(name)
         read(path, name=name)
         if name.startswith("lateral"):
             return Analysis(self.name, self.id, "screen", False, Code.LATERAL_ONLY, "lateral only", view="LATERAL")
-        if name.startswith("poison"):
+        if name.startswith("poison") and not self.heal:
             raise RuntimeError("the runtime broke")
         flagged = [f for f in FINDINGS if name.lower().startswith(f.lower())] or ["No Finding"]
         findings = tuple(
@@ -104,6 +106,14 @@ class Ward:
 
     def take(self, content: bytes, name: str = "file", **more: Any) -> Received:
         return self.intake.take(BytesIO(content), name, SITE, **more)
+
+    def lease(self) -> Job | None:
+        """Take a job as a process would that is then killed."""
+        models = [*self.models, READ_ONLY]
+        job = self.worker.queue.take(models, suspect=bool(self.worker.queue.next(models)))
+        if job is not None:
+            self.worker.queue.put_down(job)
+        return job
 
     def work(self) -> int:
         done = 0

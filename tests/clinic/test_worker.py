@@ -11,11 +11,12 @@ import pytest
 import sqlalchemy as sa
 from ward import FINDINGS, SITE, NameReader, Ward, dicom, png
 
-from wetread.clinic import store, triage, worker, worklist
+from wetread.clinic import jobs, store, triage, worker, worklist
+from wetread.clinic.jobs import Gate, Queue
 from wetread.clinic.triage import Policy
 from wetread.clinic.worker import TRIES, Worker
 from wetread.clinic.worklist import Study
-from wetread.errors import BusyError
+from wetread.errors import BusyError, Code, ConflictError, FullError, NotFoundError
 from wetread.infer.predict import Analysis
 
 
@@ -118,7 +119,7 @@ def test_a_poisoned_file_is_given_up_after_some_tries(ward: Ward) -> None:
 def test_a_file_that_kills_the_process_is_given_up_too(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     key = ward.take(png(), "deadly.png").study
     for _ in range(TRIES):
-        assert ward.worker._take() is not None  # and then the process is gone
+        assert ward.lease() is not None  # and then the process is gone
         assert study(ward, key).row.status == "received"
         hurry(ward)
     ward.work()
@@ -129,19 +130,19 @@ def test_a_file_that_kills_the_process_is_given_up_too(ward: Ward, monkeypatch: 
 
 def test_a_lease_keeps_others_away_until_it_runs_out(ward: Ward) -> None:
     ward.take(png(), "edema.png")
-    assert ward.worker._take() is not None
-    assert ward.worker._take() is None
+    assert ward.lease() is not None
+    assert ward.lease() is None
     hurry(ward)
-    again = ward.worker._take()
+    again = ward.lease()
     assert again is not None
     assert again.tries == 2
 
 
 def test_a_job_done_twice_gives_one_result(ward: Ward) -> None:
     ward.take(png(), "edema.png")
-    first = ward.worker._take()
+    first = ward.lease()
     hurry(ward)
-    second = ward.worker._take()
+    second = ward.lease()
     assert first is not None
     assert second is not None
     for job in (first, second):
@@ -150,10 +151,11 @@ def test_a_job_done_twice_gives_one_result(ward: Ward) -> None:
     assert [job.state for job in rows(ward, store.job)] == ["done"]
 
 
-def test_a_restart_takes_its_own_jobs_back_at_once(ward: Ward) -> None:
+def test_a_restart_of_the_only_service_takes_its_jobs_back_at_once(ward: Ward) -> None:
     key = ward.take(png(), "edema.png").study
-    assert ward.worker._take() is not None  # killed
+    assert ward.lease() is not None  # killed
     again = Worker(ward.database, ward.archive, ward.models, lambda connection, site: Policy())
+    assert again.queue.take_back() == 1
     again.start()
     wait_for(lambda: study(ward, key).row.status == "analysed")
     again.stop()
@@ -171,10 +173,7 @@ def wait_for(condition: object) -> None:
 def test_two_workers_share_the_jobs(ward: Ward) -> None:
     keys = [ward.take(png(i), "edema.png").study for i in range(12)]
     workers = [Worker(ward.database, ward.archive, ward.models, lambda c, s: Policy(), threads=2) for _ in range(2)]
-    for number, each in enumerate(workers):
-        each.name = (
-            f"service {number}"  # on two machines; a second one of the same name takes the jobs of the first back
-        )
+    for each in workers:
         each.start()
     wait_for(lambda: all(study(ward, key).row.status == "analysed" for key in keys))
     for each in workers:
@@ -200,14 +199,14 @@ def test_no_room_is_not_a_failure(ward: Ward, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_database_that_goes_away_does_not_end_the_worker(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     key = ward.take(png(), "edema.png").study
-    real, failures = ward.worker._take, [sa.exc.OperationalError("x", {}, Exception("gone"))] * 2
+    real, failures = ward.worker.step, [sa.exc.OperationalError("x", {}, Exception("gone"))] * 2
 
-    def sometimes() -> worker.Job | None:
+    def sometimes() -> bool:
         if failures:
             raise failures.pop()
         return real()
 
-    monkeypatch.setattr(ward.worker, "_take", sometimes)
+    monkeypatch.setattr(ward.worker, "step", sometimes)
     ward.worker.start()
     wait_for(lambda: study(ward, key).row.status == "analysed")
     ward.worker.stop()
@@ -273,3 +272,136 @@ def test_the_waiting_cap_promotes_and_alarms_once(ward: Ward) -> None:
         triage.refresh(connection, routine, Policy(), store.now())
     assert worklist.row(ward.database, SITE, routine).reason == page.rows[1].reason
     assert [e["kind"] for e in study(ward, routine).events].count("study.overdue") == 1
+
+
+def test_a_live_process_keeps_its_lease_and_a_dead_one_does_not(ward: Ward) -> None:
+    ward.take(png(), "edema.png")
+    mine, other = Queue(ward.database, "mine", timedelta(seconds=1)), Queue(ward.database, "other")
+    models = list(ward.models)
+    job = mine.take(models)
+    assert job is not None
+    for _ in range(3):  # as if two seconds went by each time
+        hurry(ward)
+        mine.renew()
+        assert other.next(models) is None
+    hurry(ward)
+    mine.put_down(job)  # it was killed: nobody renews
+    mine.renew()
+    assert other.next(models) is True
+
+
+def test_a_job_that_hangs_is_given_to_others(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    ward.take(png(), "edema.png")
+    mine, models = Queue(ward.database, "mine"), list(ward.models)
+    assert mine.take(models) is not None
+    hurry(ward)
+    assert mine.next(models) is None
+    monkeypatch.setattr(jobs, "PATIENCE_S", 0.0)
+    mine.renew()
+    assert Queue(ward.database, "other").next(models) is True
+
+
+def test_who_lost_its_lease_changes_nothing(ward: Ward) -> None:
+    """A process that was stopped for a while wakes up after somebody else did its job."""
+    key = ward.take(png(), "edema.png").study
+    late, models = Queue(ward.database, "late"), list(ward.models)
+    job = late.take(models)
+    assert job is not None
+    hurry(ward)
+    assert ward.work() == 1
+    late.renew()
+    late.again(job, "it failed")
+    ward.worker._finish(job, ward.worker._refusal(job, Code.MODEL_FAILED, "late"), 0.0, "late")
+    assert [(row.state, row.error) for row in rows(ward, store.job)] == [("done", None)]
+    assert study(ward, key).row.status == "analysed"
+    assert len(rows(ward, store.image_result)) == 1
+
+
+def test_a_clock_that_is_set_back_holds_nothing_up(ward: Ward) -> None:
+    ward.take(png(0), "edema.png")
+    ward.take(png(1), "nothing.png")
+    assert ward.lease() is not None
+    with ward.database.write() as connection:
+        future = store.now() + timedelta(days=1)
+        connection.execute(store.job.update().values(due_at=future))
+        connection.execute(store.job.update().where(store.job.c.state == "running").values(lease_until=future))
+    assert ward.work() == 2
+
+
+def test_what_broke_off_is_tried_alone_so_that_its_neighbours_do_not_suffer(ward: Ward) -> None:
+    """Three jobs run when one of them kills the process, again and again: the other two are not blamed."""
+    keys = [ward.take(png(i), f"{name}.png").study for i, name in enumerate(["deadly", "edema", "pneumothorax"])]
+    assert len([ward.lease() for _ in keys]) == 3
+    ward.worker.queue.take_back()
+    for _ in range(TRIES - 1):  # each restart tries the first suspect, alone, and is killed by it
+        job = ward.lease()
+        assert job is not None
+        assert job.study == keys[0]
+        ward.worker.queue.take_back()
+    assert ward.work() == 3
+    found = [study(ward, key).row for key in keys]
+    assert [(row.status, row.code) for row in found] == [
+        ("not_analysed", "MODEL_FAILED"), ("analysed", None), ("analysed", None)
+    ]  # fmt: skip
+
+
+def test_the_gate_lets_many_in_or_one_alone() -> None:
+    gate, log = Gate(), []
+    gate.enter(alone=False)
+    alone = threading.Thread(target=lambda: (gate.enter(alone=True), log.append("alone"), gate.leave(alone=True)))
+    alone.start()
+    wait_for(lambda: gate._alone)
+    late = threading.Thread(target=lambda: (gate.enter(alone=False), log.append("late"), gate.leave(alone=False)))
+    late.start()
+    assert log == []
+    gate.leave(alone=False)
+    for thread in (alone, late):
+        thread.join(60)
+    assert log == ["alone", "late"]
+
+
+def test_a_result_waits_for_the_database(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ward.take(png(), "edema.png").study
+    gone = [FullError("the disk is full"), sa.exc.OperationalError("x", {}, Exception("gone"))]
+    real = ward.worker._write
+
+    def write(*values: object) -> None:
+        if gone:
+            raise gone.pop()
+        real(*values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ward.worker, "_write", write)
+    monkeypatch.setattr(ward.worker._stop, "wait", lambda seconds: False)
+    assert ward.work() == 1
+    assert study(ward, key).row.status == "analysed"
+    assert next(iter(ward.models.values())).calls == ["edema.png"]
+    assert [row.tries for row in rows(ward, store.job)] == [1]
+
+
+def test_set_aside_shows_why_and_can_be_tried_again(ward: Ward) -> None:
+    good = ward.take(png(1), "edema.png")
+    bad = ward.take(png(0), "poison.png", study=good.study)
+    for _ in range(TRIES):
+        ward.work()
+        hurry(ward)
+    with ward.database.read() as connection:
+        [row] = jobs.aside(connection, SITE)
+    assert (row.image, row.study, row.reason) == (bad.image, bad.study, "RuntimeError: the runtime broke")
+
+    model = next(iter(ward.models.values()))
+    model.heal = True
+    assert list(jobs.retry(ward.database, SITE, bad.image, "dr", lambda c, s: Policy())) == [model.id]
+    with pytest.raises(ConflictError, match="nothing to try again"):
+        jobs.retry(ward.database, SITE, bad.image, "dr", lambda c, s: Policy())
+    with pytest.raises(NotFoundError, match="no such image"):
+        jobs.retry(ward.database, "elsewhere", bad.image, "dr", lambda c, s: Policy())
+    assert ward.work() == 1
+    results = rows(ward, store.image_result)
+    assert sorted((row.instance, row.suitable) for row in results) == sorted([(good.image, True), (bad.image, True)])
+    with ward.database.read() as connection:
+        assert jobs.aside(connection, SITE) == []
+        actions = connection.execute(sa.select(store.audit.c.actor, store.audit.c.action)).all()
+    assert ("dr", "image.retried") in [tuple(row) for row in actions]
+    assert len({(row.study, row.images, row.model) for row in rows(ward, store.study_result)}) == len(
+        rows(ward, store.study_result)
+    )

@@ -8,15 +8,17 @@ Instance UID are kept apart (quarantined) with a caution that the reader sees.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
+from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import audit, identity, priority, store, triage
+from wetread.clinic import audit, identity, priority, retention, store, triage
 from wetread.clinic.archive import Archive, Stored
 from wetread.clinic.identity import Identity
 from wetread.clinic.priority import ORDER, Priority
@@ -125,7 +127,12 @@ class Intake:
             raise ClinicError(f"study {study[:80]!r}: must be the id of a study or a label of 1 to 64 characters")
         stored = self.archive.put(source, limit=self.max_bytes)
         said = identity.of(self.archive.path(stored.sha256), stored.head)
-        received = self._register(stored, said, name, site, actor, study, floor)
+        try:
+            received = self._register(stored, said, name, site, actor, study, floor)
+        except ClinicError:  # refused: its bytes must not come back as a file that was forgotten
+            with suppress(ClinicError, SQLAlchemyError), self.database.write() as connection:
+                retention.discard(connection, stored.sha256)
+            raise
         if received.new:
             self._wake()
         return received
@@ -162,6 +169,7 @@ class Intake:
             name = identity.clean(name) or "file"
             if same := next((row for row in known if row.sha256 == stored.sha256), None):
                 return Received(name, same.study, same.id, False, same.state == "quarantined", same.format)
+            retention.arrived(connection, self.archive, stored.sha256)
             patient = target.patient_id if target else said.patient_id
             now = store.now()
             values = {"site": site, "study_uid": study_uid, "patient_id": patient, "floor": floor, "now": now}
@@ -194,8 +202,15 @@ class Intake:
             triage.refresh(connection, row.id, self._policy(connection, site), now)
         return Received(name, row.id, image["id"], True, bool(known), said.format)
 
-    def adopt(self, site: str) -> tuple[list[str], list[str]]:
-        """Set right what a crash between disk and database left; call it before anything is taken in.
+    def adopt(self, site: str, older_than_s: float = 0.0) -> tuple[list[str], list[str]]:
+        """Set right what a crash between disk and database left.
+
+        Parameters
+        ----------
+        site : str
+            To which the files go.
+        older_than_s : float
+            Leave alone what came since: another process may be about to make its row.
 
         Returns
         -------
@@ -206,10 +221,13 @@ class Intake:
         """
         with self.database.read() as connection:
             rows = connection.execute(sa.select(store.instance.c.sha256, store.instance.c.id)).all()
-        known = {row.sha256 for row in rows}
+            leaving = set(connection.execute(sa.select(store.removal.c.sha256)).scalars())
+        known = {row.sha256 for row in rows} | leaving
         on_disk = set(self.archive.names())
         adopted = []
         for sha256 in sorted(on_disk - known):
+            if older_than_s and self.archive.age_s(sha256) < older_than_s:
+                continue
             path = self.archive.path(sha256)
             with path.open("rb") as file:
                 head = file.read(4096)
@@ -219,8 +237,13 @@ class Intake:
             )
         return adopted, sorted(row.id for row in rows if row.sha256 not in on_disk)
 
-    def backfill(self) -> int:
+    def backfill(self, others: Collection[str] = ()) -> int:
         """Queue what a change of models left undone, and drop what waits for a model no longer in service.
+
+        Parameters
+        ----------
+        others : collection of str
+            Ids of the models that other live processes serve.
 
         Returns
         -------
@@ -236,12 +259,17 @@ class Intake:
         )
         count, now = 0, store.now()
         with self.database.write() as connection:
-            connection.execute(jobs.delete().where(jobs.c.state != "done", jobs.c.model.not_in(models)))
+            gone = sa.and_(sa.text("job.state != 'done'"), jobs.c.model.not_in([*models, *others]))
+            left = sa.select(images.c.study).join(jobs, jobs.c.instance == images.c.id).where(gone)
+            studies = {row.study: row.site for row in connection.execute(left.add_columns(images.c.site))}
+            connection.execute(jobs.delete().where(gone))
             for model in models:
                 done = sa.select(jobs.c.instance).where(jobs.c.model == model)
                 for image in connection.execute(wanted.where(images.c.id.not_in(done))).scalars().all():
                     _enqueue(connection, image, [model], Priority.ROUTINE, now)
                     count += 1
+            for study, site in studies.items():
+                triage.refresh(connection, study, self._policy(connection, site), now)
         return count
 
 
