@@ -777,17 +777,24 @@ def serve(
     data: Annotated[Path, typer.Option(help="Folder of database and archive; made when missing.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8080,
+    dicom_port: Annotated[
+        int | None, typer.Option(help="Receive DICOM on this port; default: setting dicom_port.", min=0, max=65535)
+    ] = None,
+    ae_title: Annotated[
+        str | None, typer.Option(help="Our AE title; default: setting dicom_ae_title.", metavar="TITLE")
+    ] = None,
 ) -> None:
     """Serve the worklist: take studies in, analyse them, order the list, keep what readers decide.
 
     Prints a login link that is good for one use within an hour. Ctrl-C ends it; nothing is lost.
 
-    Example: `wetread serve --data clinic`
+    Examples: `wetread serve --data clinic`; `wetread serve --data clinic --dicom-port 11112 --ae-title TRIAGE`
     """
     from wetread import config
     from wetread.web import serve as server
 
-    server.run(data, host, port, config.load(Path("wetread.toml")), say=typer.echo)
+    settings = config.load(Path("wetread.toml"), dicom_port=dicom_port, dicom_ae_title=ae_title)
+    server.run(data, host, port, settings, say=typer.echo)
 
 
 token = typer.Typer(no_args_is_help=True, help="API tokens, for programs that send studies or read results.")

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from wetread.clinic import audit, priority, store, triage
 from wetread.clinic.archive import Archive
+from wetread.clinic.delivery import Outbox
 from wetread.clinic.dimse import Listener
 from wetread.clinic.intake import Intake
 from wetread.clinic.store import Store
@@ -100,6 +101,7 @@ class Clinic:
         self._lock = _lock(data)
         self.database = Store.open(data, settings.database)
         self.archive = Archive(data / "archive")
+        self.outbox = Outbox(self.database, self.archive, settings)
         self._given = models
         self._missing: list[ModelState] = []
         self.models: dict[str, Model] = {}
@@ -141,6 +143,7 @@ class Clinic:
         threads = settings.threads + 2
         self.worker = Worker(self.database, self.archive, self.models, self.policy, threads=threads, limits=limits)
         self.worker.start()
+        self.outbox.start()
         self._every(1.0, self._sweep)
         if self.watch is not None:
             self._every(1.0, self._look)
@@ -158,6 +161,7 @@ class Clinic:
             thread.join()
         if self.worker is not None:
             self.worker.stop()
+        self.outbox.stop()
         for model in self.models.values():
             if isinstance(model, Served):
                 model.predictor.close()

@@ -342,6 +342,23 @@ delivery = Table(
 )
 _unsent = sa.text("state IN ('queued', 'failed')")
 Index("ix_delivery_unsent", delivery.c.destination, delivery.c.due_at, sqlite_where=_unsent, postgresql_where=_unsent)
+commitment = Table(  # of storage, asked for by a DICOM peer
+    "commitment",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("ae", Name, nullable=False),
+    Column("transaction", Name, nullable=False),
+    Column("items", sa.JSON, nullable=False),  # pairs of SOP Class UID and SOP Instance UID
+    Column("state", Name, nullable=False),  # pending, done, failed
+    Column("tries", sa.Integer, nullable=False),
+    Column("due_at", Moment, nullable=False),
+    Column("error", sa.Text),
+    Column("created_at", Moment, nullable=False),
+    UniqueConstraint("site", "ae", "transaction"),
+)
+_pending = commitment.c.state == "pending"
+Index("ix_commitment_pending", commitment.c.due_at, sqlite_where=_pending, postgresql_where=_pending)
 event = Table(
     "event",
     metadata,

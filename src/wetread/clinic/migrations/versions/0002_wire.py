@@ -42,6 +42,7 @@ def upgrade() -> None:
     _life()
     _processes()
     _queries()
+    _commitment()
 
 
 def _access() -> None:
@@ -170,4 +171,28 @@ def _queries() -> None:
         "UPDATE study SET study_date = replace(substr(acquired_at, 1, 10), '-', ''), "
         "study_time = CASE WHEN length(acquired_at) >= 16 THEN replace(substr(acquired_at, 12, 5), ':', '') END "
         "WHERE acquired_at IS NOT NULL"
+    )
+
+
+def _commitment() -> None:
+    """Storage commitments that DICOM peers asked for."""
+    op.create_table(
+        "commitment",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("site", sa.String(length=64), nullable=False),
+        sa.Column("ae", sa.String(length=64), nullable=False),
+        sa.Column("transaction", sa.String(length=64), nullable=False),
+        sa.Column("items", sa.JSON(), nullable=False),
+        sa.Column("state", sa.String(length=64), nullable=False),
+        sa.Column("tries", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["site"], ["site.name"], name=op.f("fk_commitment_site")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_commitment")),
+        sa.UniqueConstraint("site", "ae", "transaction", name=op.f("uq_commitment_site_ae_transaction")),
+    )
+    pending = sa.text("state = 'pending'")
+    op.create_index(
+        "ix_commitment_pending", "commitment", ["due_at"], sqlite_where=pending, postgresql_where=pending
     )
