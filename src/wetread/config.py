@@ -121,6 +121,23 @@ class Settings(BaseModel):
     remote_pause_s: float = Field(15.0, description="How long it is left alone before it is tried again, in s.", gt=0)
     infer_max_bytes: int = Field(64 * 2**20, description="Largest body of an inference request, in bytes.", ge=1)
     priority: str = Field("", description="TOML file with the site's priority rule; empty means the built-in rule.")
+    outputs_sr: list[str] = Field(
+        [], description="Where structured reports go: `dicomweb+https://host/dicom-web`, `dicom://AE@host:port`."
+    )
+    outputs_sc: list[str] = Field([], description="Where secondary captures go; addresses as for `outputs_sr`.")
+    outputs_fhir: list[str] = Field([], description="Where FHIR R4 transactions go: `fhir+https://host/fhir`.")
+    outputs_hl7: list[str] = Field(
+        [], description="Where HL7 v2 messages go: `mllp://host:port`, `mllps://host:port` with TLS."
+    )
+    outputs_webhook: list[str] = Field(
+        [], description="Where critical findings are told: `https://host/path#secret-file=/path`."
+    )
+    outputs_webhook_patient: bool = Field(False, description="Webhooks say who the patient is.")
+    outputs_patients: str = Field("", description="System (URI) of the site's patient identifiers in FHIR.")
+    outputs_tries: int = Field(72, description="An output is given up after so many tries.", ge=1, le=10_000)
+    outputs_retry_s: float = Field(
+        10.0, description="Wait after the first failure, in s; doubled each time, up to 1 h.", gt=0, le=3600
+    )
     demo: bool = Field(False, description="Synthetic department: the page says that patients are phantoms.")
 
 

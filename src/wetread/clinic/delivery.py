@@ -1,0 +1,361 @@
+"""The outbox: what is owed to other systems, since when, and how often it was tried.
+
+A delivery is a row, written in the transaction of what causes it: results that are complete, a signed review, a
+critical finding. A thread for each destination takes what is due, builds it from the database and sends it; a
+destination that is down keeps no other waiting. A row is leased, not removed, while it is sent, so that a process that
+is killed loses nothing: it is sent again, at least once, with the same UIDs. What cannot be sent is tried again, ever
+more rarely, and given up in the end; from the first failure on it is shown until it went out or somebody gave it up.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from wetread.clinic import audit, capture, destinations, fhir, oru, statement, store, structured_report
+from wetread.clinic.archive import Archive
+from wetread.clinic.destinations import Destination, SendError
+from wetread.clinic.evidence import NotDicomError
+from wetread.clinic.statement import NOTICE, OutdatedError, Statement
+from wetread.clinic.store import Store
+from wetread.config import Settings
+from wetread.errors import ConflictError, NotFoundError
+from wetread.radiograph.read import Limits
+
+log = logging.getLogger(__name__)
+
+LEASE = timedelta(minutes=5)
+LONGEST = timedelta(hours=1)
+# What each kind is sent for.
+RESULT, REVIEW, CRITICAL = "result", "review", "critical"
+_FOR = {
+    "sr": (RESULT,),
+    "sc": (RESULT,),
+    "fhir": (RESULT, REVIEW),
+    "hl7": (RESULT, REVIEW),
+    "webhook": (CRITICAL,),
+}
+UNSENT = ("queued", "failed", "given_up")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One delivery as listed; `state` is queued, failed (tried again at `due_at`), sent, given_up or nothing."""
+
+    id: str
+    study: str
+    kind: str
+    destination: str
+    state: str
+    tries: int
+    due_at: datetime
+    error: str | None
+    created_at: datetime
+    sent_at: datetime | None
+
+
+class Outbox:
+    """Owes and sends.
+
+    Parameters
+    ----------
+    database, archive
+    settings : Settings
+
+    Raises
+    ------
+    ConfigError
+        For a destination that cannot be.
+    """
+
+    def __init__(self, database: Store, archive: Archive, settings: Settings) -> None:
+        self.database, self.archive, self.settings = database, archive, settings
+        self.destinations = destinations.of(settings)
+        self.observe: Callable[[str, str], None] = lambda kind, outcome: None
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        if self.destinations:
+            database.followers.append(self.follow)
+
+    def follow(self, connection: Connection, kind: str, study: str | None, payload: Mapping[str, Any]) -> None:
+        """Owe what an event causes, in the event's own transaction."""
+        if study is None:
+            return
+        settled = kind in ("study.completed", "study.analysed") and _settled(connection, study)
+        if settled and (results := statement.current(connection, study)):
+            self._owe(connection, RESULT, study, statement.cause(results))
+        if kind == "study.analysed" and (critical := _critical(connection, study)):
+            self._owe(connection, CRITICAL, study, critical)
+        if kind == "review.signed":
+            self._owe(connection, REVIEW, study, str(payload["review"]))
+
+    def _owe(self, connection: Connection, what: str, study: str, cause: str) -> None:
+        table, now = store.delivery, store.now()
+        for to in self.destinations:
+            if what not in _FOR[to.kind]:
+                continue
+            key = {"study": study, "kind": to.kind, "destination": to.name, "cause": cause}
+            there = sa.select(table.c.id).where(*(table.c[name] == value for name, value in key.items()))
+            if connection.execute(there).first() is None:
+                connection.execute(
+                    table.insert().values(
+                        id=store.new_id(),
+                        detail={"for": what},
+                        state="queued",
+                        tries=0,
+                        due_at=now,
+                        created_at=now,
+                        **key,
+                    )
+                )
+
+    def start(self) -> None:
+        """Give up what has no destination any more, and begin to send."""
+        self._orphans()
+        for to in self.destinations:
+            thread = threading.Thread(target=self._loop, args=(to,), name=f"send-{to.kind}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """Finish what is being sent and end the threads."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _loop(self, to: Destination) -> None:
+        while not self._stop.is_set():
+            try:
+                if not self.step(to):
+                    self._stop.wait(0.5)
+            except Exception as error:  # the database is gone: nothing is lost, try again
+                log.error("outputs: %s", type(error).__name__)
+                self._stop.wait(1.0)
+
+    def step(self, to: Destination) -> bool:
+        """Send one thing that is due to a destination; return whether there was one."""
+        row = self._take(to)
+        if row is None:
+            return False
+        try:
+            self._send(to, row)
+        except (OutdatedError, NotDicomError, NotFoundError) as error:
+            self._finish(row, "nothing", str(error))
+        except SendError as error:
+            self._failed(row, str(error))
+        except Exception as error:
+            # What is odd in one study must neither stop the others nor put its data into a log.
+            log.error("delivery %s: cannot be made: %s", row["id"], type(error).__name__)
+            self._failed(row, f"cannot be made ({type(error).__name__}); look into the log")
+        else:
+            self._finish(row, "sent", None)
+        return True
+
+    def _take(self, to: Destination) -> dict[str, Any] | None:
+        """Lease the next delivery that is due."""
+        table, now = store.delivery, store.now()
+        due = (
+            sa.select(table.c.id)
+            .where(
+                sa.text("state IN ('queued', 'failed')"),
+                table.c.kind == to.kind,
+                table.c.destination == to.name,
+                table.c.due_at <= now,
+                sa.or_(table.c.lease_until.is_(None), table.c.lease_until <= now),
+            )
+            .order_by(table.c.due_at, table.c.id)
+            .limit(1)
+        )
+        with self.database.read() as connection:
+            if connection.execute(due).first() is None:
+                return None
+        # Writers take turns over all processes, so that no two take the same one.
+        with self.database.write() as connection:
+            key = connection.execute(due).scalar()
+            if key is None:
+                return None
+            connection.execute(
+                table.update().where(table.c.id == key).values(lease_until=now + LEASE, tries=table.c.tries + 1)
+            )
+            return dict(connection.execute(sa.select(table).where(table.c.id == key)).mappings().one())
+
+    def _send(self, to: Destination, row: Mapping[str, Any]) -> None:
+        what = row["detail"]["for"]
+        said = statement.load(
+            self.database,
+            self.archive,
+            row["study"],
+            about=row["cause"] if what == RESULT else None,
+            review=row["cause"] if what == REVIEW else None,
+        )
+        settings = self.settings
+        if to.kind == "sr":
+            destinations.send_dicom(to, [structured_report.build(said)], settings)
+        elif to.kind == "sc":
+            limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+            destinations.send_dicom(to, capture.build(said, self.database, limits), settings)
+        elif to.kind == "fhir":
+            destinations.send_fhir(to, fhir.build(said, patients=settings.outputs_patients))
+        elif to.kind == "hl7":
+            destinations.send_hl7(to, oru.build(said))
+        else:
+            destinations.send_webhook(to, alert(said, patient=settings.outputs_webhook_patient), row["id"])
+
+    def _finish(self, row: Mapping[str, Any], state: str, error: str | None) -> None:
+        table = store.delivery
+        sent = store.now() if state == "sent" else None
+        with self.database.write() as connection:
+            connection.execute(
+                table.update()
+                .where(table.c.id == row["id"])
+                .values(state=state, error=error, sent_at=sent, lease_until=None)
+            )
+            self._tell(connection, row, f"delivery.{state}", error)
+        self.observe(row["kind"], state)
+
+    def _failed(self, row: Mapping[str, Any], error: str) -> None:
+        """Try again later, twice as late each time; in the end give up."""
+        table, tries = store.delivery, row["tries"]
+        state = "given_up" if tries >= self.settings.outputs_tries else "failed"
+        wait = min(timedelta(seconds=self.settings.outputs_retry_s) * 2 ** min(tries - 1, 30), LONGEST)
+        with self.database.write() as connection:
+            connection.execute(
+                table.update()
+                .where(table.c.id == row["id"])
+                .values(state=state, error=error[:500], due_at=store.now() + wait, lease_until=None)
+            )
+            if tries == 1 or state == "given_up":
+                self._tell(connection, row, "delivery.failed", error[:500])
+        log.warning("delivery %s: %s, try %d: %s", row["id"], row["kind"], tries, error)
+        self.observe(row["kind"], state)
+
+    def _tell(self, connection: Connection, row: Mapping[str, Any], kind: str, error: str | None) -> None:
+        site = connection.execute(sa.select(store.study.c.site).where(store.study.c.id == row["study"])).scalar_one()
+        payload = {"delivery": row["id"], "kind": row["kind"], "destination": row["destination"], "error": error}
+        store.emit(connection, kind, site, row["study"], payload)
+
+    def _orphans(self) -> None:
+        """Give up what goes where the settings no longer send: otherwise it would wait, unseen, for ever."""
+        table = store.delivery
+        known = [sa.and_(table.c.kind == to.kind, table.c.destination == to.name) for to in self.destinations]
+        gone = sa.and_(sa.text("state IN ('queued', 'failed')"), sa.not_(sa.or_(sa.false(), *known)))
+        with self.database.read() as connection:
+            if connection.execute(sa.select(table.c.id).where(gone).limit(1)).first() is None:
+                return
+        with self.database.write() as connection:
+            connection.execute(
+                table.update().where(gone).values(state="given_up", error="no longer a destination of the settings")
+            )
+
+
+def alert(said: Statement, *, patient: bool) -> dict[str, Any]:
+    """Return what a webhook tells of a critical finding; who the patient is only when asked for."""
+    content: dict[str, Any] = {
+        "event": "critical_finding",
+        "study": said.study,
+        "site": said.site,
+        "priority": said.priority,
+        "finding": said.finding,
+        "reason": said.reason,
+        "at": said.at.isoformat(),
+        "notice": NOTICE,
+        "findings": [
+            {"finding": f.finding, "call": f.call, "model": f.model, "version": f.version} for f in said.flagged
+        ],
+    }
+    if patient:
+        content["patient"] = {
+            "id": said.patient_id,
+            "name": said.patient_name,
+            "birth_date": said.birth_date,
+            "accession": said.accession,
+            "study_uid": said.study_uid,
+        }
+    return content
+
+
+def _settled(connection: Connection, study: str) -> bool:
+    """Tell whether a study is complete and nothing of it waits for analysis."""
+    row = connection.execute(sa.select(store.study.c.complete_at).where(store.study.c.id == study)).one()
+    waiting = (
+        sa.select(store.job.c.id)
+        .join(store.instance, store.instance.c.id == store.job.c.instance)
+        .where(store.instance.c.study == study, store.instance.c.state == "stored", store.job.c.state != "done")
+    )
+    return row.complete_at is None and connection.execute(waiting.limit(1)).first() is None
+
+
+def _critical(connection: Connection, study: str) -> str | None:
+    """Return which finding of which model made a study critical, if AI did."""
+    table = store.study.c
+    row = connection.execute(sa.select(table.priority, table.finding, table.model).where(table.id == study)).one()
+    return f"{row.finding} {row.model}"[:64] if row.priority == "critical" and row.finding else None
+
+
+def listing(database: Store, site: str, *, states: Sequence[str] = UNSENT, limit: int = 200) -> list[Delivery]:
+    """Return the deliveries of a site in these states, the newest first."""
+    table = store.delivery
+    columns = [table.c[name] for name in Delivery.__dataclass_fields__]
+    wanted = (
+        sa.select(*columns)
+        .join(store.study, store.study.c.id == table.c.study)
+        .where(store.study.c.site == site, table.c.state.in_(list(states)))
+        .order_by(table.c.created_at.desc(), table.c.id)
+        .limit(limit)
+    )
+    with database.read() as connection:
+        return [Delivery(*row) for row in connection.execute(wanted)]
+
+
+def undelivered(database: Store, site: str) -> int:
+    """Return how many deliveries of a site failed so far or were given up."""
+    table = store.delivery
+    wanted = (
+        sa.select(sa.func.count())
+        .select_from(table.join(store.study, store.study.c.id == table.c.study))
+        .where(store.study.c.site == site, table.c.state.in_(["failed", "given_up"]))
+    )
+    with database.read() as connection:
+        return int(connection.execute(wanted).scalar_one())
+
+
+def retry(database: Store, site: str, key: str, actor: str) -> None:
+    """Try a delivery again at once.
+
+    Raises
+    ------
+    NotFoundError
+        When the site has no such delivery.
+    ConflictError
+        When it was sent already.
+    """
+    _change(database, site, key, actor, "delivery.retried", state="queued", tries=0, due_at=store.now())
+
+
+def dismiss(database: Store, site: str, key: str, actor: str) -> None:
+    """Let a delivery be: it is not tried again and no longer shown as undelivered. Raises as `retry` does."""
+    _change(database, site, key, actor, "delivery.dismissed", state="nothing")
+
+
+def _change(database: Store, site: str, key: str, actor: str, action: str, **values: Any) -> None:
+    table = store.delivery
+    with database.write() as connection:
+        row = connection.execute(
+            sa.select(table.c.state, table.c.study, table.c.kind)
+            .join(store.study, store.study.c.id == table.c.study)
+            .where(table.c.id == key, store.study.c.site == site)
+        ).first()
+        if row is None:
+            raise NotFoundError(f"delivery {key[:64]}: no such delivery at this site")
+        if row.state in ("sent", "nothing"):
+            raise ConflictError(f"delivery {key}: it is done already")
+        connection.execute(table.update().where(table.c.id == key).values(lease_until=None, **values))
+        store.emit(connection, action, site, row.study, {"delivery": key, "kind": row.kind})
+        audit.record(connection, site, actor, action, key)
