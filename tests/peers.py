@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -158,3 +159,68 @@ def dcmtk_path(program: str) -> str:
 def environment() -> Mapping[str, str]:
     """Return the environment in which DCMTK's programs run."""
     return {k: v for k, v in os.environ.items() if not k.startswith("WETREAD_")} | {"TCP_NODELAY": "1"}
+
+
+def certificates(folder: Path) -> dict[str, Path]:
+    """Make certificates of an authority, a server and a client for 127.0.0.1, and a stranger; return PEM files."""
+
+    def openssl(*arguments: str | Path) -> None:
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=LIMIT_S)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Path] = {}
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost", encoding="utf-8")
+    for name, issuer in (("ca", None), ("server", "ca"), ("client", "ca"), ("stranger", None)):
+        made[f"{name}_key"], made[name] = folder / f"{name}.key", folder / f"{name}.pem"
+        key, subject = ("-newkey", "rsa:2048", "-nodes", "-keyout", made[f"{name}_key"]), ("-subj", f"/CN={name}")
+        if issuer is None:
+            openssl("req", "-x509", "-days", "2", *key, *subject, "-out", made[name])
+            continue
+        openssl("req", *key, *subject, "-out", folder / f"{name}.csr")
+        signed_by = ("-CA", made[issuer], "-CAkey", made[f"{issuer}_key"], "-set_serial", str(len(made)))
+        request = ("-in", folder / f"{name}.csr", "-extfile", folder / "names", "-days", "2")
+        openssl("x509", "-req", *request, *signed_by, "-out", made[name])
+    return made
+
+
+class Gate:
+    """A TCP connection's middleman that lets through only so many bytes from the caller, until `open` is called."""
+
+    def __init__(self, port: int, allow: int) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.passed, self._target, self._allow = 0, port, allow
+        self._opened, self._links = threading.Event(), list[socket.socket]()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def open(self) -> None:
+        """Let everything through."""
+        self._opened.set()
+
+    def close(self) -> None:
+        """Cut both sides."""
+        for link in [self.listener, *self._links]:
+            with suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+            link.close()
+        self._opened.set()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            caller, _ = self.listener.accept()
+            called = socket.create_connection(("127.0.0.1", self._target))
+            self._links += [caller, called]
+            threading.Thread(target=self._back, args=(called, caller), daemon=True).start()
+            while piece := caller.recv(4096):
+                called.sendall(piece)
+                self.passed += len(piece)
+                if self.passed >= self._allow:
+                    self._opened.wait(LIMIT_S)
+            called.shutdown(socket.SHUT_WR)
+
+    @staticmethod
+    def _back(called: socket.socket, caller: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := called.recv(65536):
+                caller.sendall(piece)
+            caller.shutdown(socket.SHUT_RDWR)

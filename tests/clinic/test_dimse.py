@@ -3,12 +3,12 @@
 import hashlib
 import socket
 import struct
-from contextlib import contextmanager
 from io import BytesIO
 
 import pydicom
 import pytest
 import sqlalchemy as sa
+from clinic_dimse import US, body, dataset, listening, rows, send
 from peers import wait
 from pydicom.uid import JPEGLosslessSV1, MRImageStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE, build_context
@@ -21,48 +21,11 @@ from wetread.clinic.peers import Caller, Peer, PeerError
 from wetread.config import Settings
 from wetread.errors import ConfigError, FullError
 
-US = Caller("MODALITY", timeout_s=20)
-
-
-@contextmanager
-def listening(ward, **settings):
-    """Listen with the intake of a ward."""
-    given = {"dicom_peers": ["*@127.0.0.1"], "dicom_host": "127.0.0.1", "dicom_timeout_s": 20.0, "max_bytes": 2**20}
-    listener = Listener(ward.intake, Settings(**{**given, **settings}))
-    listener.bind(0)
-    listener.start()
-    listener.us = Peer("WETREAD", "127.0.0.1", listener.port, bool(settings.get("dicom_tls")))
-    try:
-        yield listener
-    finally:
-        listener.stop()
-
 
 @pytest.fixture
 def listener(ward):
     with listening(ward) as opened:
         yield opened
-
-
-def rows(ward):
-    with ward.database.read() as connection:
-        return connection.execute(sa.select(store.instance).order_by(store.instance.c.received_at)).all()
-
-
-def body(content):
-    """Return a file's data set as it is encoded."""
-    stream = BytesIO(content)
-    stream.seek(132)
-    meta = pydicom.filereader._read_file_meta_info(stream)
-    return content[132 + 12 + meta.FileMetaInformationGroupLength :]
-
-
-def dataset(seed=0, **elements):
-    return pydicom.dcmread(BytesIO(dicom_file(seed, **elements)))
-
-
-def send(listener, *datasets, caller=US):
-    return peers.store(listener.us, datasets, caller)
 
 
 def test_what_is_acknowledged_is_there_byte_for_byte(ward, listener, tmp_path):
