@@ -8,6 +8,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -36,13 +37,13 @@ def _binary(name: str) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Generator[str, None, None]:
+def postgresql() -> Generator[str, None, None]:
     """Start a PostgreSQL cluster of our own and give its URL; it refuses to run as root, so somebody else does."""
     initdb, pg_ctl = _binary("initdb"), _binary("pg_ctl")
     if initdb is None or pg_ctl is None:
         pytest.skip("needs PostgreSQL: apt-get install -y postgresql")
     pytest.importorskip("psycopg", reason="needs psycopg, of the extra postgres")
-    home = tmp_path_factory.mktemp("postgresql")
+    home = Path(tempfile.mkdtemp(prefix="wetread-postgresql-"))  # pytest's folders are closed to others
     user: str | None = None
     if os.getuid() == 0:
         with contextlib.suppress(KeyError):
@@ -50,10 +51,6 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Generator[str, None,
         if user is None:
             pytest.skip("needs the account `postgres`, since PostgreSQL does not run as root")
         shutil.chown(home, user)
-        for folder in [home, *home.parents]:  # pytest's folders are closed to others
-            if folder.owner() == "root" and folder.is_relative_to(Path(os.environ.get("TMPDIR", "/tmp"))):
-                with contextlib.suppress(PermissionError):
-                    folder.chmod(folder.stat().st_mode | 0o011)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,6 +67,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Generator[str, None,
         yield f"postgresql+psycopg://wetread@127.0.0.1:{port}/postgres"
     finally:
         run(pg_ctl, "-D", cluster, "-m", "immediate", "stop")
+        shutil.rmtree(home)
 
 
 @pytest.fixture(scope="session")

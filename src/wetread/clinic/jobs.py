@@ -60,12 +60,18 @@ class Queue:
         self.database, self.worker, self.lease = database, worker, lease
         self._held: dict[int, float] = {}  # job → when it was taken, on the clock that nobody sets
 
-    def take_back(self) -> int:
-        """Queue what a process that is gone left running; only for the one service of a database, at its start."""
+    def take_back(self, alive: Collection[str] = ()) -> int:
+        """Queue what processes that are gone left running, without waiting for its lease; return how many jobs.
+
+        Parameters
+        ----------
+        alive : collection of str
+            The workers that still run.
+        """
         with self.database.write(ordered=False) as connection:
             return connection.execute(
                 store.job.update()
-                .where(store.job.c.state == "running")
+                .where(store.job.c.state == "running", store.job.c.worker.not_in([*alive, self.worker]))
                 .values(state="queued", lease_until=None, error=BROKEN)
             ).rowcount
 

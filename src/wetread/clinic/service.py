@@ -5,31 +5,39 @@ from __future__ import annotations
 import fcntl
 import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import audit, priority, store, triage
-from wetread.clinic.archive import Archive
+from wetread.clinic import audit, priority, processes, retention, store, triage
+from wetread.clinic.archive import open_archive, room
 from wetread.clinic.delivery import Outbox
 from wetread.clinic.dimse import Listener
-from wetread.clinic.intake import Intake
+from wetread.clinic.intake import READ_ONLY, Intake
+from wetread.clinic.processes import Leader, Presence
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 from wetread.clinic.watch import Watch
 from wetread.clinic.worker import Model, Worker
 from wetread.config import Settings
-from wetread.errors import ClinicError, ConfigError, WetreadError
+from wetread.errors import ClinicError, ConfigError, FullError, WetreadError
 from wetread.infer.predict import Analysis, Predictor
 from wetread.radiograph.read import Limits
 
 log = logging.getLogger(__name__)
 
 FAILING = 3  # failures in a row after which a model counts as failing
+UPKEEP_S = 30.0
+ROUND_S = 600.0  # between two rounds of the leader
+UPLOAD_S = 3600.0  # a file that was not written to for so long is no upload under way
+ADOPTED_S = 600.0  # a file that has no row after so long will get none
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,13 @@ class Clinic:
     Parameters
     ----------
     data : Path
-        The folder of database and archive; made when missing. Only one service at a time may use it.
+        The folder of database and archive; made when missing. On SQLite only one service at a time may use it; on
+        PostgreSQL several may, of one folder or of several with one archive in S3.
     settings : Settings
     models : sequence of Model, optional
         The models in service; by default those of the setting `models`, opened by `start`.
+    kind : str
+        ``serve``, or ``work`` for a process that only analyses: nothing comes in through it.
 
     Raises
     ------
@@ -95,12 +106,16 @@ class Clinic:
         When the folder cannot be used, or another service uses it.
     """
 
-    def __init__(self, data: Path, settings: Settings, *, models: Sequence[Model] | None = None) -> None:
-        self.data, self.settings = data, settings
+    def __init__(
+        self, data: Path, settings: Settings, *, models: Sequence[Model] | None = None, kind: str = "serve"
+    ) -> None:
+        self.data, self.settings, self.kind = data, settings, kind
+        retention.days(settings)  # says what is wrong with them before anything starts
         self.rule = priority.load(Path(settings.priority)) if settings.priority else priority.Rule()
-        self._lock = _lock(data)
+        self._lock = _lock(data, alone=not settings.database or settings.database.startswith("sqlite"))
         self.database = Store.open(data, settings.database)
-        self.archive = Archive(data / "archive")
+        self.archive = open_archive(data, settings)
+        self.leader, self.watcher = Leader(self.database, "upkeep"), Leader(self.database, "watch")
         self.outbox = Outbox(self.database, self.archive, settings)
         self._given = models
         self._missing: list[ModelState] = []
@@ -114,10 +129,12 @@ class Clinic:
             max_bytes=settings.max_bytes,
             wake=self._wake,
         )
-        self.watch = Watch(Path(settings.watch), self.intake, settings) if settings.watch else None
-        self.listener = Listener(self.intake, settings) if settings.dicom_port else None
+        enters = kind == "serve"
+        self.watch = Watch(Path(settings.watch), self.intake, settings) if settings.watch and enters else None
+        self.listener = Listener(self.intake, settings) if settings.dicom_port and enters else None
         self.stopping = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._next_round = time.monotonic() + ROUND_S
 
     def start(self) -> None:
         """Open the models, set right what a crash left, and begin to work. Only the first call does."""
@@ -131,18 +148,22 @@ class Clinic:
             self._open_models()
         with self.database.write() as connection:
             store.ensure_site(connection, settings.site)
-        self.archive.clean()
-        adopted, missing = self.intake.adopt(settings.site)
-        if adopted:
-            log.warning("%d files without a row were taken in: studies %s", len(adopted), ", ".join(adopted))
-        for image in missing:
-            log.error("image %s: its file is missing from the archive; restore it from a backup", image)
-        self.intake.backfill()
         limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
         # Two more than the runtime has, so that files are decoded while it computes, and batches form.
-        threads = settings.threads + 2
-        self.worker = Worker(self.database, self.archive, self.models, self.policy, threads=threads, limits=limits)
+        self.worker = Worker(
+            self.database, self.archive, self.models, self.policy,
+            threads=settings.threads + 2, limits=limits, tries=settings.job_tries,
+        )  # fmt: skip
+        self.presence = Presence(self.database, self.worker.name, self.kind, lambda: list(self.models) or [READ_ONLY])
+        self.presence.enter()
+        others = self.presence.others()
+        self.worker.queue.take_back([other["id"] for other in others])
+        retention.empty(self.database, self.archive)
+        self._set_right(bool(others))
+        self.intake.backfill(_models(others))
         self.worker.start()
+        self._every(processes.BEAT_S, self._beat)
+        self._every(UPKEEP_S, self._upkeep)
         self.outbox.start()
         self._every(1.0, self._sweep)
         if self.watch is not None:
@@ -165,8 +186,26 @@ class Clinic:
         for model in self.models.values():
             if isinstance(model, Served):
                 model.predictor.close()
+        if self.worker is not None:
+            with suppress(SQLAlchemyError, ClinicError):
+                self.presence.leave()
+        self.leader.resign()
+        self.watcher.resign()
         self.database.close()
         self._lock.close()
+
+    def free(self) -> float:
+        """Return how many bytes may still be taken in: what the disks have, less the setting `disk_reserve`."""
+        return min(self.archive.free(), room(self.data, self.settings.disk_reserve))
+
+    def has_room(self) -> bool:
+        """Return whether anything more may be taken in."""
+        return self.free() > 0
+
+    def require_room(self) -> None:
+        """Raise `FullError` when nothing more may be taken in; call it before a body or an association is read."""
+        if not self.has_room():
+            raise FullError("the disk has only its reserve left (setting disk_reserve); make room and send it again")
 
     def policy(self, connection: Connection, site: str) -> Policy:
         """Return how the studies of a site are ranked now."""
@@ -236,8 +275,33 @@ class Clinic:
         thread.start()
 
     def _look(self) -> None:
-        if self.watch is not None:
+        if self.watch is not None and self.watcher.leads():
             self.watch.look()
+
+    def _beat(self) -> None:
+        self.presence.beat()
+
+    def _upkeep(self) -> None:
+        """Do what is due now and then; what several processes must not do at a time, only the leader does."""
+        if self.database.shared:
+            self.intake.backfill(_models(self.presence.others()))
+        if self.leader.leads() and time.monotonic() > self._next_round:
+            self._next_round = time.monotonic() + ROUND_S
+            if self.database.shared:
+                self._set_right(True)
+            with self.database.read() as connection:
+                over = retention.due(connection, self.settings, store.now())
+            if gone := retention.remove(self.database, self.archive, over):
+                log.info("%d studies were removed: their time after the signature is over", gone)
+
+    def _set_right(self, careful: bool) -> None:
+        """Put away what a crash left; `careful` leaves alone what another process may be writing just now."""
+        self.archive.clean(UPLOAD_S if careful else 0.0)
+        adopted, missing = self.intake.adopt(self.settings.site, ADOPTED_S if careful else 0.0)
+        if adopted:
+            log.warning("%d files without a row were taken in: studies %s", len(adopted), ", ".join(adopted))
+        for image in missing:
+            log.error("image %s: its file is missing from the archive; restore it from a backup", image)
 
     def _report(self) -> None:
         if self.listener is not None:
@@ -261,18 +325,24 @@ class Clinic:
             log.error("rerank: %s", type(error).__name__)
 
 
-def _lock(data: Path) -> IO[str]:
-    """Take the lock that lets only one service use a data folder; it goes with the process."""
+def _models(others: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the ids of the models that other processes serve."""
+    return {model for other in others for model in other["models"]}
+
+
+def _lock(data: Path, *, alone: bool) -> IO[str]:
+    """Take the lock of a data folder, alone or with others that share it; it goes with the process."""
     try:
         data.mkdir(parents=True, exist_ok=True)
         handle = (data / "serve.lock").open("w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--data {data}: cannot be written ({error.strerror}); name a folder you may write") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
         handle.close()
         raise ClinicError(
-            f"--data {data}: another `wetread serve` uses it; stop that one or name another folder"
+            f"--data {data}: another `wetread serve` uses it; stop that one, name another folder, or use PostgreSQL, "
+            "on which several may work (setting database)"
         ) from None
     return handle

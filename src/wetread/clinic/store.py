@@ -280,6 +280,7 @@ process = Table(
     Column("id", Key, primary_key=True),
     Column("kind", Name, nullable=False),  # serve or work
     Column("host", sa.Text, nullable=False),
+    Column("pid", sa.Integer, nullable=False),
     Column("models", sa.JSON, nullable=False),  # ids of those that it serves
     Column("started_at", Moment, nullable=False),
     Column("seen_at", Moment, nullable=False),  # the last sign of life
