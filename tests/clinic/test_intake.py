@@ -135,7 +135,7 @@ def test_an_image_after_the_signature_opens_the_study_again(ward: Ward) -> None:
     ward.take(png(1), study=key)
     found = study(ward, key)
     assert (found.row.status, found.reviews[0].state) == ("analysed", "signed")
-    assert "an image arrived after the study was signed" in found.cautions
+    assert "new image since review" in found.cautions
     assert "study.reopened" in kinds(ward)
 
 

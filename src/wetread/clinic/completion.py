@@ -1,14 +1,15 @@
 """When a study is complete: no image came for a while, and everything that came is analysed or refused.
 
 Nothing waits for it: each image was analysed and ranked when it came. Completing renews what rests on something that
-changed since (the other view of a pair, a corrected header), keeps the study's result and says ``study.completed``, once
-for each set of images. A later image makes another set.
+changed since (the other view of a pair, a corrected header), keeps the study's result and says ``study.completed``,
+once for each set of images. A later image makes another set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -78,7 +79,7 @@ def sweep(
     return said
 
 
-def _due(now: datetime) -> sa.Select[tuple[str]]:
+def _due(now: datetime) -> sa.Select[Any]:
     """Return the query for studies that are quiet for long enough and have nothing waiting."""
     table, images, jobs = store.study.c, store.instance.c, store.job.c
     waiting = (
@@ -87,8 +88,7 @@ def _due(now: datetime) -> sa.Select[tuple[str]]:
         .where(images.study == table.id, images.state == "stored", jobs.state != "done")
     )
     quiet = sa.and_(table.complete_at.is_not(None), table.complete_at <= now)
-    query: sa.Select[tuple[str]] = sa.select(table.id).where(quiet, ~waiting.exists()).order_by(table.complete_at)
-    return query
+    return sa.select(table.id).where(quiet, ~waiting.exists()).order_by(table.complete_at)
 
 
 def _complete(connection: Connection, study: str, policy: Callable[[Connection, str], Policy], now: datetime) -> bool:

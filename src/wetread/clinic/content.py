@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-# IOCM: codes of the title of a Key Object Selection, all of the scheme DCM (IHE RAD TF-3 4.66.4.1.3.1, PS3.16 CID 7011).
+# Codes of the title of a Key Object Selection, of the scheme DCM (IHE RAD TF-3 4.66.4.1.3.1, PS3.16 CID 7011).
 REASONS = {
     "113001": "rejected for quality reasons",
     "113037": "rejected for patient safety reasons",

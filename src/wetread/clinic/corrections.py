@@ -1,9 +1,9 @@
 """Setting right what came in wrong: the patient of a study, two studies that are one, images that should not count.
 
 By hand, with a reason, or by message: a rejection note (IHE IOCM) in `Intake`, ADT messages in `wetread.clinic.adt`.
-Nothing is deleted: a rejected image leaves display and ranking and stays listed with its reason, a study that was merged
-names the one that took its images, and every deed has an event and an audit row. An unread study that lost its last
-image stays in the worklist.
+Nothing is deleted: a rejected image leaves display and ranking and stays listed with its reason, a study that was
+merged names the one that took its images, and every deed has an event and an audit row. An unread study that lost its
+last image stays in the worklist.
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ def rejected_before(connection: Connection, site: str, sop_uid: str, study_uid: 
 
 
 def remember_alias(connection: Connection, site: str, study_uid: str, old: str, new: str) -> None:
-    """Let images of the patient `old` find the studies of `new` from now on; an empty study UID means in every study."""
+    """Let images of the patient `old` find the studies of `new` from now on; without a study UID, in every study."""
     table, now = store.alias, store.now()
     here = sa.and_(table.c.site == site, table.c.study_uid == study_uid)
     connection.execute(table.delete().where(here, table.c.patient_id.in_([old, new])))

@@ -1,30 +1,31 @@
 """Taking in a file: first its bytes, then its row, then the word to the sender.
 
-Whatever comes in becomes part of a study in the worklist, even bytes that are no radiograph: nothing that was
-accepted disappears. The same bytes again are success and change nothing; other bytes under a known SOP
-Instance UID are kept apart (quarantined) with a caution that the reader sees.
+Whatever comes in becomes part of a study, even bytes that are no radiograph: nothing that was accepted disappears. The
+same bytes again are success and change nothing. Other bytes under a known SOP Instance UID are a corrected header
+when the pixels are the same, and then in force; else they are kept apart (quarantined) with a caution that the reader
+sees. Objects without a picture, and our own that come back, are kept beside the images.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, BinaryIO
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import audit, identity, priority, retention, store, triage
+from wetread.clinic import arrival, audit, content, corrections, identity, priority, retention, store, triage
 from wetread.clinic.archive import Archive, Stored
+from wetread.clinic.arrival import IN_FORCE, Place
 from wetread.clinic.identity import Identity
 from wetread.clinic.priority import ORDER, Priority
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
-from wetread.errors import ClinicError, NotFoundError
+from wetread.errors import ClinicError
 
 READ_ONLY = ""  # the model of a job that only checks whether an image can be read, when no model is served
 
@@ -45,6 +46,8 @@ class Received:
         True when other bytes are known under the image's UID.
     format : str
         dicom, jpeg, png, webp, tiff, zip or other.
+    corrected : bool
+        True when it is a new header around the pixels of a known image, and now in force.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Received:
     new: bool
     quarantined: bool
     format: str
+    corrected: bool = False
 
 
 class Intake:
@@ -70,6 +74,8 @@ class Intake:
         Largest file.
     wake : callable, optional
         Called after new work was committed.
+    complete_after_s : float
+        How long nothing must come before a study is complete, in s.
     """
 
     def __init__(
@@ -81,9 +87,11 @@ class Intake:
         models: Callable[[], Sequence[str]],
         max_bytes: int,
         wake: Callable[[], None] = lambda: None,
+        complete_after_s: float = 60.0,
     ) -> None:
         self.database, self.archive, self.max_bytes = database, archive, max_bytes
         self._policy, self._models, self._wake = policy, models, wake
+        self._complete_after = timedelta(seconds=complete_after_s)
 
     def take(
         self,
@@ -154,11 +162,12 @@ class Intake:
             except ClinicError:
                 floor = Priority.ROUTINE
                 cautions.append(f"requested priority {said.priority!r} is not known")
-        if said.sop_uid is not None and said.study_uid is None:
-            cautions.append("no Study Instance UID")
+        rival = _Rival(self.archive, self.max_bytes)
+        with self.database.read() as connection:  # what takes long is done before the writers' lock is held
+            rival.meet(_in_force(connection, site, said.sop_uid), stored)
         with self.database.write() as connection:
             store.ensure_site(connection, site)
-            target = _named_study(connection, site, study) if study and said.study_uid is None else None
+            target = arrival.named_study(connection, site, study) if study and said.study_uid is None else None
             study_uid = target.study_uid if target else said.study_uid
             if study_uid is None:
                 study_uid = identity.derive("study", site, study or stored.sha256)
@@ -171,36 +180,51 @@ class Intake:
                 return Received(name, same.study, same.id, False, same.state == "quarantined", same.format)
             retention.arrived(connection, self.archive, stored.sha256)
             patient = target.patient_id if target else said.patient_id
-            now = store.now()
-            values = {"site": site, "study_uid": study_uid, "patient_id": patient, "floor": floor, "now": now}
-            row = _of_id(connection, known[0].study) if known else _find_or_add(connection, said, values)
+            place = Place(site, study_uid, patient, floor, store.now(), self._complete_after)
+            current = next((row for row in known if row.state in IN_FORCE), None)
+            rival.meet(current, stored)
+            digest = rival.same_picture(current)
+            if current is not None and digest and arrival.belongs(connection, site, study_uid, current.study):
+                key = arrival.correct_header(
+                    connection, current, stored, rival.before, said, place, digest, self._models(), actor
+                )
+                triage.refresh(connection, key, self._policy(connection, site), place.now)
+                if key != current.study:
+                    triage.refresh(connection, current.study, self._policy(connection, site), place.now)
+                return Received(name, key, current.id, True, False, said.format, True)
+            if current is not None:
+                row = arrival.of_id(connection, current.study)
+            else:
+                row = target or arrival.find_or_add(connection, said, place, cautions)
+            state, reason = _state(connection, place, sop_uid, said, current)
             image = {
                 "id": store.new_id(),
                 "site": site,
                 "study": row.id,
-                "series": _series(connection, row.id, said, study_uid),
+                "series": arrival.series(connection, row.id, said, study_uid),
                 "sop_uid": sop_uid,
                 "sha256": stored.sha256,
                 "bytes": stored.size,
                 "format": said.format,
                 "name": name,
                 "view": said.view,
-                "state": "quarantined" if known else "stored",
-                "received_at": now,
+                "state": state,
+                "reason": reason,
+                "sop_class": said.sop_class,
+                "received_at": place.now,
             }
             connection.execute(store.instance.insert().values(image))
-            if known:
+            if state == "quarantined":
                 cautions.append("another image came under a UID of this study with other content and was quarantined")
-                store.emit(connection, "instance.quarantined", site, row.id, {"image": image["id"]})
-            else:
-                _enqueue(connection, image["id"], self._models() or [READ_ONLY], floor, now)
-                store.emit(connection, "instance.stored", site, row.id, {"image": image["id"]})
-            audit.record(
-                connection, site, actor, "image.received", row.id, {"image": image["id"], "state": image["state"]}
-            )
-            _update(connection, row, said, floor, cautions, now, reopen=not known)
-            triage.refresh(connection, row.id, self._policy(connection, site), now)
-        return Received(name, row.id, image["id"], True, bool(known), said.format)
+            if state == "stored":
+                _enqueue(connection, image["id"], self._models() or [READ_ONLY], floor, place.now)
+            store.emit(connection, _EVENTS.get(state, "instance.stored"), site, row.id, {"image": image["id"]})
+            audit.record(connection, site, actor, "image.received", row.id, {"image": image["id"], "state": state})
+            arrival.add_to(connection, row, said, place, cautions, state)
+            touched = corrections.by_note(connection, site, said.rejects, actor) if said.rejects else set()
+            for each in sorted({row.id, *touched}):
+                triage.refresh(connection, each, self._policy(connection, site), place.now)
+        return Received(name, row.id, image["id"], True, state == "quarantined", said.format)
 
     def adopt(self, site: str, older_than_s: float = 0.0) -> tuple[list[str], list[str]]:
         """Set right what a crash between disk and database left.
@@ -273,90 +297,63 @@ class Intake:
         return count
 
 
-def _named_study(connection: Connection, site: str, study: str) -> Row[Any] | None:
-    """Return the study that the sender named by id; None when it named one by a label."""
-    try:
-        key = str(uuid.UUID(study))
-    except ValueError:
-        return None
-    row = connection.execute(sa.select(store.study).where(store.study.c.id == key, store.study.c.site == site)).first()
-    if row is None:
-        raise NotFoundError(f"study {key}: no such study at this site")
-    return row
+_EVENTS = {
+    "quarantined": "instance.quarantined",
+    "document": "instance.document",
+    "rejected": "instance.rejected",
+}
 
 
-def _of_id(connection: Connection, study: str) -> Row[Any]:
-    return connection.execute(sa.select(store.study).where(store.study.c.id == study)).one()
+def _state(
+    connection: Connection, place: Place, sop_uid: str, said: Identity, current: Row[Any] | None
+) -> tuple[str, str | None]:
+    """Return what a new file is to its study, and why it is not shown."""
+    if said.own:
+        return "document", said.document
+    if current is not None:
+        return "quarantined", "other content under the identifier of a known image"
+    if said.document:
+        return "document", said.document
+    if why := corrections.rejected_before(connection, place.site, sop_uid, place.study_uid):
+        return "rejected", why
+    return "stored", None
 
 
-def _find_or_add(connection: Connection, said: Identity, key: dict[str, Any]) -> Row[Any]:
-    """Return the study of these UIDs and this patient.
-
-    Two patients under one Study Instance UID stay two studies, each with a caution: to mix them up would be worse.
-    """
-    table = store.study
-    same_uid = connection.execute(
-        sa.select(table).where(table.c.site == key["site"], table.c.study_uid == key["study_uid"])
-    ).all()
-    if found := next((row for row in same_uid if row.patient_id == key["patient_id"]), None):
-        return found
-    conflict = "another patient's images carry the same Study Instance UID"
-    for row in same_uid:
-        if conflict not in row.cautions:
-            connection.execute(table.update().where(table.c.id == row.id).values(cautions=[*row.cautions, conflict]))
-    study = store.new_id()
-    connection.execute(
-        table.insert().values(
-            id=study,
-            site=key["site"],
-            study_uid=key["study_uid"],
-            patient_id=key["patient_id"],
-            patient_name=said.patient_name,
-            birth_date=said.birth_date,
-            sex=said.sex,
-            age_years=said.age_years,
-            accession=said.accession,
-            description=said.description,
-            acquired_at=said.acquired_at,
-            study_date=said.study_date,
-            study_time=said.study_time,
-            views="",
-            images=0,
-            cautions=[conflict] if same_uid else [],
-            received_at=key["now"],
-            analysis="received",
-            reading="unread",
-            floor=str(key["floor"]),
-            priority=str(key["floor"]),
-            reason="",
-            overdue=False,
-            overdue_at=key["now"],
-            rank=0,
-        )
+def _in_force(connection: Connection, site: str, sop_uid: str | None) -> Row[Any] | None:
+    table = store.instance
+    wanted = sa.select(table).where(
+        table.c.site == site, table.c.sop_uid == sop_uid, table.c.state.in_(("stored", "rejected"))
     )
-    return _of_id(connection, study)
+    return connection.execute(wanted).first() if sop_uid is not None else None
 
 
-def _series(connection: Connection, study: str, said: Identity, study_uid: str) -> str:
-    table = store.series
-    series_uid = said.series_uid or identity.derive("series", study_uid)
-    found = connection.execute(
-        sa.select(table.c.id).where(table.c.study == study, table.c.series_uid == series_uid)
-    ).scalar()
-    if found is not None:
-        return str(found)
-    key = store.new_id()
-    connection.execute(
-        table.insert().values(
-            id=key,
-            study=study,
-            series_uid=series_uid,
-            modality=said.modality,
-            body_part=said.body_part,
-            description=said.series_description,
-        )
-    )
-    return key
+class _Rival:
+    """The image that is known under the UID of a file, compared with it: only then are pixels read."""
+
+    def __init__(self, archive: Archive, max_bytes: int) -> None:
+        self._archive, self._max_bytes = archive, max_bytes
+        self._digests: dict[str, str | None] = {}
+        self._new, self.before = "", Identity("other")
+
+    def meet(self, current: Row[Any] | None, stored: Stored) -> None:
+        """Read both files, unless that is done."""
+        if current is None or current.sha256 == stored.sha256 or current.state == "document":
+            return
+        if current.sha256 in self._digests:
+            return
+        self._new = stored.sha256
+        for sha256 in (current.sha256, stored.sha256):
+            self._digests[sha256] = content.pixels(self._archive.path(sha256), self._max_bytes)
+        try:
+            with self._archive.path(current.sha256).open("rb") as file:
+                self.before = identity.of(self._archive.path(current.sha256), file.read(4096))
+        except OSError:  # the archive lost it, which is said elsewhere
+            self._digests[current.sha256] = None
+
+    def same_picture(self, current: Row[Any] | None) -> str | None:
+        """Return the SHA-256 of the pixels when both files have the same."""
+        mine = self._digests.get(self._new)
+        return mine if current is not None and mine and mine == self._digests.get(current.sha256) else None
 
 
 def _enqueue(connection: Connection, image: str, models: Sequence[str], floor: Priority, now: datetime) -> None:
@@ -367,32 +364,3 @@ def _enqueue(connection: Connection, image: str, models: Sequence[str], floor: P
             for model in models
         ],
     )
-
-
-def _update(
-    connection: Connection,
-    row: Row[Any],
-    said: Identity,
-    floor: Priority,
-    cautions: Sequence[str],
-    now: datetime,
-    *,
-    reopen: bool,
-) -> None:
-    """Let a study take over what its new image adds; one that was signed goes back to the reader."""
-    current = _of_id(connection, row.id)
-    values: dict[str, Any] = {
-        "floor": str(min(Priority(row.floor), floor, key=ORDER.__getitem__)),
-        "sex": row.sex or said.sex,
-        "age_years": row.age_years if row.age_years is not None else said.age_years,
-        "acquired_at": row.acquired_at or said.acquired_at,
-        "study_date": row.study_date or said.study_date,
-        "study_time": row.study_time or said.study_time,
-    }
-    added = [*cautions]
-    if row.reading == "signed" and reopen:
-        values |= {"reading": "unread", "received_at": now}
-        added.append("an image arrived after the study was signed")
-        store.emit(connection, "study.reopened", row.site, row.id)
-    values["cautions"] = list(dict.fromkeys([*current.cautions, *added]))
-    connection.execute(store.study.update().where(store.study.c.id == row.id).values(values))

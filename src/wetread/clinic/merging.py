@@ -1,8 +1,8 @@
 """From the results of a study's images to the study's own, as the model's package says.
 
 The same rules as `wetread.infer.study`, over results that are rows: a model of images gives of each finding the
-highest probability among the images, or the mean (`aggregate`), and of the normal finding the lowest; a model of studies
-has judged a frontal and a lateral view together, and only these two speak for the study.
+highest probability among the images, or the mean (`aggregate`), and of the normal finding the lowest; a model of
+studies has judged a frontal and a lateral view together, and only these two speak for the study.
 """
 
 from __future__ import annotations

@@ -152,11 +152,9 @@ def scores(merged: Sequence[Mapping[str, Any]]) -> list[Scored]:
 def shown(connection: Connection, study: str) -> Sequence[Row[Any]]:
     """Return the images of a study that are displayed and ranked, in order of arrival."""
     table = store.instance.c
-    return connection.execute(
-        sa.select(table.id, table.view, table.sha256, table.name, table.received_at)
-        .where(table.study == study, table.state == "stored")
-        .order_by(table.received_at, table.id)
-    ).all()
+    columns: list[Any] = [table.id, table.view, table.sha256, table.received_at]
+    wanted = sa.select(*columns).where(table.study == study, table.state == "stored")
+    return connection.execute(wanted.order_by(table.received_at, table.id)).all()
 
 
 def views(connection: Connection, study: str) -> list[View]:

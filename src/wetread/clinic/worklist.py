@@ -112,7 +112,11 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Image:
-    """One image of a study, with the results of the models; a quarantined one is listed but never shown."""
+    """One file of a study, with the results of the models; what is not `stored` is listed, with its reason, not shown.
+
+    `state` is stored, quarantined (other bytes under a known UID), superseded (a later header is in force), document
+    (no picture, or our own), or rejected.
+    """
 
     image: str
     name: str
@@ -122,6 +126,7 @@ class Image:
     bytes: int
     sha256: str
     state: str
+    reason: str | None
     received_at: datetime
     results: tuple[ImageResult, ...]
 
@@ -155,7 +160,10 @@ class Review:
 
 @dataclass(frozen=True)
 class Study:
-    """One study with all that is known about it. `abnormal` is per model name."""
+    """One study with all that is known about it. `abnormal` is per model name.
+
+    `merged_into` is the study that took its images, if one did.
+    """
 
     row: Row
     birth_date: str | None
@@ -169,6 +177,7 @@ class Study:
     claim: Claim | None
     reviews: tuple[Review, ...]
     events: tuple[dict[str, Any], ...] = field(default=())
+    merged_into: str | None = None
 
 
 _SHOWN = (
@@ -236,7 +245,7 @@ def page(
     query = sa.select(*(table[name] for name in _SHOWN), claims.c.reader.label("claimed_by")).select_from(
         store.study.join(claims, held, isouter=status != "claimed")
     )
-    query = query.where(table.site == site)
+    query = query.where(table.site == site, table.listed.is_(True))
     if status == "reviewed":
         query = query.where(sa.text("study.reading = 'signed'")).order_by(table.received_at.desc(), table.id.desc())
     else:
@@ -275,7 +284,7 @@ def _remembered(database: Store, connection: Connection, site: str) -> Counts:
 def counts(connection: Connection, site: str) -> Counts:
     """Return the numbers over all unread studies of a site."""
     table = store.study.c
-    unread = sa.and_(table.site == site, sa.text("study.reading != 'signed'"))
+    unread = sa.and_(table.site == site, sa.text("study.reading != 'signed'"), table.listed.is_(True))
     groups = connection.execute(
         sa.select(table.priority, table.analysis, table.overdue, sa.func.count().label("n"))
         .where(unread)
@@ -342,8 +351,10 @@ def study(database: Store, site: str, key: str, *, now: datetime | None = None) 
             .where(store.event.c.study == key)
             .order_by(store.event.c.seq)
         ).all()
-    merged = triage.merge([result for result in results if result["suitable"]])
-    cautions = [*found["cautions"], *(c for result in results if result["suitable"] for c in result["cautions"])]
+    shown = {image.id for image in images if image.state == "stored"}
+    said = [result for result in results if result["suitable"] and result["instance"] in shown]
+    merged = triage.merge(said)
+    cautions = [*found["cautions"], *(caution for result in said for caution in result["cautions"])]
     return Study(
         row=_row(found),
         birth_date=found["birth_date"],
@@ -361,6 +372,7 @@ def study(database: Store, site: str, key: str, *, now: datetime | None = None) 
         claim=Claim(claimed.reader, claimed.at, claimed.expires_at) if claimed else None,
         reviews=reviews,
         events=tuple({"at": e.at, "kind": e.kind, "payload": e.payload} for e in events),
+        merged_into=found["merged_into"],
     )
 
 
@@ -403,6 +415,7 @@ def _image(image: Any, results: list[dict[str, Any]]) -> Image:
         bytes=image.bytes,
         sha256=image.sha256,
         state=image.state,
+        reason=image.reason,
         received_at=image.received_at,
         results=tuple(
             ImageResult(
