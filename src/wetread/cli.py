@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from wetread import __version__
+from wetread.clinic import access_command
 from wetread.errors import WetreadError
 
 if TYPE_CHECKING:
@@ -783,6 +784,12 @@ def serve(
     ae_title: Annotated[
         str | None, typer.Option(help="Our AE title; default: setting dicom_ae_title.", metavar="TITLE")
     ] = None,
+    tls_certificate: Annotated[
+        str | None, typer.Option(help="Certificate chain (PEM); default: setting tls_certificate.", metavar="FILE")
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(help="Its private key (PEM); default: setting tls_key.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Serve the worklist: take studies in, analyse them, order the list, keep what readers decide.
 
@@ -793,63 +800,22 @@ def serve(
     from wetread import config
     from wetread.web import serve as server
 
-    settings = config.load(Path("wetread.toml"), dicom_port=dicom_port, dicom_ae_title=ae_title)
+    settings = config.load(
+        Path("wetread.toml"),
+        dicom_port=dicom_port,
+        dicom_ae_title=ae_title,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+    )
     server.run(data, host, port, settings, say=typer.echo)
 
 
-token = typer.Typer(no_args_is_help=True, help="API tokens, for programs that send studies or read results.")
-app.add_typer(token, name="token")
-_Data = Annotated[Path, typer.Option(help="Data folder of the server.")]
-
-
-@token.command("create")
-def token_create(
-    name: Annotated[str, typer.Argument(help="Who will use it; shown in the audit.")],
-    data: _Data,
-    role: Annotated[str, typer.Option(help="radiologist, engineer, administrator or service.")],
-) -> None:
-    """Make a token and print it, and nothing else. It is shown this once.
-
-    Example: `wetread token create modality-1 --role service --data clinic`
-    """
-    from wetread import config
-    from wetread.clinic import access
-    from wetread.clinic.store import Store
-
-    settings = config.load(Path("wetread.toml"))
-    typer.echo(access.create(Store.open(data, settings.database), name, role, settings.site))
-
-
-@token.command("list")
-def token_list(
-    data: _Data, as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False
-) -> None:
-    """List the tokens; their secrets are not kept anywhere."""
-    import json
-    from dataclasses import asdict
-
-    from wetread import config
-    from wetread.clinic import access
-    from wetread.clinic.store import Store
-
-    found = access.tokens(Store.open(data, config.load(Path("wetread.toml")).database))
-    if as_json:
-        typer.echo(json.dumps([asdict(t) for t in found], default=str, indent=2))
-        return
-    for t in found:
-        state = f"revoked {t.revoked_at:%Y-%m-%d}" if t.revoked_at else "in force"
-        typer.echo(f"{t.name}\t{t.role}\t{t.site}\tmade {t.created_at:%Y-%m-%d}\t{state}")
-
-
-@token.command("revoke")
-def token_revoke(name: Annotated[str, typer.Argument(help="The token's name.")], data: _Data) -> None:
-    """End a token at once."""
-    from wetread import config
-    from wetread.clinic import access
-    from wetread.clinic.store import Store
-
-    settings = config.load(Path("wetread.toml"))
-    access.revoke(Store.open(data, settings.database), name, settings.site)
+for _name, _group in (
+    ("token", access_command.token),
+    ("account", access_command.account),
+    ("audit", access_command.audit),
+):
+    app.add_typer(_group, name=_name)
 
 
 @app.command()

@@ -15,12 +15,15 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from wetread.clinic import access
+from wetread.clinic import access, audit
 from wetread.clinic.access import Role
 from wetread.clinic.service import Clinic
 from wetread.config import Settings
 from wetread.errors import ConfigError
+from wetread.web import tls
 from wetread.web.app import create_app
+
+log = logging.getLogger(__name__)
 
 FAREWELL_S = 5  # how long answers under way may take once the server is told to stop
 
@@ -51,12 +54,13 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
     Raises
     ------
     ConfigError, ClinicError
-        When the address is taken, or the folder cannot be used.
+        When the address is taken, would be reached without TLS, or the folder cannot be used.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "alembic"):
+    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "authlib", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    listener = _listen(host, port)
+    secure = tls.context(settings)
+    listener = _listen(host, port, settings)
     app = create_app(data, settings)
     # Uploads wait on the data folder's disk, not in memory, which /tmp may be.
     waiting = data / "tmp"
@@ -66,33 +70,36 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
     clinic.start()
     port = listener.getsockname()[1]
     code = access.login_code(clinic.database, "operator", Role.ADMINISTRATOR, settings.site)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            access_log=False,  # addresses may hold a login code
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=FAREWELL_S,
-            proxy_headers=False,
-        )
+    config = uvicorn.Config(
+        app,
+        access_log=False,  # addresses may hold a login code
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=FAREWELL_S,
+        proxy_headers=False,  # the application does it, for the proxies that it trusts
     )
-    say(f"http://{_shown(host)}:{port}/login?code={code}")
+    config.load()
+    config.ssl = secure
+    server = _Server(config)
+    log.info("audit: the head of the chain is %s", audit.head(clinic.database))
+    say(f"{'https' if secure else 'http'}://{_shown(host)}:{port}/login?code={code}")
     # uvicorn raises the signal again after an orderly end, which would end the process as if it had been killed.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, settings: Settings) -> socket.socket:
     """Take the address before anything else happens.
 
     Raises
     ------
     ConfigError
-        When it is taken or cannot be.
+        When it is taken or cannot be, or may not be listened on without TLS.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        tls.check(str(address[0]), settings)
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
