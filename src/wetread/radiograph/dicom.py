@@ -48,7 +48,7 @@ PHANTOM_MANUFACTURER = "Wetread phantom"
 
 _PAGES = "{}: Pixel Data holds several pages but no Number of Frames; a radiograph has one"
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
-_FAMILY = {
+FAMILY = {
     "baseline": JPEGBaseline8Bit,
     "extended": JPEGExtended12Bit,
     "lossless": JPEGLosslessSV1,
@@ -213,11 +213,11 @@ def _native(dataset: Dataset, length: int, count: int, name: str) -> NDArray[Any
     shift = high_bit + 1 - stored_bits
     if shift > 0 and high_bit < allocated:
         dataset.BitsStored = high_bit + 1
-    pixels = _array(dataset, syntax)
+    pixels = native(dataset, syntax)
     if shift > 0 and high_bit < allocated:
         dataset.BitsStored = stored_bits
         # High Bit is often wrong; it is believed when the bits below hold nothing.
-        pixels = pixels >> shift if not np.any(pixels & (1 << shift) - 1) else _array(dataset, syntax)
+        pixels = pixels >> shift if not np.any(pixels & (1 << shift) - 1) else native(dataset, syntax)
     return pixels
 
 
@@ -254,10 +254,10 @@ def _compressed(dataset: Dataset, value: bytes, name: str, limits: Limits, reduc
             if pixels is None:
                 raise ReadError(f"{name}: its JPEG picture is broken; export it again")
             return pixels
-    return _isolated(dataset, frame, _FAMILY[header.codec if header else "rle"])
+    return decode_frame(dataset, frame, FAMILY[header.codec if header else "rle"])
 
 
-def _isolated(dataset: Dataset, frame: bytes, syntax: UID) -> NDArray[Any]:
+def decode_frame(dataset: Dataset, frame: bytes, syntax: UID) -> NDArray[Any]:
     """Decode a compressed frame in a process apart; YBR becomes RGB."""
     samples = _number(dataset, "SamplesPerPixel", 1)
     allocated = _number(dataset, "BitsAllocated", 8)
@@ -278,7 +278,7 @@ def _isolated(dataset: Dataset, frame: bytes, syntax: UID) -> NDArray[Any]:
     return isolated.decode(frame, {"syntax": str(syntax), "plugin": plugin, "image": image})
 
 
-def _array(dataset: Dataset, syntax: UID) -> NDArray[Any]:
+def native(dataset: Dataset, syntax: UID) -> NDArray[Any]:
     """Decode the native frame by `syntax` and not by what the file claims; YBR becomes RGB."""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax

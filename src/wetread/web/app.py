@@ -12,10 +12,11 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from wetread import __version__
 from wetread.clinic import audit
+from wetread.clinic.dicomweb import Headers
 from wetread.clinic.service import Clinic
 from wetread.clinic.worker import Model
 from wetread.config import Settings
-from wetread.web import api, events, images, inference, oidc, operations, pages, problems, signin, users
+from wetread.web import api, dicomweb, events, images, inference, oidc, operations, pages, problems, signin, users
 from wetread.web.operations import Metrics, Timing
 from wetread.web.security import Guard
 
@@ -23,6 +24,7 @@ _TAGS = [
     {"name": "studies", "description": "Radiographs in, studies out."},
     {"name": "worklist", "description": "The list in its order."},
     {"name": "images", "description": "Frames, previews, heatmaps."},
+    {"name": "dicomweb", "description": "STOW-RS, QIDO-RS, WADO-RS (DICOM PS3.18)."},
     {"name": "reviews", "description": "Claims and the reader's decision."},
     {"name": "events", "description": "What happens, as it happens."},
     {"name": "inference", "description": "The models over the Open Inference Protocol v2."},
@@ -82,8 +84,9 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     )
     app.state.clinic, app.state.metrics, app.state.looks = clinic, metrics, audit.Looks()
     app.state.oidc = oidc.Provider(settings) if settings.oidc_issuer else None
+    app.state.headers = Headers(clinic.archive)
     problems.install(app)
-    for module in (api, images, events, operations, pages, inference, signin, users):
+    for module in (api, images, dicomweb, events, operations, pages, inference, signin, users):
         app.include_router(module.router)
     app.include_router(users.pages)
     app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")
@@ -93,7 +96,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
         hosts=settings.hosts,
         upload_limit=settings.max_upload_bytes,
         upload_path="/api/v1/studies",
-        limits={"/v2/models/": settings.infer_max_bytes},
+        limits={"/v2/models/": settings.infer_max_bytes, "/dicomweb/studies": settings.max_upload_bytes},
     )
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
