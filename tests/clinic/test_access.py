@@ -89,3 +89,34 @@ def test_roles_have_only_their_rights(ward: Ward) -> None:
     assert caller is not None
     with pytest.raises(DeniedError, match="service may not review"):
         caller.require(Right.REVIEW)
+
+
+def test_scopes_narrow_what_a_role_may(ward: Ward) -> None:
+    secret = access.create(ward.database, "m", "service", SITE, scopes=["upload"])
+    caller = access.identify(ward.database, secret, kind="api")
+    assert caller is not None
+    assert [right for right in Right if caller.may(right)] == [Right.UPLOAD]
+    with pytest.raises(DeniedError, match="with the scopes upload may not view"):
+        caller.require(Right.VIEW)
+    for scope in ("review", "everything", ""):
+        with pytest.raises(ClinicError, match="has only"):
+            access.create(ward.database, "n", "service", SITE, scopes=[scope])
+    assert access.tokens(ward.database)[0].scopes == ("upload",)
+
+
+def test_a_scope_never_gives_what_the_role_has_not(ward: Ward) -> None:
+    """Even a row that says so."""
+    secret = access.create(ward.database, "m", "service", SITE, scopes=["upload"])
+    with ward.database.write() as connection:
+        connection.execute(store.token.update().values(scopes=["administer", "view"]))
+    caller = access.identify(ward.database, secret, kind="api")
+    assert caller is not None
+    assert [right for right in Right if caller.may(right)] == [Right.VIEW]
+
+
+def test_a_token_runs_out(ward: Ward) -> None:
+    secret = access.create(ward.database, "m", "service", SITE, days=1)
+    assert access.identify(ward.database, secret, kind="api") is not None
+    with ward.database.write() as connection:
+        connection.execute(store.token.update().values(expires_at=store.now() - timedelta(seconds=1)))
+    assert access.identify(ward.database, secret, kind="api") is None

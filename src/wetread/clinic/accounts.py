@@ -188,7 +188,8 @@ def log_in(database: Store, name: str, password: str, *, address: str = "", life
     ThrottledError
         After too many attempts for this account or from this address.
     """
-    login, table = access.login_name(name[:256]), store.account
+    # Nobody's name has what cannot be printed, and some databases refuse even to look for it.
+    login, table = access.login_name(name[:256]) if name.isprintable() else "", store.account
     keys = attempts.limits(login, address)
     attempts.take(database, keys)
     with database.read() as connection:
