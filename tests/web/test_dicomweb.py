@@ -151,7 +151,7 @@ def test_what_is_no_dicom_is_a_failure_and_makes_no_study(client) -> None:
         (b"--x--\r\n", {"Content-Type": "multipart/related; boundary=x"}, 400),
         (b"nonsense", {"Content-Type": "multipart/related; boundary=x"}, 400),
         (b"--x\r\n\r\nno end", {"Content-Type": "multipart/related; boundary=x"}, 400),
-        (b"--x\r\n" + b"A: " + b"a" * 10_000 + b"\r\n\r\n--x--", {"Content-Type": "multipart/related; boundary=x"}, 400),
+        (b"--x\r\n" + b"A: " + b"a" * 9999 + b"\r\n\r\n--x--", {"Content-Type": "multipart/related; boundary=x"}, 400),
         (b"--x\r\n" + b"A: b\r\n" * 200 + b"\r\n--x--", {"Content-Type": "multipart/related; boundary=x"}, 400),
         (b"--x\r\nContent-Type: text/html\r\n\r\na\r\n--x--", {"Content-Type": "multipart/related; boundary=x"}, 415),
         (b"--x\r\n\r\n\r\n" * 30 + b"--x--", {"Content-Type": "multipart/related; boundary=x"}, 413),
@@ -439,7 +439,8 @@ def test_pixels_by_every_way_are_those_of_pydicom(client, syntaxes, name: str) -
         assert kind == "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
         assert np.array_equal(np.frombuffer(frame, "<u2").reshape(pixels.shape), pixels)
     assert get(client, place + "/frames/1", "application/octet-stream").content == pixels.tobytes()
-    [(kind, frame)] = parts(get(client, place + "/frames/1", "multipart/related; type=application/octet-stream; transfer-syntax=*"))  # fmt: skip
+    accept = "multipart/related; type=application/octet-stream; transfer-syntax=*"  # as OHIF asks
+    [(kind, frame)] = parts(get(client, place + "/frames/1", accept))
     stored = pydicom.dcmread(BytesIO(content))
     if stored.file_meta.TransferSyntaxUID.is_encapsulated:
         assert own in kind
