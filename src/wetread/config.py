@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -92,8 +92,24 @@ class Settings(BaseModel):
     )
     oidc_site_claim: str = Field("", description="Claim with the site; empty puts everybody at the setting `site`.")
     oidc_sites: list[str] = Field([], description="Sites, as `value=site`; a value that is not listed is refused.")
+    dicomweb_origins: list[Annotated[str, Field(pattern=r"^https?://[^/*\s]+$")]] = Field(
+        [], description="Origins of viewers (`https://ohif.example`) whose pages may call `/dicomweb` with a token."
+    )
     url_timeout_s: float = Field(20.0, description="Longest time to fetch a URL, in s.", gt=0)
     watch: str = Field("", description="Folder to watch for incoming files; empty means none.")
+    complete_after_s: float = Field(
+        60.0, description="How long no image must come before a study counts as complete, in s.", ge=0
+    )
+    hl7_port: int = Field(
+        0, description="Port on which ADT messages are received by MLLP; 0 means none.", ge=0, le=65535
+    )
+    hl7_host: str = Field("0.0.0.0", description="Address on which they are received.")  # noqa: S104
+    hl7_peers: list[str] = Field(
+        [], description="Who may send them: addresses or networks such as `10.1.0.0/16`. Empty means nobody."
+    )
+    hl7_authority: str = Field(
+        "", description="Assigning authority of our patient identifiers in them; empty takes the first identifier."
+    )
     dicom_port: int = Field(0, description="Port on which DICOM is received; 0 means not at all.", ge=0, le=65535)
     dicom_host: str = Field("0.0.0.0", description="Address on which DICOM is received.")  # noqa: S104
     dicom_ae_title: str = Field("WETREAD", description="Our application entity title.", min_length=1, max_length=16)

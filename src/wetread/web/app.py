@@ -16,7 +16,8 @@ from wetread.clinic.dicomweb import Headers
 from wetread.clinic.service import Clinic
 from wetread.clinic.worker import Model
 from wetread.config import Settings
-from wetread.web import api, dicomweb, events, images, inference, oidc, operations, pages, problems, signin, users
+from wetread.web import api, dicomweb, events, images, inference, oidc, operations, pages, problems, signin, users, wado
+from wetread.web.cors import Cors
 from wetread.web.operations import Metrics, Timing
 from wetread.web.security import Guard
 
@@ -91,6 +92,8 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     app.include_router(users.pages)
     app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")
     app.add_middleware(Timing, metrics=metrics)
+    if settings.dicomweb_origins:
+        app.add_middleware(Cors, origins=settings.dicomweb_origins, path=f"{wado.ROOT}/")
     app.add_middleware(
         Guard,
         hosts=settings.hosts,
