@@ -107,6 +107,10 @@ class Archive:
                 raise
             shutil.copyfile(self.path(sha256), target)
 
+    def open(self, sha256: str) -> BinaryIO:
+        """Open a file to read it once from beginning to end; raises `FileNotFoundError` when it is not there."""
+        return self.path(sha256).open("rb")
+
     def free(self) -> float:
         """Return how many bytes may still be taken: what is free, less the reserve."""
         return room(self.root, self.reserve)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
@@ -122,6 +123,16 @@ class Bucket(Archive):
     def export(self, sha256: str, target: Path) -> None:
         """Write the object to `target`."""
         self._fetch(sha256, target)
+
+    def open(self, sha256: str) -> BinaryIO:
+        """Open the object itself, not its copy."""
+        try:
+            found: BinaryIO = self._s3.open(self._key(sha256), "rb", cache_type="readahead")
+        except FileNotFoundError:
+            raise
+        except (OSError, *_TROUBLE) as error:
+            raise self._trouble(error) from None
+        return found
 
     def names(self) -> Iterator[str]:
         """Yield the SHA-256 of every object."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # Codes of the title of a Key Object Selection, of the scheme DCM (IHE RAD TF-3 4.66.4.1.3.1, PS3.16 CID 7011).
 REASONS = {
@@ -87,6 +87,16 @@ def header(path: Path, tags: Sequence[str]) -> tuple[Any, bool]:
     return _read(path, tags, stop, _HEADER_BYTES), found
 
 
+def same_data(one: Path, other: Path) -> bool:
+    """Tell whether two files hold the same data set, whatever stands before it (the file meta header of a sender)."""
+    digests = []
+    for path in (one, other):
+        with path.open("rb") as file:
+            file.seek(_start(file))
+            digests.append(hashlib.file_digest(file, "sha256").digest())
+    return digests[0] == digests[1]
+
+
 def pixels(path: Path, limit: int) -> str | None:
     """Return the SHA-256 over the pixel data and the elements that give it meaning; None when it cannot be had.
 
@@ -152,6 +162,17 @@ def note(path: Path) -> Note | None:
                 if len(images) > MAX_REFERENCES:
                     raise ValueError(f"names more than {MAX_REFERENCES} images")
     return Note(code, tuple(dict.fromkeys(images))) if images else None
+
+
+def _start(file: BinaryIO) -> int:
+    """Return where the data set begins: after the file meta header, when there is one."""
+    from pydicom.filereader import read_dataset
+
+    file.seek(0)
+    if file.read(132)[128:] != b"DICM":
+        return 0
+    read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    return file.tell()
 
 
 def _read(path: Path, tags: Sequence[str], stop: Callable[[Any, str | None, int], bool] | None, limit: int) -> Any:

@@ -1,36 +1,28 @@
 """Receiving by DICOM: C-ECHO, C-STORE and storage commitment, on a port of its own.
 
 Who may call is a list (`Senders`); whose AE title it is decides the site. An instance is answered with success only
-after `Intake.take` has returned: its bytes are on disk and its row is committed. The bytes are kept as they came,
-under a file meta header that depends on nothing but SOP class, SOP instance and transfer syntax, so that the same
-instance sent again is the same file.
+after `Intake.take` has returned: its bytes are on disk and its row is committed.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import ssl
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import partial
 from io import BytesIO
 from threading import Thread
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
+from pydicom import Dataset
 from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE, SOPClassCommonExtendedNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
@@ -40,265 +32,24 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
-from sqlalchemy.exc import SQLAlchemyError
 
 from wetread.clinic import identity
-from wetread.clinic.archive import CHUNK, TooLargeError
+from wetread.clinic.archive import CHUNK
 from wetread.clinic.commitment import Commitments
-from wetread.clinic.intake import Intake, Received
-from wetread.clinic.peers import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, Caller, Peer, ae_title, load_certificate
+from wetread.clinic.intake import Intake
+from wetread.clinic.peers import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, Caller, ae_title, load_certificate
+from wetread.clinic.receive import SPOOL_BYTES, Body, Receiver, Status, file_header
+from wetread.clinic.senders import Senders
 from wetread.config import Settings
-from wetread.errors import BusyError, ClinicError, ConfigError
-from wetread.radiograph.dicom import quiet
+from wetread.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 STORAGE_CLASSES: Mapping[str, str] = {uid: word for word, uid in _STORAGE_CLASSES.items()}
 TRANSFER_SYNTAXES: Sequence[UID] = tuple(AllTransferSyntaxes)
 _STORAGE_SERVICE = UID("1.2.840.10008.4.2")
-_SPOOL_BYTES = 16 * 2**20  # a data set above this size waits on disk, not in memory
 _ASSOCIATE_BYTES = 2**20  # largest A-ASSOCIATE-RQ; 128 presentation contexts need about 100 KiB
 _CONNECTIONS = 4  # connections for each allowed association, before even the refusal is refused
-
-
-class Status(IntEnum):
-    """What a sender is answered (DICOM PS3.4 B.2.3, PS3.7 C)."""
-
-    SUCCESS = 0x0000
-    PROCESSING_FAILURE = 0x0110
-    OUT_OF_RESOURCES = 0xA700
-    TOO_LARGE = 0xA701
-    MISMATCH = 0xA900
-    CANNOT_UNDERSTAND = 0xC000
-
-
-STATUS_MEANS: Mapping[Status, str] = {
-    Status.SUCCESS: "the instance is on disk and in the database; also for the same bytes again, and for other bytes "
-    "under a known SOP Instance UID, which are kept apart with an event and a caution",
-    Status.PROCESSING_FAILURE: "an unforeseen fault; nothing was kept, send again later",
-    Status.OUT_OF_RESOURCES: "no room on disk, or the database is away; nothing was kept, send again later",
-    Status.TOO_LARGE: "the data set is larger than the setting `max_bytes`; nothing was kept",
-    Status.MISMATCH: "SOP class or SOP instance of the data set are not those of the request; nothing was kept",
-    Status.CANNOT_UNDERSTAND: "the data set cannot be parsed; nothing was kept",
-}
-
-
-@dataclass(frozen=True)
-class Sender:
-    """One line of the setting `dicom_peers`: who may call from where, for which site.
-
-    Attributes
-    ----------
-    ae : str
-        AE title, or ``*`` for any.
-    network : ip_network, str or None
-        Address or network; a host name, looked up for each association; None for any.
-    port : int or None
-        Where it listens, for reports of storage commitment.
-    tls : bool
-        Whether it listens by TLS.
-    site : str
-        Empty for the site of the settings.
-    """
-
-    ae: str
-    network: ipaddress.IPv4Network | ipaddress.IPv6Network | str | None
-    port: int | None
-    tls: bool
-    site: str
-
-    @classmethod
-    def parse(cls, text: str) -> Sender:
-        """Read ``AE@host[:port][+tls][=site]``; raises ConfigError when it is written otherwise."""
-        body, _, site = text.strip().partition("=")
-        body, tls = body.removesuffix("+tls"), body.endswith("+tls")
-        ae, at, address = body.partition("@")
-        host, port = address, ""
-        if address.startswith("["):
-            host, _, port = address[1:].partition("]")
-            port = port.removeprefix(":")
-        elif address.count(":") == 1:
-            host, _, port = address.partition(":")
-        if not (at and host) or (port and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536)):
-            raise ConfigError(
-                f"dicom_peers = {text[:120]!r}: write AE@host, AE@host:port or AE@host=site, with * for any AE or host"
-            )
-        network: ipaddress.IPv4Network | ipaddress.IPv6Network | str | None = None
-        if host != "*":
-            try:
-                network = ipaddress.ip_network(host, strict=False)
-            except ValueError:
-                network = host
-        if port and (ae == "*" or host == "*" or "/" in host):
-            raise ConfigError(f"dicom_peers = {text[:120]!r}: a port needs one AE title and one host")
-        return cls(ae if ae == "*" else ae_title(ae), network, int(port) if port else None, tls, site.strip())
-
-    def allows(self, ae: str, address: str) -> bool:
-        """Return whether this line lets that AE title call from that address."""
-        if self.ae not in ("*", ae):
-            return False
-        if self.network is None:
-            return True
-        if isinstance(self.network, str):
-            with suppress(OSError):
-                return address in {str(found[4][0]) for found in socket.getaddrinfo(self.network, None)}
-            return False
-        caller = ipaddress.ip_address(address)
-        caller = getattr(caller, "ipv4_mapped", None) or caller
-        return caller in self.network
-
-    @property
-    def peer(self) -> Peer | None:
-        """Where it can be called, if the line says so."""
-        if self.port is None:
-            return None
-        host = self.network if isinstance(self.network, str) else str(cast(Any, self.network).network_address)
-        return Peer(self.ae, host, self.port, self.tls)
-
-
-class Senders:
-    """The allow-list of the setting `dicom_peers`."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.lines = [Sender.parse(text) for text in settings.dicom_peers]
-
-    def find(self, ae: str, address: str) -> Sender | None:
-        """Return the line that lets that AE title call from that address: one that names it before one with ``*``."""
-        found = [line for line in self.lines if line.allows(ae, address)]
-        return min(found, key=lambda line: (line.ae == "*", line.network is None), default=None)
-
-    def peer(self, ae: str) -> Peer | None:
-        """Return where an AE title listens, if the list says so."""
-        return next((line.peer for line in self.lines if line.ae == ae and line.peer), None)
-
-
-class Body(BytesIO):
-    """A DICOM file on its way in: in memory while small, on disk when larger, dropped when there is no room for it.
-
-    Parameters
-    ----------
-    header : bytes
-        What stands before the data set.
-    limit : int
-        Most bytes of the data set.
-    """
-
-    def __init__(self, header: bytes, limit: int) -> None:
-        super().__init__()
-        self.limit, self.size, self.full = limit, 0, False
-        self.file: IO[bytes] = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115
-        self.file.write(header)
-
-    def write(self, piece: Any, /) -> int:
-        """Keep a piece of the data set, as long as there is room."""
-        self.size += len(piece)
-        if self.size <= self.limit and not self.full:
-            try:
-                self.file.write(piece)
-            except OSError:
-                self.full = True
-        elif not self.file.closed:
-            self.file.close()
-        return len(piece)
-
-    def close(self) -> None:
-        """Drop everything."""
-        self.file.close()
-        super().close()
-
-
-def file_header(sop_class: str, sop_uid: str, syntax: str) -> bytes:
-    """Return preamble and file meta information (DICOM PS3.10 7.1) for a data set that came without one."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = UID(sop_class)
-    meta.MediaStorageSOPInstanceUID = UID(sop_uid)
-    meta.TransferSyntaxUID = UID(syntax)
-    meta.ImplementationClassUID = IMPLEMENTATION_UID
-    return bytes(128) + b"DICM" + encode_file_meta(meta)
-
-
-class Receiver:
-    """Takes instances that arrive by C-STORE, whoever opened the association.
-
-    Parameters
-    ----------
-    intake : Intake
-    took : callable, optional
-        Called with what was taken in.
-    """
-
-    def __init__(self, intake: Intake, took: Callable[[Received], None] = lambda received: None) -> None:
-        self.intake, self._took = intake, took
-
-    def store(self, event: Event, ae: str, site: str) -> Dataset:
-        """Take the instance of a C-STORE request; return the answer, with a comment when it is no success."""
-        request = cast(Any, event.request)
-        body = request.DataSet
-        try:
-            status, comment = self._store(request, body, str(event.context.transfer_syntax), ae, site)
-        finally:
-            body.close()
-        if status != Status.SUCCESS:
-            log.warning("DICOM: instance from %s refused with 0x%04X: %s", ae, status, comment)
-        return answer(status, comment)
-
-    def _store(self, request: Any, body: BytesIO, syntax: str, ae: str, site: str) -> tuple[Status, str]:
-        sop_class, sop_uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
-        if isinstance(body, Body):
-            if body.size > body.limit:
-                return Status.TOO_LARGE, f"more than {body.limit} bytes"
-            if body.full:
-                return Status.OUT_OF_RESOURCES, "no room; send again later"
-            file = cast(BinaryIO, body.file)
-        else:
-            file = BytesIO(file_header(sop_class, sop_uid, syntax) + body.getvalue())
-        if refused := _mismatch(file, sop_class, sop_uid):
-            return refused
-        file.seek(0)
-        try:
-            received = self.intake.take(file, f"{sop_uid}.dcm", site, actor=f"AE {ae}")
-        except TooLargeError:
-            return Status.TOO_LARGE, "larger than this system accepts"
-        except (ClinicError, BusyError):  # no room, or the disk refuses
-            return Status.OUT_OF_RESOURCES, "no room; send again later"
-        except SQLAlchemyError as error:
-            log.error("DICOM: the database is not available: %s", type(error).__name__)
-            return Status.OUT_OF_RESOURCES, "database not available; send again later"
-        except Exception as error:
-            log.error("DICOM: an instance could not be kept: %s", type(error).__name__)
-            return Status.PROCESSING_FAILURE, "internal fault"
-        self._took(received)
-        return Status.SUCCESS, ""
-
-
-def answer(status: Status, comment: str) -> Dataset:
-    """Return the status elements of a response."""
-    response = Dataset()
-    response.Status = int(status)
-    if comment:
-        response.ErrorComment = comment[:64]
-    return response
-
-
-def _mismatch(file: BinaryIO, sop_class: str, sop_uid: str) -> tuple[Status, str] | None:
-    """Compare a data set with its request; None when they agree, or when the data set does not say."""
-    file.seek(0)
-    try:
-        with quiet():
-            said = dcmread(
-                file, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID"]
-            )
-            its_class, its_uid = str(said.get("SOPClassUID") or ""), str(said.get("SOPInstanceUID") or "")
-    except Exception:  # pydicom raises nearly anything on hostile bytes
-        return Status.CANNOT_UNDERSTAND, "data set cannot be parsed"
-    if not its_class and not its_uid and "StudyInstanceUID" not in said:
-        return Status.CANNOT_UNDERSTAND, "no SOP Class, SOP Instance or Study Instance UID"
-    if its_class and its_class != sop_class:
-        return Status.MISMATCH, "SOP Class UID is not that of the request"
-    if its_uid and its_uid != sop_uid:
-        return Status.MISMATCH, "SOP Instance UID is not that of the request"
-    return None
 
 
 @dataclass(frozen=True)
@@ -318,6 +69,8 @@ class Listener:
         Where instances go; its database and archive are what is committed.
     settings : Settings
         Those that begin with `dicom_`.
+    has_room : callable, optional
+        Whether anything more may be taken in; if not, new associations are refused. By default the archive says.
 
     Raises
     ------
@@ -325,8 +78,9 @@ class Listener:
         For a bad line of `dicom_peers` or unusable certificates.
     """
 
-    def __init__(self, intake: Intake, settings: Settings) -> None:
+    def __init__(self, intake: Intake, settings: Settings, has_room: Callable[[], bool] | None = None) -> None:
         self.intake, self.settings = intake, settings
+        self._has_room = has_room or (lambda: intake.archive.free() >= CHUNK)
         self.senders = Senders(settings)
         caller = Caller.of(settings)
         self.commitments = Commitments(intake.database, intake.archive, self.senders.peer, caller)
@@ -420,7 +174,7 @@ class Listener:
         if line is None:
             log.warning("DICOM: %s at %s is not in dicom_peers and was refused", identity.clean(ae), address)
             return _reject(link, 0x01, 0x01, 0x03)  # permanent, by the user: calling AE title not recognised
-        if self.intake.archive.free() < CHUNK:
+        if not self._has_room():
             log.error("DICOM: no room on disk; %s was told to come later", ae)
             return _reject(link, 0x02, 0x03, 0x01)  # transient, presentation: temporary congestion
         self._guests[link] = _Guest(ae, line.site or self.settings.site)
@@ -468,7 +222,7 @@ class Listener:
             body = Body(header, self.settings.max_bytes)
             body.write(message.data_set.getvalue())
             message.data_set = body
-        elif message.data_set.tell() > _SPOOL_BYTES:
+        elif message.data_set.tell() > SPOOL_BYTES:
             event.assoc.abort()
 
     def _store(self, event: Event) -> Dataset:

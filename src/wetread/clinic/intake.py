@@ -183,6 +183,9 @@ class Intake:
             place = Place(site, study_uid, patient, floor, store.now(), self._complete_after)
             current = next((row for row in known if row.state in IN_FORCE), None)
             rival.meet(current, stored)
+            if current is not None and rival.same_data:
+                self._copy(connection, current, stored, name)
+                return Received(name, current.study, current.id, False, False, said.format)
             digest = rival.same_picture(current)
             if current is not None and digest and arrival.belongs(connection, site, study_uid, current.study):
                 key = arrival.correct_header(
@@ -225,6 +228,13 @@ class Intake:
             for each in sorted({row.id, *touched}):
                 triage.refresh(connection, each, self._policy(connection, site), place.now)
         return Received(name, row.id, image["id"], True, state == "quarantined", said.format)
+
+    def _copy(self, connection: Connection, current: Row[Any], stored: Stored, name: str) -> None:
+        """Keep the bytes of a data set that is known under another file meta header: it came by another way."""
+        values = {column.name: current._mapping[column] for column in store.instance.c}
+        values |= {"id": store.new_id(), "state": "copy", "reason": "the same data set with another file meta header"}
+        values |= {"sha256": stored.sha256, "bytes": stored.size, "name": name, "received_at": store.now()}
+        connection.execute(store.instance.insert().values(values))
 
     def adopt(self, site: str, older_than_s: float = 0.0) -> tuple[list[str], list[str]]:
         """Set right what a crash between disk and database left.
@@ -333,7 +343,7 @@ class _Rival:
     def __init__(self, archive: Archive, max_bytes: int) -> None:
         self._archive, self._max_bytes = archive, max_bytes
         self._digests: dict[str, str | None] = {}
-        self._new, self.before = "", Identity("other")
+        self._new, self.before, self.same_data = "", Identity("other"), False
 
     def meet(self, current: Row[Any] | None, stored: Stored) -> None:
         """Read both files, unless that is done."""
@@ -342,13 +352,15 @@ class _Rival:
         if current.sha256 in self._digests:
             return
         self._new = stored.sha256
-        for sha256 in (current.sha256, stored.sha256):
-            self._digests[sha256] = content.pixels(self._archive.path(sha256), self._max_bytes)
-        try:
-            with self._archive.path(current.sha256).open("rb") as file:
-                self.before = identity.of(self._archive.path(current.sha256), file.read(4096))
-        except OSError:  # the archive lost it, which is said elsewhere
-            self._digests[current.sha256] = None
+        new, old = (self._archive.path(sha256) for sha256 in (stored.sha256, current.sha256))
+        self._digests[current.sha256] = None
+        with suppress(OSError, EOFError, ValueError, NotImplementedError):  # gone from the archive, or not to be read
+            self.same_data = content.same_data(old, new)
+            with old.open("rb") as file:
+                self.before = identity.of(old, file.read(4096))
+            self._digests |= {
+                s: content.pixels(p, self._max_bytes) for s, p in ((current.sha256, old), (self._new, new))
+            }
 
     def same_picture(self, current: Row[Any] | None) -> str | None:
         """Return the SHA-256 of the pixels when both files have the same."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import audit, store
-from wetread.clinic.archive import Archive
+from wetread.clinic.archive import Archive, open_archive
 from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import BusyError, ConfigError
@@ -43,6 +44,19 @@ def days(settings: Settings) -> Mapping[str, int]:
             raise ConfigError(f"retain_sites: {each!r} must be site=days, such as north=365")
         found[name.strip()] = int(number)
     return found
+
+
+def run(data: Path, settings: Settings, *, dry: bool) -> list[str]:
+    """Remove what may go from the clinic of a data folder, or with `dry` only say what; return the studies' ids."""
+    database = Store.existing(data, settings.database)
+    try:
+        with database.read() as connection:
+            found = due(connection, settings, store.now())
+        if not dry:
+            remove(database, open_archive(data, settings), found)
+        return found
+    finally:
+        database.close()
 
 
 def due(connection: Connection, settings: Settings, now: datetime) -> list[str]:

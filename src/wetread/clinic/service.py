@@ -16,11 +16,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import audit, priority, processes, retention, store, triage
+from wetread.clinic import adt, audit, completion, priority, processes, retention, store, triage
 from wetread.clinic.archive import open_archive, room
+from wetread.clinic.corrections import Corrections
 from wetread.clinic.delivery import Outbox
 from wetread.clinic.dimse import Listener
 from wetread.clinic.intake import READ_ONLY, Intake
+from wetread.clinic.merging import Merging
 from wetread.clinic.processes import Leader, Presence
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
@@ -72,9 +74,16 @@ class Served:
         self.id, self.name = predictor.package.id, predictor.package.name
         self.version = predictor.package.meta.code_version
 
+        meta, normal = predictor.package.meta, predictor.package.task.normal
+        self.merging = Merging(meta.kind, meta.aggregate, normal, {f: list(both) for f, both in meta.cutoffs.items()})
+
     def analyse(self, path: Path, name: str) -> Analysis:
         """Read a file as the model wants it and analyse it."""
         return self.predictor.analyse(self.predictor.read(path, name))
+
+    def analyse_pair(self, frontal: Path, lateral: Path) -> tuple[Analysis, ...]:
+        """Read the two views of a study and analyse them together; only for a model of studies."""
+        return self.predictor.analyse_pair(self.predictor.read(frontal), self.predictor.read(lateral))
 
 
 def _state(model: Model, failures: int) -> ModelState:
@@ -128,10 +137,13 @@ class Clinic:
             models=lambda: list(self.models),
             max_bytes=settings.max_bytes,
             wake=self._wake,
+            complete_after_s=settings.complete_after_s,
         )
+        self.corrections = Corrections(self.database, self.policy)
         enters = kind == "serve"
         self.watch = Watch(Path(settings.watch), self.intake, settings) if settings.watch and enters else None
-        self.listener = Listener(self.intake, settings) if settings.dicom_port and enters else None
+        self.listener = Listener(self.intake, settings, self.has_room) if settings.dicom_port and enters else None
+        self.adt = adt.Listener(self.corrections, settings) if settings.hl7_port and enters else None
         self.stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._next_round = time.monotonic() + ROUND_S
@@ -166,6 +178,9 @@ class Clinic:
         self._every(UPKEEP_S, self._upkeep)
         self.outbox.start()
         self._every(1.0, self._sweep)
+        self._every(1.0, self._complete)
+        if self.adt is not None:
+            self.adt.start()
         if self.watch is not None:
             self._every(1.0, self._look)
         if self.listener is not None:
@@ -178,6 +193,8 @@ class Clinic:
         self.stopping.set()
         if self.listener is not None:
             self.listener.stop()
+        if self.adt is not None:
+            self.adt.stop()
         for thread in self._threads:
             thread.join()
         if self.worker is not None:
@@ -313,6 +330,9 @@ class Clinic:
         if due:
             with self.database.write() as connection:
                 triage.sweep(connection, self.rule, store.now())
+
+    def _complete(self) -> None:
+        completion.sweep(self.database, list(self.models), self.policy, store.now())
 
     def _rerank_all(self) -> None:
         try:

@@ -21,6 +21,9 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Column, ForeignKey, Index, Table, UniqueConstraint
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -190,7 +193,8 @@ instance = Table(
     Column("format", Name, nullable=False),
     Column("name", sa.Text, nullable=False),
     Column("view", sa.String(16)),
-    # stored; quarantined; superseded by a later header; document (no image, or our own output); rejected
+    # stored; quarantined; superseded by a later header; copy with another file meta header; document (no image, or our
+    # own output); rejected
     Column("state", Name, nullable=False),
     Column("reason", sa.Text),  # why it is not shown
     Column("pixels_sha256", sa.String(64)),  # of pixel data and what gives it meaning; known once two have one UID
@@ -408,6 +412,8 @@ class Store:
     ----------
     url : str
         SQLAlchemy URL, ``sqlite:////path/clinic.db`` or ``postgresql+psycopg://…``.
+    migrate : bool
+        Bring an older schema up to date; false refuses it, and what is no database of ours.
 
     Raises
     ------
@@ -417,7 +423,7 @@ class Store:
         When the database cannot be reached or migrated.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, migrate: bool = True) -> None:
         self.memo: dict[str, tuple[int, Any]] = {}  # site → number of the newest event, and what was counted then
         # Called with (connection, kind, study, payload) for each event, in its transaction: all or nothing.
         self.followers: list[Callable[[Connection, str, str | None, dict[str, Any]], None]] = []
@@ -429,7 +435,12 @@ class Store:
         except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
             raise ConfigError(f"database: not a usable SQLAlchemy URL ({_line(error)}); see docs/clinic.md") from None
         try:
-            self._migrate()
+            self._migrate(change=migrate)
+        except CommandError as error:
+            self.engine.dispose()
+            raise ClinicError(
+                f"database: its schema is not of this version of Wetread ({_line(error)}); use the one that wrote it"
+            ) from None
         except SQLAlchemyError as error:
             self.engine.dispose()
             raise ClinicError(
@@ -448,11 +459,24 @@ class Store:
             raise ConfigError(
                 f"--data {data}: cannot be made ({error.strerror}); name a folder you may write"
             ) from None
-        return cls(sa.URL.create("sqlite", database=str(data.resolve() / "clinic.db")).render_as_string())
+        return cls(_in_folder(data))
 
-    def _migrate(self) -> None:
+    @classmethod
+    def existing(cls, data: Path, url: str = "") -> Store:
+        """Open a database that must be there, and of this version; nothing about it is changed."""
+        if not url and not (data / "clinic.db").is_file():
+            raise ConfigError(f"--data {data}: there is no clinic.db; name the data folder of a clinic")
+        return cls(url or _in_folder(data), migrate=False)
+
+    def _migrate(self, *, change: bool) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        if not change:
+            with self.read() as connection:
+                found = MigrationContext.configure(connection).get_current_revision()
+            if found != (head := ScriptDirectory.from_config(config).get_current_head()):
+                raise CommandError(f"{found or 'none'}, not {head}; `wetread serve` brings an older one up to date")
+            return
         with self.write() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -504,6 +528,10 @@ class Store:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+def _in_folder(data: Path) -> str:
+    return sa.URL.create("sqlite", database=str(data.resolve() / "clinic.db")).render_as_string()
 
 
 def _engine(url: sa.URL) -> Engine:

@@ -114,8 +114,8 @@ class ImageResult:
 class Image:
     """One file of a study, with the results of the models; what is not `stored` is listed, with its reason, not shown.
 
-    `state` is stored, quarantined (other bytes under a known UID), superseded (a later header is in force), document
-    (no picture, or our own), or rejected.
+    `state` is stored, quarantined (other bytes under a known UID), superseded (a later header is in force), copy (the
+    same data set came by another way), document (no picture, or our own), or rejected.
     """
 
     image: str
