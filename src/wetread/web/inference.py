@@ -22,7 +22,7 @@ from wetread.infer.predict import Predictor
 from wetread.infer.tensors import ProtocolError
 from wetread.model.golden import Outputs
 from wetread.web.api import clinic_of
-from wetread.web.security import Viewer
+from wetread.web.security import Inferrer
 
 router = APIRouter(prefix="/v2", tags=["inference"])
 
@@ -72,7 +72,7 @@ def refused(status: int, message: str) -> JSONResponse:
 
 
 @router.get("")
-def server(caller: Viewer) -> dict[str, Any]:
+def server(caller: Inferrer) -> dict[str, Any]:
     """Tell what this server is and which extensions it knows."""
     return {"name": "wetread", "version": __version__, "extensions": [tensors.BINARY]}
 
@@ -94,7 +94,7 @@ def ready(request: Request) -> JSONResponse:
 
 @router.get("/models/{name}")
 @router.get("/models/{name}/versions/{version}")
-def model(request: Request, caller: Viewer, name: _Name, version: str = "") -> dict[str, Any]:
+def model(request: Request, caller: Inferrer, name: _Name, version: str = "") -> dict[str, Any]:
     """Tell a model's inputs and outputs, and its id (SHA-256 of the package) as its version."""
     package = _find(clinic_of(request), name, version).package
     side, views, findings = package.transform.size, _views(package.meta.kind), len(package.task.findings)
@@ -116,7 +116,7 @@ def model(request: Request, caller: Viewer, name: _Name, version: str = "") -> d
 
 @router.get("/models/{name}/ready", responses={400: {"description": "not ready"}})
 @router.get("/models/{name}/versions/{version}/ready", responses={400: {"description": "not ready"}})
-def model_ready(request: Request, caller: Viewer, name: _Name, version: str = "") -> JSONResponse:
+def model_ready(request: Request, caller: Inferrer, name: _Name, version: str = "") -> JSONResponse:
     """Answer 200 when the model serves."""
     clinic = clinic_of(request)
     package = _find(clinic, name, version).package
@@ -126,7 +126,7 @@ def model_ready(request: Request, caller: Viewer, name: _Name, version: str = ""
 
 @router.post("/models/{name}/infer", openapi_extra=_BODY)
 @router.post("/models/{name}/versions/{version}/infer", openapi_extra=_BODY)
-async def infer(request: Request, caller: Viewer, name: _Name, version: str = "") -> Response:
+async def infer(request: Request, caller: Inferrer, name: _Name, version: str = "") -> Response:
     """Run a model on pixels: JSON, or the binary tensor data extension.
 
     Inputs are those of the model package: `pixels` uint8 [B, 1, H, W], or of a model of studies [B, 2, H, W] and, if
