@@ -95,3 +95,14 @@ def tiff(entries: dict[int, int], pixels: bytes = b"", following: int = 0) -> by
     fields = sorted((entries | {273: at}).items())
     body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
     return struct.pack("<2sHIH", b"II", 42, 8, len(fields)) + body + struct.pack("<I", following) + pixels
+
+
+def viewer(film: np.ndarray, *, ground: int = 200, ink: int = 20) -> np.ndarray:
+    """Return a picture of a screen, 480×640, with a film beside a list and below a row of words."""
+    screen = np.full((480, 640), ground, np.uint8)
+    screen[40:, :440] = cv2.resize(film, (440, 440), interpolation=cv2.INTER_AREA)
+    for x in range(8, 560, 110):
+        cv2.putText(screen, "Layout", (x, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.5, ink, 1)
+    for y in range(64, 470, 22):
+        cv2.putText(screen, f"{y} Series Chest PA", (448, y), cv2.FONT_HERSHEY_SIMPLEX, 0.5, ink, 1)
+    return screen

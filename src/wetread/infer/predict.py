@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wetread.config import Settings
-from wetread.errors import Code, ModelError, ReadError
+from wetread.errors import Caution, Code, ModelError, ReadError
 from wetread.infer.batcher import Batcher
 from wetread.infer.remote import Remote, address, local_name
 from wetread.infer.runtime import Engine, open_engine
@@ -21,12 +21,16 @@ from wetread.model.golden import Outputs
 from wetread.model.package import Package
 from wetread.radiograph.pixels import Seen
 from wetread.radiograph.read import Limits, Radiograph
-from wetread.radiograph.suitability import suit
+from wetread.radiograph.suitability import Suitability, suit
 
 Call = Literal["likely", "unsure", "unlikely"]
 Point = Literal["screen", "balanced"]
 T = TypeVar("T")
 R = TypeVar("R")
+
+# A package's threshold is half the familiarity that 99.5 % of its validation images reach. A picture about which the
+# chest check is in doubt must reach the whole.
+_KNOWN = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Analysis:
         False when the image was refused; then `code` and `reason` say why and there are no findings.
     cautions : tuple of str
         What a reader should know although the image was analysed.
+    caution_codes : tuple of Caution
+        Their codes, each once.
     view : {"PA", "AP", "LATERAL"} or None
         None when the file does not say.
     abnormal : float or None
@@ -87,6 +93,7 @@ class Analysis:
     code: Code | None = None
     reason: str = ""
     cautions: tuple[str, ...] = ()
+    caution_codes: tuple[Caution, ...] = ()
     view: str | None = None
     abnormal: float | None = None
     findings: tuple[FindingResult, ...] = ()
@@ -105,6 +112,7 @@ class Analysis:
             "code": self.code.value if self.code else None,
             "reason": self.reason,
             "cautions": list(self.cautions),
+            "caution_codes": [code.value for code in self.caution_codes],
             "view": self.view,
             "abnormal": self.abnormal,
             "familiarity": self.familiarity,
@@ -264,7 +272,7 @@ class Predictor:
 
         def take() -> Analysis:
             try:
-                return self._finish(begun.popleft().result(), None, (), None, chosen)
+                return self._finish(begun.popleft().result(), None, Suitability(True), None, chosen)
             except ModelError as error:
                 return self.refused(Code.MODEL_FAILED, str(error), chosen)
 
@@ -314,12 +322,12 @@ class Predictor:
         """Queue a radiograph; the callable that comes back waits for its analysis."""
         meta = self.package.meta
         fit = suit(radiograph, population=meta.population, views=meta.views)
-        if not fit.suitable:
+        if not (fit.suitable or (fit.doubtful and meta.familiarity_threshold > 0)):
             refused = self.refused(fit.code or Code.NOT_CHEST, fit.reason, point, radiograph.view)
             return lambda: refused
         seen, view = self.package.transform(radiograph), int(radiograph.view == "LATERAL")
         future = self._batcher.submit(self._input({view: seen}), wait_s)
-        return lambda: self._finish(self._of(future.result(), view), radiograph.view, fit.cautions, seen, point)
+        return lambda: self._finish(self._of(future.result(), view), radiograph.view, fit, seen, point)
 
     def _input(self, views: Mapping[int, Seen]) -> NDArray[np.uint8]:
         """Return what the graph takes: the image, or frontal (0) and lateral (1), black where there is none."""
@@ -361,7 +369,7 @@ class Predictor:
         seen = [self.package.transform(one) for one in pair]
         outputs = self._batcher.submit(self._input(dict(enumerate(seen))), 60.0).result()
         return tuple(
-            self._finish(self._of(outputs, view), one.view, fits[view].cautions, seen[view], chosen)
+            self._finish(self._of(outputs, view), one.view, fits[view], seen[view], chosen)
             for view, one in enumerate(pair)
         )
 
@@ -383,7 +391,7 @@ class Predictor:
         return tuple(findings)
 
     def _finish(
-        self, outputs: Outputs, view: str | None, cautions: tuple[str, ...], seen: Seen | None, point: Point
+        self, outputs: Outputs, view: str | None, fit: Suitability, seen: Seen | None, point: Point
     ) -> Analysis:
         meta = self.package.meta
         familiarity = float(outputs.familiarity)
@@ -391,12 +399,15 @@ class Predictor:
             "model": self.package.name,
             "model_id": self.package.id,
             "point": point,
-            "cautions": cautions,
+            "cautions": fit.cautions,
+            "caution_codes": fit.caution_codes,
             "view": view,
             "seen": seen,
             "features": outputs.features,
             "familiarity": familiarity,
         }
+        if fit.doubtful and familiarity < _KNOWN * meta.familiarity_threshold:
+            return Analysis(suitable=False, code=fit.code, reason=fit.reason, **common)
         if familiarity < meta.familiarity_threshold:
             reason = (
                 f"unlike the images that {self.package.name} was trained on "

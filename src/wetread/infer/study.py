@@ -84,6 +84,7 @@ def combine(predictor: Predictor, images: Sequence[Analysis], point: Point) -> A
         abnormal=sum(abnormal) / len(abnormal) if mean else max(abnormal),
         findings=predictor.calls(probability, point),
         cautions=tuple(dict.fromkeys(caution for image in kept for caution in image.cautions)),
+        caution_codes=tuple(dict.fromkeys(code for image in kept for code in image.caution_codes)),
         view="+".join(dict.fromkeys(image.view or "unknown" for image in kept)),
         seen=None,
         maps=None,

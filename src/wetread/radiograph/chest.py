@@ -97,7 +97,12 @@ def describe(thumb: NDArray[np.uint8]) -> Array:
 
 def distance(radiograph: Radiograph) -> float:
     """Return how far a radiograph is from chest radiographs; up to 1 it counts as one."""
-    return float(_shipped().distance(describe(thumbnail(radiograph))[None])[0])
+    return distance_of(describe(thumbnail(radiograph)))
+
+
+def distance_of(description: Array) -> float:
+    """Return how far a picture with this description, shape [768], is from chest radiographs."""
+    return float(_shipped().distance(description[None])[0])
 
 
 def fit(
