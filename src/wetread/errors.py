@@ -29,11 +29,25 @@ class Code(StrEnum):
     CHILD = "CHILD"
     ADULT = "ADULT"
     NOT_RADIOGRAPH = "NOT_RADIOGRAPH"
+    SCREENSHOT = "SCREENSHOT"
+    INVERTED = "INVERTED"
     UNFAMILIAR = "UNFAMILIAR"
     UNREADABLE = "UNREADABLE"
     TOO_LARGE = "TOO_LARGE"
     FOR_PROCESSING = "FOR_PROCESSING"
     MODEL_FAILED = "MODEL_FAILED"
+    REJECTED = "REJECTED"
+
+
+class Caution(StrEnum):
+    """What a reader should know about an image that *was* analysed. Stable: stored, sent, and shown."""
+
+    AGE_UNKNOWN = "AGE_UNKNOWN"
+    VIEW_UNKNOWN = "VIEW_UNKNOWN"
+    CROPPED = "CROPPED"
+    EXPOSURE = "EXPOSURE"
+    TEXT = "TEXT"
+    UNUSUAL = "UNUSUAL"
 
 
 class WetreadError(Exception):

@@ -176,7 +176,10 @@ def tree(found: Sequence[Finding], first: str | None = None) -> list[tuple[Findi
 def reading(study: Study, reader: str) -> dict[str, Any]:
     """Return what the page of one study shows to this reader."""
     row = study.row
-    labels = {image.image: f"{index} {_view(image.view)}" for index, image in enumerate(study.images, 1)}
+    labels = {
+        image.image: f"{index} {_view(image.view) if image.state == 'stored' else image.state}"
+        for index, image in enumerate(study.images, 1)
+    }
     results = [result for image in study.images for result in image.results]
     ids = {result.model: result.model_id for result in results}
     points = {result.model: result.point for result in results}
@@ -260,8 +263,12 @@ def _refusals(study: Study, labels: Mapping[str, str]) -> list[str]:
     """Return for each image that a model refused, in plain words, why."""
     found = []
     for image in study.images:
+        if image.state == "copy":
+            continue
         if image.state != "stored":
-            found.append(f"image {labels[image.image]} is kept apart: other bytes came under the same identifier")
+            apart = "kept apart: other bytes came under the same identifier"
+            found.append(f"image {labels[image.image]}: {image.reason or apart}")
+            continue
         for result in image.results:
             if not result.suitable:
                 words = CODES[Code(result.code)] if result.code in set(Code) else result.code or "refused"
