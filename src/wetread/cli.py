@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from wetread import __version__
-from wetread.clinic import access_command
+from wetread.clinic import access_command, correct_command
 from wetread.errors import WetreadError
 
 if TYPE_CHECKING:
@@ -810,12 +810,141 @@ def serve(
     server.run(data, host, port, settings, say=typer.echo)
 
 
+@app.command()
+def work(
+    data: Annotated[Path, typer.Option(help="Folder of the archive; made when missing.")],
+) -> None:
+    """Only analyse, beside other processes that serve: more hands for one PostgreSQL (setting database).
+
+    Nothing is received or shown here. Kill it whenever you like; what it had under way is done by others.
+
+    Example: `wetread work --data clinic`
+    """
+    from wetread import config
+    from wetread.clinic import work as worker
+
+    worker.run(data, config.load(Path("wetread.toml")), say=typer.echo)
+
+
+@app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(help="Folder of the backup; made when missing, else brought up to date.")],
+    data: Annotated[Path, typer.Option(help="Data folder of the server.")],
+) -> None:
+    """Copy a clinic, whole, into a folder, while it works; only what is new is copied.
+
+    On the same disk files are linked, which guards against mistakes but not against the loss of the disk.
+
+    Example: `wetread backup /mnt/backup/clinic --data clinic`
+    """
+    from wetread import config
+    from wetread.clinic import backup as backups
+
+    done = backups.backup(data, config.load(Path("wetread.toml")), target)
+    typer.echo(f"{target}: {done.files} files, {done.copied} of them new, {done.rows} rows; whole")
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="Folder of the backup.")],
+    data: Annotated[Path, typer.Option(help="Data folder to make; it must hold no clinic yet.")],
+) -> None:
+    """Make a clinic of a backup, and verify every byte; the setting database may name another kind than before.
+
+    Example: `wetread restore /mnt/backup/clinic --data clinic`
+    """
+    from wetread import config
+    from wetread.clinic import backup as backups
+
+    done = backups.restore(source, data, config.load(Path("wetread.toml")))
+    typer.echo(f"{data}: {done.files} files, {done.rows} rows; whole")
+
+
+@app.command()
+def verify(
+    data: Annotated[Path, typer.Option(help="Data folder of the server, or a backup.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Compare sizes, not contents.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Check that every row has its bytes and every byte its row, unchanged, and that the audit is whole.
+
+    May run while the clinic works. Exit code 1 when something is wrong.
+
+    Example: `wetread verify --data clinic`
+    """
+    import json
+
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
+
+    from wetread import config
+    from wetread.clinic import verify as checks
+
+    columns = (TextColumn("files"), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        step = partial(bar.advance, bar.add_task("", total=None))
+        report = checks.run(data, config.load(Path("wetread.toml")), quick=quick, progress=step)
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))
+    raise typer.Exit(0 if report.whole else 1)
+
+
+@app.command()
+def retain(
+    data: Annotated[Path, typer.Option(help="Data folder of the server.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+) -> None:
+    """Remove the studies whose time after the signature is over (settings retain_days, retain_sites), and list them.
+
+    The server does so by itself. A study that nobody signed, or whose report is not delivered, stays.
+
+    Example: `wetread retain --dry-run --data clinic`
+    """
+    from wetread import config
+    from wetread.clinic import retention
+
+    for study in retention.run(data, config.load(Path("wetread.toml")), dry=dry_run):
+        typer.echo(study)
+
+
 for _name, _group in (
     ("token", access_command.token),
     ("account", access_command.account),
     ("audit", access_command.audit),
+    ("correct", correct_command.correct),
 ):
     app.add_typer(_group, name=_name)
+
+
+@app.command()
+def pull(
+    studies: Annotated[
+        Path, typer.Argument(help="CSV with a column StudyInstanceUID, AccessionNumber or PatientID.", metavar="LIST.csv")
+    ],
+    source: Annotated[
+        str, typer.Option("--from", help="The archive: AE@host:port, or the URL of its DICOMweb.", metavar="ADDRESS")
+    ],
+    data: Annotated[Path, typer.Option(help="Data folder of the server, running or not.")],
+    by: Annotated[str, typer.Option(help="For AE@host:port: get, or move, which needs dicom_port.")] = "get",
+    site: Annotated[str, typer.Option(help="To which the studies belong; default: setting site.")] = "",
+    report: Annotated[Path | None, typer.Option(help="Write what became of each study.", metavar="OUT.csv")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Bearer token for DICOMweb.", metavar="FILE")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Authority of its certificate, PEM.", metavar="FILE")] = None,
+) -> None:
+    """Fetch a list of studies from an archive into the worklist; what is here already is not fetched again.
+
+    Exit code 1 means that not everything came. Examples:
+    `wetread pull list.csv --from PACS@10.0.0.7:104 --data clinic`;
+    `wetread pull list.csv --from https://pacs.example/dicom-web --data clinic --report came.csv`
+    """
+    from wetread import config
+    from wetread.clinic import pull as pulling
+
+    whole = pulling.run(
+        studies, source, data, config.load(Path("wetread.toml")),
+        by=by, site=site, token_file=token_file, ca=ca, out=report, say=typer.echo,
+    )  # fmt: skip
+    if not whole:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -16,8 +16,10 @@ from pynetdicom.sop_class import Verification
 from ward import dicom as dicom_file
 
 from wetread.clinic import peers, store
-from wetread.clinic.dimse import STATUS_MEANS, Body, Listener, Sender, Status, file_header
+from wetread.clinic.dimse import Listener
 from wetread.clinic.peers import Caller, Peer, PeerError
+from wetread.clinic.receive import STATUS_MEANS, Body, Status, file_header
+from wetread.clinic.senders import Sender
 from wetread.config import Settings
 from wetread.errors import ConfigError, FullError
 

@@ -291,6 +291,7 @@ class _Handler(RequestHandler):
     def handle(self) -> None:
         """Agree on TLS if need be, then wait for the association."""
         self.request.settimeout(self.server.ae.network_timeout)
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.server.tls is not None:
             try:
                 self.request = self.server.tls.wrap_socket(self.request, server_side=True)

@@ -18,7 +18,7 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -271,8 +271,11 @@ def association(
         if caller.tls is None:
             raise PeerError(f"{peer}: wants TLS; set dicom_tls_ca, and dicom_tls_certificate if it asks for one")
         tls = (caller.tls, peer.host)
+    handlers = [(evt.EVT_CONN_OPEN, _hurry), *more.pop("evt_handlers", [])]
     try:
-        link = entity.associate(peer.host, peer.port, list(contexts), peer.ae, max_pdu=131072, tls_args=tls, **more)
+        link = entity.associate(
+            peer.host, peer.port, list(contexts), peer.ae, max_pdu=131072, tls_args=tls, evt_handlers=handlers, **more
+        )
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a host name that nothing resolves
         raise PeerError(f"{peer}: cannot be reached ({error})") from None
     if not link.is_established:
@@ -284,6 +287,14 @@ def association(
         raise
     if link.is_established:
         link.release()
+
+
+def _hurry(event: evt.Event) -> None:
+    """Let small messages go at once, instead of waiting for the acknowledgement of what went before."""
+    connection = event.assoc.dul.socket
+    if connection is not None and connection.socket is not None:
+        with suppress(OSError):
+            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 @dataclass(frozen=True)

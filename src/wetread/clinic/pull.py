@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -194,11 +194,9 @@ def opened(
         intake = _intake(database, open_archive(data, settings), settings)
         if address.startswith(("http:", "https:")):
             site = site or settings.site
-            yield (
-                WebSource(address, intake, site, token=token, ca=ca, timeout_s=settings.dicom_timeout_s),
-                database,
-                site,
-            )
+            web = WebSource(address, intake, site, token=token, ca=ca, timeout_s=settings.dicom_timeout_s)
+            with closing(web):
+                yield web, database, site
             return
         peer, caller = peers.parse(address), Caller.of(settings)
         if by == "get":

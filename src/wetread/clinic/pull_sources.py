@@ -213,6 +213,10 @@ class WebSource:
             raise ConfigError(f"--ca {ca}: cannot be used ({error}); name a PEM file") from None
         self._http = httpx.Client(headers=headers, timeout=timeout_s, verify=trust, trust_env=False)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
     def find(self, wanted: Wanted) -> list[str]:
         """Return the Study Instance UIDs of a line, by QIDO-RS."""
         asked = {
