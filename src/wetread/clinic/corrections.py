@@ -117,7 +117,7 @@ class Corrections:
             self._refresh(connection, site, {row.study})
         return str(row.study)
 
-    def restore(self, site: str, image: str, actor: str) -> str:
+    def restore(self, site: str, image: str, actor: str, reason: str = "") -> str:
         """Take a rejection back; return the study.
 
         Raises
@@ -137,7 +137,8 @@ class Corrections:
                 store.instance.update().where(store.instance.c.id == image).values(state="stored", reason=None)
             )
             store.emit(connection, "instance.restored", site, row.study, {"image": image})
-            audit.record(connection, site, actor, "image.restored", row.study, {"image": image})
+            detail = {"image": image, "reason": identity.clean(reason, 500)}
+            audit.record(connection, site, actor, "image.restored", row.study, detail)
             reopen(connection, row.study)
             touch(connection, row.study)
             self._refresh(connection, site, {row.study})

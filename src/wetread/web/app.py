@@ -16,7 +16,7 @@ from wetread.clinic.dicomweb import Headers
 from wetread.clinic.service import Clinic
 from wetread.clinic.worker import Model
 from wetread.config import Settings
-from wetread.web import api, dicomweb, events, images, inference, oidc, operations, pages, problems, signin, users, wado
+from wetread.web import api, dicomweb, events, images, inference, oidc, operations, outputs, pages, problems, signin, users, wado
 from wetread.web.cors import Cors
 from wetread.web.operations import Metrics, Timing
 from wetread.web.security import Guard
@@ -87,7 +87,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     app.state.oidc = oidc.Provider(settings) if settings.oidc_issuer else None
     app.state.headers = Headers(clinic.archive)
     problems.install(app)
-    for module in (api, images, dicomweb, events, operations, pages, inference, signin, users):
+    for module in (api, corrections, images, dicomweb, events, operations, pages, inference, signin, users):
         app.include_router(module.router)
     app.include_router(users.pages)
     app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")

@@ -153,7 +153,10 @@ class ImageOut(_Out):
     view: str | None
     modality: str | None
     bytes: int
-    state: Literal["stored", "quarantined"]
+    state: Literal["stored", "quarantined", "superseded", "copy", "document", "rejected"] = Field(
+        description="Only what is stored is displayed and ranked; `reason` says why the rest is not."
+    )
+    reason: str | None
     received_at: datetime
     results: list[ImageResultOut]
 
@@ -193,6 +196,37 @@ class StudyOut(RowOut):
     claim: ClaimOut | None
     review: ReviewOut | None = Field(description="The signed review, the newest if there are several.")
     reviews: list[ReviewOut]
+    merged_into: str | None = Field(None, description="The study that took its images, if one did.")
+
+
+class PatientIn(BaseModel):
+    """Whom a study is of."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    patient_id: str | None = Field(None, max_length=256)
+    patient_name: str | None = Field(None, max_length=256, description="As `Family, Given`.")
+    birth_date: str | None = Field(None, max_length=10, description="YYYY-MM-DD.")
+    sex: Literal["M", "F", "O"] | None = None
+    reason: str = Field(min_length=1, max_length=500)
+
+
+class MergeIn(BaseModel):
+    """Which study takes over."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    into: str = Field(max_length=64)
+    reason: str = Field(min_length=1, max_length=500)
+
+
+class RejectionIn(BaseModel):
+    """Why an image should not count; the numbers are DICOM's codes of rejection notes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(min_length=1, max_length=500)
+    code: Literal["BY_HAND", "113001", "113037", "113038", "113039"] = "BY_HAND"
 
 
 class AnswerIn(_Out):
@@ -275,6 +309,7 @@ def study_out(study: worklist.Study) -> StudyOut:
         claim=ClaimOut.model_validate(study.claim) if study.claim else None,
         review=signed[-1] if signed else None,
         reviews=reviews,
+        merged_into=study.merged_into,
     )
 
 

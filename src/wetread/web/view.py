@@ -213,6 +213,7 @@ def reading(study: Study, reader: str) -> dict[str, Any]:
                 "shown": image.state == "stored",
             }
             for image in study.images
+            if image.state not in ("copy", "superseded")
         ],
         "refusals": _refusals(study, labels),
         "cautions": study.cautions,
