@@ -1,8 +1,9 @@
 """A watched folder: what is put into ``incoming`` is taken in and then moved to ``done``, or to ``failed``.
 
 A file counts as finished when its size and time have not changed since the look before. It is moved only after it is
-safe in the archive; when the process is killed in between, it is taken in again, which changes nothing. Hidden
-files and those that end in ``.part`` or ``.tmp`` are still being written and are left alone.
+safe in the archive; when the process is killed in between, it is taken in again, which changes nothing. When there is
+no room, files stay where they are and are tried again. Hidden files and those that end in ``.part`` or ``.tmp`` are
+still being written and are left alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from wetread.clinic import upload
 from wetread.clinic.intake import Intake
 from wetread.clinic.upload import Receipt
 from wetread.config import Settings
-from wetread.errors import ConfigError
+from wetread.errors import ConfigError, FullError
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class Watch:
             if before.get(path) != now or moved >= _AT_ONCE:
                 self._seen[path] = now
                 continue
-            self._take(path)
+            if not self._take(path):  # the disk is full: the rest need not be tried now
+                break
             moved += 1
         return moved
 
@@ -83,7 +85,8 @@ class Watch:
                     found.append(path)
         return found
 
-    def _take(self, path: Path) -> None:
+    def _take(self, path: Path) -> bool:
+        """Take in one file and move it; return False when there is no room, and it was left where it is."""
         try:
             # O_NOFOLLOW: between the look and now somebody may have put a link in its place.
             with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
@@ -98,6 +101,9 @@ class Watch:
         except OSError as error:
             log.error("watched folder: a file cannot be read: %s", error.strerror)
             receipt = Receipt()
+        if isinstance(receipt.error, FullError):
+            log.error("watched folder: no room: %s", receipt.error)
+            return False
         good = bool(receipt.received) and not receipt.refused and any(r.format != "other" for r in receipt.received)
         target = (self.done if good else self.failed) / path.relative_to(self.incoming)
         try:
@@ -105,6 +111,7 @@ class Watch:
             path.rename(_free(target))
         except OSError as error:
             log.error("watched folder: a file cannot be moved: %s", error.strerror)
+        return True
 
 
 def _free(target: Path) -> Path:

@@ -16,7 +16,22 @@ from wetread.clinic.dicomweb import Headers
 from wetread.clinic.service import Clinic
 from wetread.clinic.worker import Model
 from wetread.config import Settings
-from wetread.web import api, dicomweb, events, images, inference, oidc, operations, outputs, pages, problems, signin, users, wado
+from wetread.web import (
+    api,
+    corrections,
+    dicomweb,
+    events,
+    images,
+    inference,
+    oidc,
+    operations,
+    outputs,
+    pages,
+    problems,
+    signin,
+    users,
+    wado,
+)
 from wetread.web.cors import Cors
 from wetread.web.operations import Metrics, Timing
 from wetread.web.security import Guard
@@ -27,6 +42,7 @@ _TAGS = [
     {"name": "images", "description": "Frames, previews, heatmaps."},
     {"name": "dicomweb", "description": "STOW-RS, QIDO-RS, WADO-RS (DICOM PS3.18)."},
     {"name": "reviews", "description": "Claims and the reader's decision."},
+    {"name": "corrections", "description": "What came in wrong, set right; nothing is deleted."},
     {"name": "events", "description": "What happens, as it happens."},
     {"name": "inference", "description": "The models over the Open Inference Protocol v2."},
     {"name": "accounts", "description": "Who may come in."},

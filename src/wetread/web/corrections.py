@@ -18,8 +18,8 @@ router = APIRouter(prefix="/api/v1", tags=["corrections"])
 def correct_patient(request: Request, study: str, body: schemas.PatientIn, caller: Administrator) -> schemas.StudyOut:
     """Correct whom a study is of; fields that are left out stay.
 
-    The answer is the study, or the one of the corrected patient into which it was merged. Images that still come with the
-    identifier before find it.
+    The answer is the study, or the one of the corrected patient into which it was merged. Images that still come with
+    the identifier before find it.
     """
     clinic = clinic_of(request)
     values = body.model_dump(exclude={"reason"}, exclude_unset=True)
