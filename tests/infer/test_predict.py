@@ -16,10 +16,10 @@ import pytest
 import tiny_package
 
 from wetread.config import Settings
-from wetread.errors import Code, ModelError
+from wetread.errors import Caution, Code, ModelError
 from wetread.findings import CHEXPERT, PNEUMONIA
 from wetread.infer.predict import Analysis, Predictor
-from wetread.radiograph import phantom
+from wetread.radiograph import chest, phantom
 from wetread.radiograph.read import Radiograph
 
 SETTINGS = Settings.model_validate({"batch_size": 4, "batch_delay_ms": 1})
@@ -130,6 +130,25 @@ def test_population_decides_who_is_refused_and_unknown_age_is_a_caution(tmp_path
     assert codes["any"][:2] == [None, None]
     assert codes["phantom"][2] is None
     assert None not in (*codes["phantom"][:2], codes["adult"][2], codes["child"][2], codes["any"][2])
+
+
+@pytest.mark.parametrize(("share", "code"), [(0.49, None), (0.51, Code.NOT_CHEST)])
+def test_the_features_decide_where_the_chest_check_is_in_doubt(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, code: Code | None
+) -> None:
+    image = radiograph(3)
+    familiarity = predictor.analyse(image).familiarity
+    assert familiarity is not None
+    monkeypatch.setattr(chest, "distance_of", lambda _: 1.1)
+    path = tiny_package.write(tmp_path / "tiny", familiarity_threshold=share * familiarity).path
+    with Predictor.open(path, SETTINGS) as asked:
+        analysis = asked.analyse(image)
+    assert (analysis.code, analysis.suitable) == (code, code is None)
+    assert Caution.UNUSUAL in analysis.caution_codes
+    assert analysis.to_dict()["caution_codes"] == [str(c) for c in analysis.caution_codes]
+    blind = tiny_package.write(tmp_path / "blind", familiarity_threshold=0.0).path
+    with Predictor.open(blind, SETTINGS) as asked:
+        assert asked.analyse(image).code is Code.NOT_CHEST  # nothing is known of its features
 
 
 def test_an_unfamiliar_image_is_refused(tmp_path: Path) -> None:
