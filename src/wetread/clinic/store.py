@@ -233,6 +233,7 @@ image_result = Table(
     Column("code", Name),
     Column("reason", sa.Text, nullable=False),
     Column("cautions", sa.JSON, nullable=False),
+    Column("caution_codes", sa.JSON, nullable=False, server_default=sa.text("'[]'")),
     Column("view", sa.String(16)),
     Column("abnormal", sa.Float),
     Column("point", Name, nullable=False),
