@@ -348,6 +348,8 @@ delivery = Table(
 )
 _unsent = sa.text("state IN ('queued', 'failed')")
 Index("ix_delivery_unsent", delivery.c.destination, delivery.c.due_at, sqlite_where=_unsent, postgresql_where=_unsent)
+_missing = sa.text("state IN ('failed', 'given_up')")
+Index("ix_delivery_missing", delivery.c.study, sqlite_where=_missing, postgresql_where=_missing)
 commitment = Table(  # of storage, asked for by a DICOM peer
     "commitment",
     metadata,

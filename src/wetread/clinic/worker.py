@@ -318,6 +318,7 @@ def _row(job: Job, analysis: Analysis, version: str, seconds: float, now: dateti
         "code": str(analysis.code) if analysis.code else None,
         "reason": analysis.reason,
         "cautions": list(analysis.cautions),
+        "caution_codes": [str(code) for code in analysis.caution_codes],
         "view": analysis.view,
         "abnormal": analysis.abnormal,
         "point": analysis.point,

@@ -103,6 +103,7 @@ class ImageResult:
     code: str | None
     reason: str
     cautions: tuple[str, ...]
+    caution_codes: tuple[str, ...]
     abnormal: float | None
     point: str
     findings: tuple[dict[str, Any], ...]
@@ -425,6 +426,7 @@ def _image(image: Any, results: list[dict[str, Any]]) -> Image:
                 code=r["code"],
                 reason=r["reason"],
                 cautions=tuple(r["cautions"]),
+                caution_codes=tuple(r["caution_codes"]),
                 abnormal=r["abnormal"],
                 point=r["point"],
                 findings=tuple(r["findings"]),

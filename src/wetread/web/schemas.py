@@ -137,6 +137,7 @@ class ImageResultOut(_Out):
     code: str | None
     reason: str
     cautions: list[str]
+    caution_codes: list[str]
     abnormal: float | None
     point: str
     findings: list[dict[str, Any]]

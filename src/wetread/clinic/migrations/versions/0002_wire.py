@@ -38,11 +38,20 @@ def upgrade() -> None:
         sqlite_where=sa.text("state IN ('queued', 'failed')"),
         postgresql_where=sa.text("state IN ('queued', 'failed')"),
     )
+    op.create_index(
+        "ix_delivery_missing",
+        "delivery",
+        ["study"],
+        sqlite_where=sa.text("state IN ('failed', 'given_up')"),
+        postgresql_where=sa.text("state IN ('failed', 'given_up')"),
+    )
     _access()
     _life()
     _processes()
     _queries()
     _commitment()
+    with op.batch_alter_table("image_result") as table:
+        table.add_column(sa.Column("caution_codes", sa.JSON(), nullable=False, server_default=sa.text("'[]'")))
 
 
 def _access() -> None:
