@@ -113,7 +113,7 @@ def test_metadata_and_bulk_data(web: DICOMwebClient) -> None:
     sent = pydicom.dcmread(BytesIO(IMAGES[1]))
     uri = header["7FE00010"]["BulkDataURI"]
     assert web.retrieve_bulkdata(uri) == [sent.PixelData]
-    dataset = pydicom.Dataset.from_json(header, lambda tag, vr, uri: web.retrieve_bulkdata(uri)[0])
+    dataset = pydicom.Dataset.from_json(header, lambda tag, vr, uri: bytes(web.retrieve_bulkdata(uri)[0]))
     for element in sent:
         if element.keyword != "SpecificCharacterSet":
             assert dataset[element.tag].value == element.value, element.keyword
