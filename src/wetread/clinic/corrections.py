@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, identity, store, triage
+from wetread.clinic import audit, completion, identity, store, triage
 from wetread.clinic.content import REASONS, Note
 from wetread.clinic.priority import ORDER, Priority
 from wetread.clinic.store import Store
@@ -41,10 +41,18 @@ class Corrections:
     database : Store
     policy : callable
         Takes a connection and a site, gives the ranking policy in force.
+    models : callable
+        Gives the ids of the models in service, which look again at what changed; without, that waits until the study
+        is complete.
     """
 
-    def __init__(self, database: Store, policy: Callable[[Connection, str], Policy]) -> None:
-        self.database, self._policy = database, policy
+    def __init__(
+        self,
+        database: Store,
+        policy: Callable[[Connection, str], Policy],
+        models: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self.database, self._policy, self._models = database, policy, models
 
     def patient(self, site: str, study: str, values: Mapping[str, str | None], reason: str, actor: str) -> str:
         """Correct a study's patient.
@@ -173,6 +181,7 @@ class Corrections:
     def _refresh(self, connection: Connection, site: str, studies: set[str]) -> None:
         policy, now = self._policy(connection, site), store.now()
         for study in sorted(studies):
+            completion.renew(connection, study, self._models(), now)
             triage.refresh(connection, study, policy, now)
 
 

@@ -18,7 +18,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import arrival, audit, content, corrections, identity, priority, retention, store, triage
+from wetread.clinic import (
+    arrival,
+    audit,
+    completion,
+    content,
+    corrections,
+    identity,
+    priority,
+    retention,
+    store,
+    triage,
+)
 from wetread.clinic.archive import Archive, Stored
 from wetread.clinic.arrival import IN_FORCE, Place
 from wetread.clinic.identity import Identity
@@ -226,6 +237,8 @@ class Intake:
             arrival.add_to(connection, row, said, place, cautions, state)
             touched = corrections.by_note(connection, site, said.rejects, actor) if said.rejects else set()
             for each in sorted({row.id, *touched}):
+                if each in touched:
+                    completion.renew(connection, each, self._models(), place.now)
                 triage.refresh(connection, each, self._policy(connection, site), place.now)
         return Received(name, row.id, image["id"], True, state == "quarantined", said.format)
 

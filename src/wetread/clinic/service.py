@@ -139,7 +139,7 @@ class Clinic:
             wake=self._wake,
             complete_after_s=settings.complete_after_s,
         )
-        self.corrections = Corrections(self.database, self.policy)
+        self.corrections = Corrections(self.database, self.policy, lambda: list(self.models))
         enters = kind == "serve"
         self.watch = Watch(Path(settings.watch), self.intake, settings) if settings.watch and enters else None
         self.listener = Listener(self.intake, settings, self.has_room) if settings.dicom_port and enters else None
