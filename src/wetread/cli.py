@@ -918,7 +918,7 @@ for _name, _group in (
 @app.command()
 def pull(
     studies: Annotated[
-        Path, typer.Argument(help="CSV with a column StudyInstanceUID, AccessionNumber or PatientID.", metavar="LIST.csv")
+        Path, typer.Argument(help="CSV: StudyInstanceUID, AccessionNumber or PatientID.", metavar="LIST.csv")
     ],
     source: Annotated[
         str, typer.Option("--from", help="The archive: AE@host:port, or the URL of its DICOMweb.", metavar="ADDRESS")
