@@ -76,7 +76,9 @@ def test_models_of_images(places: list[Place], tmp_path: Path, task, rule: str) 
     assert {f.image for f in found.findings} <= images
 
 
-@pytest.mark.parametrize("order", [*itertools.permutations(["PA", "LATERAL"]), *itertools.permutations(VIEWS)], ids="-".join)
+@pytest.mark.parametrize(
+    "order", [*itertools.permutations(["PA", "LATERAL"]), *itertools.permutations(VIEWS)], ids="-".join
+)
 def test_models_of_studies_in_any_order(places: list[Place], tmp_path: Path, order: tuple[str, ...]) -> None:
     places.append(place := Place(tmp_path / "clinic", study_package.write(tmp_path / "p", population="phantom")))
     for number, view in enumerate(order, 1):
