@@ -29,6 +29,7 @@ from wetread.web import (
     pages,
     problems,
     signin,
+    upkeep,
     users,
     wado,
 )
@@ -74,6 +75,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
         await run_in_threadpool(clinic.start)
         if clinic.worker is not None:
             clinic.worker.observe = metrics.analysed
+        clinic.outbox.observe = metrics.delivered
         yield
         await run_in_threadpool(clinic.stop)
 
@@ -89,6 +91,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
         responses={
             code: {"description": text, "content": {problems.MEDIA_TYPE: {"schema": problems.SCHEMA}}}
             for code, text in (
+                (400, "not understood"),
                 (401, "not signed in"),
                 (403, "not allowed"),
                 (404, "not there"),
@@ -96,6 +99,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
                 (413, "too large"),
                 (422, "not valid"),
                 (503, "try again later"),
+                (507, "no room"),
             )
         },
     )
@@ -103,9 +107,13 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     app.state.oidc = oidc.Provider(settings) if settings.oidc_issuer else None
     app.state.headers = Headers(clinic.archive)
     problems.install(app)
-    for module in (api, corrections, images, dicomweb, events, operations, pages, inference, signin, users):
+    for module in (
+        api, corrections, images, dicomweb, events, operations, outputs, pages, inference, signin, upkeep, users,
+    ):  # fmt: skip
         app.include_router(module.router)
     app.include_router(users.pages)
+    app.include_router(upkeep.pages)
+    app.include_router(outputs.pages)
     app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")
     app.add_middleware(Timing, metrics=metrics)
     if settings.dicomweb_origins:
