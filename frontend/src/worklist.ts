@@ -3,7 +3,8 @@ import htmx from "htmx.org";
 import { send, start, taken, tick } from "./page";
 
 const KINDS = ["instance.stored", "instance.quarantined", "study.reopened", "study.analysed", "study.refused", "study.claimed", "study.released", "study.overdue",
-  "review.saved", "review.signed", "ai.switched", "model.promoted"]; // prettier-ignore
+  "review.saved", "review.signed", "ai.switched", "model.promoted",
+  "delivery.failed", "delivery.sent"]; // prettier-ignore
 
 const body = () => document.querySelector<HTMLTableSectionElement>("#rows")!;
 const rows = () => [...body().querySelectorAll<HTMLTableRowElement>("tr[data-study]")];

@@ -199,7 +199,7 @@ def test_a_delivery_and_its_cause_are_one_transaction(ward: Ward) -> None:
     got = ward.take(dicom(1), "edema.dcm")
     ward.work()
     with ward.database.write() as connection:
-        connection.execute(store.delivery.delete())
+        connection.execute(store.study.update().values(complete_at=None))
     with suppress(ZeroDivisionError), ward.database.write() as connection:
         store.emit(connection, "study.completed", SITE, got.study)
         assert connection.execute(sa.select(sa.func.count()).select_from(store.delivery)).scalar_one() == 1

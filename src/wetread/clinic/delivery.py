@@ -199,7 +199,7 @@ class Outbox:
         if to.kind == "sr":
             destinations.send_dicom(to, [structured_report.build(said)], settings)
         elif to.kind == "sc":
-            limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+            limits = Limits.of(settings)
             destinations.send_dicom(to, capture.build(said, self.database, limits), settings)
         elif to.kind == "fhir":
             destinations.send_fhir(to, fhir.build(said, patients=settings.outputs_patients))
@@ -320,7 +320,7 @@ def undelivered(database: Store, site: str) -> int:
     wanted = (
         sa.select(sa.func.count())
         .select_from(table.join(store.study, store.study.c.id == table.c.study))
-        .where(store.study.c.site == site, table.c.state.in_(["failed", "given_up"]))
+        .where(store.study.c.site == site, sa.text("delivery.state IN ('failed', 'given_up')"))
     )
     with database.read() as connection:
         return int(connection.execute(wanted).scalar_one())

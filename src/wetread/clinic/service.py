@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import adt, audit, completion, priority, processes, retention, store, triage
+from wetread.clinic import adt, audit, completion, destinations, priority, processes, retention, store, triage
 from wetread.clinic.archive import open_archive, room
 from wetread.clinic.corrections import Corrections
 from wetread.clinic.delivery import Outbox
@@ -119,7 +119,9 @@ class Clinic:
         self, data: Path, settings: Settings, *, models: Sequence[Model] | None = None, kind: str = "serve"
     ) -> None:
         self.data, self.settings, self.kind = data, settings, kind
-        retention.days(settings)  # says what is wrong with them before anything starts
+        # They say what is wrong with the settings before anything starts.
+        retention.days(settings)
+        destinations.of(settings)
         self.rule = priority.load(Path(settings.priority)) if settings.priority else priority.Rule()
         self._lock = _lock(data, alone=not settings.database or settings.database.startswith("sqlite"))
         self.database = Store.open(data, settings.database)
@@ -160,7 +162,7 @@ class Clinic:
             self._open_models()
         with self.database.write() as connection:
             store.ensure_site(connection, settings.site)
-        limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+        limits = Limits.of(settings)
         # Two more than the runtime has, so that files are decoded while it computes, and batches form.
         self.worker = Worker(
             self.database, self.archive, self.models, self.policy,

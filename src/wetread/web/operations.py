@@ -20,9 +20,9 @@ from prometheus_client import (
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wetread.clinic import store
+from wetread.clinic import delivery, store
+from wetread.clinic.jobs import Job
 from wetread.clinic.service import Clinic, Served
-from wetread.clinic.worker import Job
 from wetread.infer.predict import Analysis
 from wetread.web.api import clinic_of
 from wetread.web.problems import problem
@@ -44,10 +44,17 @@ class Metrics:
         self.seconds = Histogram("wetread_analysis_seconds", "Time to read and analyse one image.", ("model",), **more)
         self.unread = Gauge("wetread_unread", "Unread studies.", ("priority", "analysis", "overdue"), **more)
         self.waiting = Gauge("wetread_longest_wait_seconds", "Wait of the oldest unread study.", **more)
-        self.jobs = Gauge("wetread_jobs", "Analyses not yet done.", ("state",), **more)
+        self.jobs = Gauge("wetread_jobs", "Analyses not yet done, and those set aside.", ("state",), **more)
+        self.free = Gauge("wetread_disk_free_bytes", "Room until the reserve of the disk; negative beyond it.", **more)
+        self.has_room = Gauge("wetread_has_room", "1 when more can be taken in, 0 when the disk is full.", **more)
         self.serving = Gauge(
             "wetread_model_serving", "1 when the model serves, 0 when it does not.", ("model",), **more
         )
+        self.deliveries = Counter("wetread_deliveries", "Tries to send an output.", ("kind", "outcome"), **more)
+        self.undelivered = Gauge(
+            "wetread_undelivered", "Outputs that have not arrived: queued, failed (tried again), given up.",
+            ("kind", "state"), **more,
+        )  # fmt: skip
         self.remote = Counter(
             "wetread_remote",
             "Batches of a remote model by who answered, and its failures.",
@@ -65,6 +72,10 @@ class Metrics:
             self.analyses.labels(analysis.model, outcome).inc()
             self.seconds.labels(analysis.model).observe(seconds)
 
+    def delivered(self, kind: str, outcome: str) -> None:
+        """Count one try to send something."""
+        self.deliveries.labels(kind, outcome).inc()
+
     def measure(self, clinic: Clinic) -> None:
         """Take the numbers that the database knows."""
         table, unread = store.study.c, sa.text("study.reading != 'signed'")
@@ -77,11 +88,24 @@ class Metrics:
                 .where(sa.text("job.state != 'done'"))
                 .group_by(store.job.c.state)
             ).all()
+            owed = connection.execute(
+                sa.select(store.delivery.c.kind, store.delivery.c.state, sa.func.count())
+                .where(store.delivery.c.state.in_(delivery.UNSENT))
+                .group_by(store.delivery.c.kind, store.delivery.c.state)
+            ).all()
+            aside = connection.execute(
+                sa.select(sa.func.count(store.job.c.id)).where(sa.text("job.state = 'done' AND job.error IS NOT NULL"))
+            ).scalar_one()
+        self.undelivered.clear()
+        for kind, state, count in owed:
+            self.undelivered.labels(kind, state).set(count)
         self.unread.clear()
         for priority, analysis, overdue, count in groups:
             self.unread.labels(priority, analysis, str(overdue).lower()).set(count)
         self.waiting.set((store.now() - oldest).total_seconds() if oldest else 0)
-        counts = {"queued": 0, "running": 0} | {row.state: row.jobs for row in states}
+        counts = {"queued": 0, "running": 0} | {row.state: row.jobs for row in states} | {"aside": aside}
+        self.free.set(clinic.free())
+        self.has_room.set(clinic.has_room())
         for state, count in counts.items():
             self.jobs.labels(state).set(count)
         for model in clinic.ai(clinic.settings.site).models:
@@ -128,10 +152,12 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "not ready"}})
 def readyz(request: Request) -> JSONResponse:
-    """Answer 200 when studies can be taken in: the database answers and the service is not stopping."""
+    """Answer 200 when studies can be taken in: the database answers, there is room, and we are not stopping."""
     clinic = clinic_of(request)
     if clinic.worker is None or clinic.stopping.is_set():
         return problem(503, "starting or stopping")
+    if not clinic.has_room():
+        return problem(503, "the disk has only its reserve left; nothing is taken in")
     try:
         with clinic.database.read() as connection:
             connection.execute(sa.select(sa.literal(1)))

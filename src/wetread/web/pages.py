@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from wetread import __version__
-from wetread.clinic import worklist
+from wetread.clinic import delivery, worklist
 from wetread.clinic.access import Caller, Right
 from wetread.errors import ClinicError, NotFoundError
 from wetread.web import events, security, view
@@ -100,7 +100,11 @@ def worklist_page(
         rows=[view.line(row, caller.name) for row in page.rows],
         counts=page.counts,
         filters=view.FILTERS,
-        alarms=view.alarms(page.counts, clinic.ai(caller.site).banner),
+        alarms=[
+            *view.alarms(page.counts, clinic.ai(caller.site).banner),
+            *view.room(clinic.has_room()),
+            *view.undelivered(delivery.undelivered(clinic.database, caller.site)),
+        ],
         chosen=chosen,
         seq=seq,
         after_page=after,
@@ -137,5 +141,6 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         caller=caller,
         seq=seq,
         may_review=caller.may(Right.REVIEW),
+        set_aside=view.set_aside(found) if caller.may(Right.OPERATE) else {},
         **view.reading(found, caller.name),
     )

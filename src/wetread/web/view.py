@@ -128,6 +128,26 @@ def alarms(counts: Counts, banner: str | None) -> list[str]:
     return found
 
 
+def room(enough: bool) -> list[str]:
+    """Return what must be seen when nothing more can be taken in."""
+    return [] if enough else ["The disk is full: no new study is taken in until there is room."]
+
+
+def set_aside(study: Study) -> dict[str, str]:
+    """Return the images of a study whose analysis was given up, with the name that the page has for each."""
+    return {
+        image.image: image.name
+        for image in study.images
+        if any(result.code == Code.MODEL_FAILED for result in image.results)
+    }
+
+
+def undelivered(count: int) -> list[str]:
+    """Return what must be seen when results have not reached the systems that they are for."""
+    results, have = ("result", "has") if count == 1 else ("results", "have")
+    return [f"{count} {results} {have} not reached other systems."] if count else []
+
+
 def tree(found: Sequence[Finding], first: str | None = None) -> list[tuple[Finding, int]]:
     """Order one model's findings for reading: what is likely first, children under their parents.
 
