@@ -63,6 +63,18 @@ _BODY: dict[str, Any] = {
         },
     }
 }
+_REFUSED = {
+    "application/json": {
+        "schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    }
+}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+    400: {"description": "not understood", "content": _REFUSED},
+    415: {"description": "not in a form that is known", "content": _REFUSED},
+    500: {"description": "the model failed", "content": _REFUSED},
+    503: {"description": "try again later", "content": _REFUSED},
+}
 
 
 def refused(status: int, message: str) -> JSONResponse:
@@ -124,8 +136,8 @@ def model_ready(request: Request, caller: Inferrer, name: _Name, version: str = 
     return JSONResponse({"name": package.name, "ready": not failing}, 400 if failing else 200)
 
 
-@router.post("/models/{name}/infer", openapi_extra=_BODY)
-@router.post("/models/{name}/versions/{version}/infer", openapi_extra=_BODY)
+@router.post("/models/{name}/infer", responses=_ANSWERS, openapi_extra=_BODY)
+@router.post("/models/{name}/versions/{version}/infer", responses=_ANSWERS, openapi_extra=_BODY)
 async def infer(request: Request, caller: Inferrer, name: _Name, version: str = "") -> Response:
     """Run a model on pixels: JSON, or the binary tensor data extension.
 
