@@ -61,6 +61,7 @@ async def add_studies(
     that belong together). `priority` is a floor that AI may raise and never lower.
     """
     clinic = clinic_of(request)
+    clinic.require_room()  # before anything of the body is kept anywhere
     if request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
         try:
             body = schemas.UrlIn.model_validate_json(await request.body())

@@ -102,6 +102,7 @@ async def store_study(request: Request, study: Uid, caller: Uploader) -> Respons
 
 async def _store(request: Request, caller: Caller, study: str | None) -> Response:
     clinic, media = clinic_of(request), negotiate.single(request, (JSON, "application/json"))
+    clinic.require_room()
     kind, options = parse_options_header(request.headers.get("content-type", "").encode("latin-1"))
     boundary = options.get(b"boundary", b"")
     if kind.lower() != MULTIPART.encode() or options.get(b"type", DICOM.encode()).lower() != DICOM.encode():

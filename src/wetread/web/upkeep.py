@@ -1,0 +1,136 @@
+"""For those who keep it running: room on the disk, processes, analyses that were set aside and may be tried again."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Annotated
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from wetread.clinic import jobs, processes, store
+from wetread.clinic.access import Caller, Right
+from wetread.clinic.service import Clinic
+from wetread.web import security
+from wetread.web.api import clinic_of
+from wetread.web.pages import SignedIn, render
+from wetread.web.security import Operator
+
+router = APIRouter(prefix="/api/v1")
+pages = APIRouter(include_in_schema=False)
+
+
+class ProcessOut(BaseModel):
+    """One process that works on this database."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    kind: str = Field(description="`serve`, or `work` for one that only analyses.")
+    host: str
+    pid: int
+    models: list[str]
+    started_at: datetime
+    seen_at: datetime
+
+
+class AsideOut(BaseModel):
+    """An analysis that was given up, and why."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    image: str
+    study: str
+    model: str
+    tries: int
+    reason: str
+
+
+class OperationsOut(BaseModel):
+    """How the clinic is doing."""
+
+    has_room: bool = Field(description="When false, nothing is taken in: 507 over HTTP, A700 over DICOM.")
+    free_bytes: int = Field(description="What may still be taken in before the reserve of the disk is reached.")
+    queued: int
+    running: int
+    processes: list[ProcessOut]
+    aside: list[AsideOut] = Field(description="The newest hundred.")
+
+
+class RetriedOut(BaseModel):
+    """The models that try an image again."""
+
+    models: list[str]
+
+
+def _state(clinic: Clinic, site: str) -> OperationsOut:
+    with clinic.database.read() as connection:
+        aside = jobs.aside(connection, site)
+        counts: dict[str, int] = {
+            row[0]: row[1]
+            for row in connection.execute(
+                sa.select(store.job.c.state, sa.func.count())
+                .where(sa.text("job.state != 'done'"))
+                .group_by(store.job.c.state)
+            )
+        }
+    return OperationsOut(
+        has_room=clinic.has_room(),
+        free_bytes=max(0, int(clinic.free())),
+        queued=counts.get("queued", 0),
+        running=counts.get("running", 0),
+        processes=[ProcessOut.model_validate(row) for row in processes.alive(clinic.database)],
+        aside=[AsideOut.model_validate(row) for row in aside],
+    )
+
+
+def _retry(clinic: Clinic, caller: Caller, image: str) -> list[str]:
+    models = list(jobs.retry(clinic.database, caller.site, image, caller.name, clinic.policy))
+    if clinic.worker is not None:
+        clinic.worker.wake()
+    return models
+
+
+@router.get("/operations", tags=["operations"])
+def get_operations(request: Request, caller: Operator) -> OperationsOut:
+    """Return how the clinic is doing: room, processes, analyses under way and set aside."""
+    return _state(clinic_of(request), caller.site)
+
+
+@router.post("/images/{image}/retry", tags=["images"])
+def retry_image(request: Request, image: str, caller: Operator) -> RetriedOut:
+    """Try an image again whose analysis was set aside; 409 when none was."""
+    return RetriedOut(models=_retry(clinic_of(request), caller, image))
+
+
+def _operator(caller: SignedIn) -> Caller:
+    caller.require(Right.OPERATE)
+    return caller
+
+
+def _operator_by_form(caller: Annotated[Caller, Depends(security.by_form)]) -> Caller:
+    caller.require(Right.OPERATE)
+    return caller
+
+
+@pages.get("/operations")
+def operations_page(request: Request, caller: Annotated[Caller, Depends(_operator)]) -> Response:
+    """Show how the clinic is doing."""
+    clinic = clinic_of(request)
+    state = _state(clinic, caller.site)
+    names = {model.id: model.name for model in clinic.ai(caller.site).models}
+    return render(request, "operations.html", caller=caller, state=state, names=names, shared=clinic.database.shared)
+
+
+@pages.post("/images/{image}/retry")
+def retry_from_page(
+    request: Request,
+    image: str,
+    caller: Annotated[Caller, Depends(_operator_by_form)],
+    study: Annotated[uuid.UUID | None, Query(description="Whose page to go back to.")] = None,
+) -> Response:
+    """Try an image again."""
+    _retry(clinic_of(request), caller, image)
+    return RedirectResponse("/operations" if study is None else f"/studies/{study}", 303)

@@ -1,0 +1,90 @@
+"""What those see who keep it running, and a full disk as senders see it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from ward import dicom, png
+
+from wetread.clinic import access
+from wetread.config import Settings
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return Settings(job_tries=1)
+
+
+@pytest.fixture
+def own(client: Any) -> Any:
+    """The clinic of this module, whose model fails on what is called poison."""
+    client.model = next(iter(client.clinic.models.values()))
+    client.model.heal = False
+    return client
+
+
+def test_what_was_set_aside_shows_why_and_is_tried_again(own: Any) -> None:
+    study = own.send(("poison.png", png(1)))["studies"][0]["study"]
+    state = own("GET", "/api/v1/operations").json()
+    [aside] = state["aside"]
+    assert (aside["study"], aside["tries"], aside["reason"]) == (study, 1, "RuntimeError: the runtime broke")
+    assert state["has_room"]
+    assert state["free_bytes"] > 0
+    assert [process["kind"] for process in state["processes"]] == ["serve"]
+    assert 'wetread_jobs{state="aside"} 1.0' in own("GET", "/metrics").text
+    for role, status in (("radiologist", 403), ("service", 403), ("engineer", 200)):
+        own.model.heal = role == "engineer"
+        assert own("POST", f"/api/v1/images/{aside['image']}/retry", role).status_code == status
+    own.send(("edema.png", png(2)))  # waits for the analysis, as the other had to
+    found = own("GET", f"/api/v1/studies/{study}").json()
+    assert found["status"] == "analysed"
+    assert "image.retried" in [event["kind"] for event in found["events"]]
+    assert own("POST", f"/api/v1/images/{aside['image']}/retry").status_code == 409
+    assert own("POST", "/api/v1/images/none/retry").status_code == 404
+    assert own("GET", "/api/v1/operations").json()["aside"] == []
+
+
+def test_the_pages_have_a_button_for_those_who_may(own: Any) -> None:
+    study = own.send(("poison.png", png(11)))["studies"][0]["study"]
+    code = access.login_code(own.clinic.database, "operator", access.Role.ADMINISTRATOR, "default")
+    own.http.get("/login", params={"code": code})
+    own.http.post("/login", data={"code": code})
+    operations, page = own.http.get("/operations").text, own.http.get(f"/studies/{study}").text
+    assert "RuntimeError: the runtime broke" in operations
+    button = re.search(
+        r'action="(/images/[^"]+/retry\?study=[^"]+)"><input type="hidden" name="csrf" value="(.+?)"', page
+    )
+    assert button is not None
+    assert button[1].split("?")[0] in operations
+    assert own.http.post(button[1], data={"csrf": "wrong"}, follow_redirects=False).status_code == 403
+    answer = own.http.post(button[1], data={"csrf": button[2]}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/studies/{study}")
+    assert own("GET", f"/studies/{study}", "radiologist").status_code == 200
+    assert "/retry" not in own("GET", f"/studies/{study}", "radiologist").text
+
+
+def test_a_full_disk_is_said_before_anything_is_kept(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.send(("edema.png", png(21)))
+    before = sorted(own.clinic.data.rglob("*"))
+    full = Settings(disk_reserve=2.0**70)
+    monkeypatch.setattr(own.clinic, "settings", full)
+    monkeypatch.setattr(own.clinic.archive, "reserve", full.disk_reserve)
+    answer = own("POST", "/api/v1/studies", files=[("files", ("a.png", png(22)))])
+    assert (answer.status_code, answer.headers["content-type"]) == (507, "application/problem+json")
+    assert "disk_reserve" in answer.json()["detail"]
+    boundary = "x"
+    part = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + dicom(3) + b"\r\n--x--\r\n"
+    kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+    answer = own("POST", "/dicomweb/studies", content=part, headers={"Content-Type": kind})
+    assert answer.status_code == 507
+    ready = own("GET", "/readyz")
+    assert (ready.status_code, "reserve" in ready.json()["detail"]) == (503, True)
+    assert "wetread_has_room 0.0" in own("GET", "/metrics").text
+    assert own("GET", "/api/v1/operations").json()["has_room"] is False
+    assert sorted(own.clinic.data.rglob("*")) == before
+    assert own("GET", "/healthz").status_code == 200
+    assert own("GET", "/api/v1/worklist").status_code == 200  # what is there can be read
+    monkeypatch.undo()
+    assert own("POST", "/api/v1/studies", files=[("files", ("a.png", png(22)))]).status_code == 201
