@@ -13,7 +13,7 @@ INPUTS := pyproject.toml $(wildcard hatch_build.py) \
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system check bench docs clean
+.PHONY: help demo test test-system faults check bench docs clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -27,6 +27,9 @@ test: $(VENV)/.dev  ## the quick tests: no torch, no browser, minutes
 test-system: $(VENV)/.system  ## the rest: training, servers, browser (Debian: chromium, postgresql)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "system or train" --durations=15
 
+faults: $(VENV)/.system  ## kill the service fifty times under load; print what was lost (nothing)
+	$(BIN)/python tests/faults.py --kills 50
+
 check: $(VENV)/.system  ## lint, format, types, and the order of the stages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +41,7 @@ bench: $(VENV)/.system  ## list the benchmarks; `make bench NAME=packing` runs o
 
 docs: $(VENV)/.docs  ## build the documentation site into site/
 	$(BIN)/typer wetread.cli utils docs --name wetread --title "Command line" --output docs/cli.md >/dev/null
+	$(BIN)/python -m wetread.web.conformance docs/conformance.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove what was built, the environment included
