@@ -47,6 +47,14 @@ log = logging.getLogger(__name__)
 
 STORAGE_CLASSES: Mapping[str, str] = {uid: word for word, uid in _STORAGE_CLASSES.items()}
 TRANSFER_SYNTAXES: Sequence[UID] = tuple(AllTransferSyntaxes)
+# Result, source and reason of A-ASSOCIATE-RJ (DICOM PS3.8 9.3.4).
+_STRANGER, _NO_ROOM = (1, 1, 3), (2, 3, 1)
+REJECTIONS: Mapping[tuple[int, int, int], str] = {
+    _STRANGER: "the calling AE title is not in `dicom_peers`, or calls from another address",
+    (1, 1, 7): "the called AE title is not ours (unless `dicom_check_called` is off)",
+    _NO_ROOM: "the disk has only its reserve left: come again later",
+    (2, 3, 2): "as many associations as `dicom_associations` allows are open: come again later",
+}
 _STORAGE_SERVICE = UID("1.2.840.10008.4.2")
 _ASSOCIATE_BYTES = 2**20  # largest A-ASSOCIATE-RQ; 128 presentation contexts need about 100 KiB
 _CONNECTIONS = 4  # connections for each allowed association, before even the refusal is refused
@@ -173,10 +181,10 @@ class Listener:
         line = self.senders.find(ae, address)
         if line is None:
             log.warning("DICOM: %s at %s is not in dicom_peers and was refused", identity.clean(ae), address)
-            return _reject(link, 0x01, 0x01, 0x03)  # permanent, by the user: calling AE title not recognised
+            return _reject(link, *_STRANGER)
         if not self._has_room():
             log.error("DICOM: no room on disk; %s was told to come later", ae)
-            return _reject(link, 0x02, 0x03, 0x01)  # transient, presentation: temporary congestion
+            return _reject(link, *_NO_ROOM)
         self._guests[link] = _Guest(ae, line.site or self.settings.site)
         link.acceptor.supported_contexts = self._contexts(request.presentation_context_definition_list or [])
         return None
