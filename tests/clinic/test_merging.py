@@ -23,7 +23,10 @@ from wetread.model.package import Package
 from wetread.radiograph import phantom
 
 VIEWS = ["PA", "AP", "LATERAL"]
-FILES = {view: phantom.dicom(phantom.make(n, view=view, size=128), patient="P", number=n) for n, view in enumerate(VIEWS, 1)}  # fmt: skip
+FILES = {
+    view: phantom.dicom(phantom.make(number, view=view, size=128), patient="P", number=number)  # type: ignore[arg-type]
+    for number, view in enumerate(VIEWS, 1)
+}
 
 
 class Place:

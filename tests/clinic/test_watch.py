@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import signal
+import subprocess
+import sys
+import threading
 import zipfile
 from pathlib import Path
+from random import Random
 
 import pytest
 from ward import SITE, Ward, archive, dicom, png
@@ -87,3 +93,93 @@ def test_a_folder_that_cannot_be_is_named(ward: Ward, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="watch"):
         Watch(tmp_path / "file", ward.intake, Settings.model_validate({}))
+
+
+_CHILD = """
+import os, signal, sys, threading
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from ward import Ward
+from wetread.clinic import archive, intake, watch
+from wetread.config import Settings
+
+folder, point, number = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+places = {
+    "bytes": (archive.Archive, "_keep"),
+    "row": (intake.Intake, "_register"),
+    "move": (watch, "_free"),
+}
+if point in places:
+    owner, name = places[point]
+    whole, count = getattr(owner, name), 0
+    def deadly(*args, **more):
+        global count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*args, **more)
+    setattr(owner, name, deadly)
+ward = Ward(folder / "data", [])
+ward.intake.adopt("default")
+watched = watch.Watch(folder / "watched", ward.intake, Settings.model_validate({}))
+print("ready", flush=True)
+pause = threading.Event()
+while not (point == "finish" and not any(watched.incoming.iterdir())):
+    watched.look()
+    pause.wait(0.01)
+ward.database.close()
+"""
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("point", ["bytes", "row", "move", "anywhere"])
+def test_killed_in_the_middle_every_file_arrives_once(tmp_path: Path, point: str) -> None:
+    """Killed before the bytes are kept, between bytes and row, between row and move, anywhere; then started again."""
+    incoming, files = tmp_path / "watched" / "incoming", {f"{n}.dcm": dicom(n) for n in range(20)}
+    files |= {f"{n}.png": png(n) for n in range(5)} | {"all.zip": archive({f"{n}.png": png(n) for n in range(5, 10)})}
+    incoming.mkdir(parents=True)
+    for name, content in files.items():
+        (incoming / name).write_bytes(content)
+
+    def child(point: str, number: int = 0) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _CHILD, str(Path(__file__).parents[1]), str(tmp_path), point, str(number)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    random = Random(7)
+    for number in (1, 6):
+        with child(point, number) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            if point == "anywhere":
+                threading.Event().wait(random.uniform(0, 0.1))
+                process.kill()
+            assert process.wait(60) == -signal.SIGKILL
+    with child("finish") as process:
+        assert process.wait(60) == 0
+    assert names(tmp_path / "watched" / "incoming") == []
+    assert names(tmp_path / "watched" / "failed") == []
+    moved = tmp_path / "watched" / "done"
+    assert {p.name: p.read_bytes() for p in moved.iterdir()} == files
+    ward = Ward(tmp_path / "data", [])
+    try:
+        page = worklist.page(ward.database, SITE, limit=500)
+        images = [i for row in page.rows for i in worklist.study(ward.database, SITE, row.study).images]
+        wanted = {hashlib.sha256(content).hexdigest() for name, content in files.items() if name != "all.zip"}
+        wanted |= {hashlib.sha256(png(n)).hexdigest() for n in range(5, 10)}
+        assert sorted(image.sha256 for image in images) == sorted(wanted)
+        assert {ward.archive.size(sha256) for sha256 in wanted} == {image.bytes for image in images}
+        assert set(ward.archive.names()) == wanted
+    finally:
+        ward.database.close()
+
+
+def test_without_room_files_stay_and_are_tried_again(watch: Watch, ward: Ward) -> None:
+    (watch.incoming / "a.png").write_bytes(png(1))
+    (watch.incoming / "b.png").write_bytes(png(2))
+    ward.archive.reserve = 2**62
+    assert [watch.look() for _ in range(3)] == [0, 0, 0]
+    assert names(watch.incoming) == ["a.png", "b.png"]
+    assert names(watch.failed) == []
+    ward.archive.reserve = 0
+    assert sum(watch.look() for _ in range(3)) == 2
+    assert names(watch.done) == ["a.png", "b.png"]
