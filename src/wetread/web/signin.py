@@ -41,11 +41,11 @@ def login(request: Request, code: _Text = "", name: _Text = "", password: _Text 
         try:
             session = accounts.log_in(database, name, password, address=security.address(request), life=life)
         except ThrottledError as error:
-            answer = _login_page(request, 429, error=str(error), name=name)
+            answer = _login_page(request, 429, error=str(error), who=name[:64])
             answer.headers["Retry-After"] = str(error.seconds)
             return answer
         except DeniedError as error:
-            return _login_page(request, 403, error=str(error), name=name)
+            return _login_page(request, 403, error=str(error), who=name[:64])
     return _signed_in(request, RedirectResponse("/", 303), session)
 
 
@@ -70,8 +70,9 @@ def provider_login(request: Request) -> Response:
 def provider_done(request: Request) -> Response:
     """Take what the identity provider says, and open a session."""
     flow, clinic = security.cookie_name(request, _FLOW), request.app.state.clinic
+    provider = oidc.of(request.app)
     try:
-        person = oidc.of(request.app).finish(
+        person = provider.finish(
             _callback(request), request.cookies.get(flow, ""), request.query_params, clinic.database
         )
         session = accounts.enter(

@@ -21,6 +21,7 @@ router = APIRouter(prefix="/api/v1", tags=["accounts"])
 pages = APIRouter(include_in_schema=False)
 
 _Text = Annotated[str, Form(max_length=2000)]
+_Maybe = Annotated[str | None, Form(max_length=2000)]
 _Password = Annotated[str, Field(min_length=1, max_length=1024, description="12 characters or more.", repr=False)]
 
 
@@ -132,9 +133,9 @@ def change_user(
     request: Request,
     account: str,
     caller: Annotated[Caller, Depends(_administrator_by_form)],
-    role: _Text | None = None,
+    role: _Maybe = None,
     disabled: Annotated[bool | None, Form()] = None,
-    password: _Text | None = None,
+    password: _Maybe = None,
 ) -> Response:
     """Change an account's role, state or password."""
     database = clinic_of(request).database
