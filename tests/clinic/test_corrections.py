@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 
 import highdicom
 import pydicom
 import pytest
 import sqlalchemy as sa
+from clinic_dimse import listening
 from highdicom.sr.coding import CodedConcept
+from peers import dcmtk
 from ward import SITE, Ward, dicom, png
 
-from wetread.clinic import audit, corrections, identity, reviews, store, worklist
+from wetread.clinic import (
+    audit,
+    capture,
+    corrections,
+    identity,
+    reviews,
+    statement,
+    store,
+    structured_report,
+    worklist,
+)
 from wetread.clinic.content import KEY_OBJECT
 from wetread.clinic.corrections import Corrections
 from wetread.clinic.worklist import Image, Study
@@ -470,3 +483,34 @@ def test_the_image_s_reason_is_for_people(ward: Ward) -> None:
     ward.take(dicom(1, SOPInstanceUID="1.2.1.3"))
     found: list[Image] = [image for image in study(ward, key).images if image.state == "quarantined"]
     assert found[0].reason == "other content under the identifier of a known image"
+
+
+@pytest.mark.system
+def test_all_of_it_by_storescu(ward: Ward, tmp_path: Path) -> None:
+    """DCMTK sends an image, its corrected header, our report and picture of it, and a note that rejects it."""
+    image = dicom(0, PatientName="Ro^J")
+    ward.intake.max_bytes = 2**24
+    with listening(ward, max_bytes=2**24) as listener:
+
+        def sent(name: str, content: bytes) -> None:
+            (tmp_path / name).write_bytes(content)
+            done = dcmtk("storescu", "-aec", "WETREAD", "127.0.0.1", str(listener.port), tmp_path / name)
+            assert done.returncode == 0, done.stderr
+
+        sent("image.dcm", image)
+        ward.work()
+        key = listed(ward)[0]
+        reviews.save(ward.database, SITE, key, "dr", sign=True)
+        about = statement.load(ward.database, ward.archive, key)
+        sent("corrected.dcm", dicom(0, PatientName="Roe^Jane"))
+        for number, made in enumerate((structured_report.build(about), *capture.build(about, ward.database))):
+            buffer = BytesIO()
+            made.save_as(buffer, enforce_file_format=True)
+            sent(f"own {number}.dcm", buffer.getvalue())
+        assert sorted(states(ward, key)) == ["document", "document", "stored", "superseded"]
+        found = study(ward, key)
+        assert (found.row.patient_name, found.row.reading) == ("Roe, Jane", "signed")
+        assert listed(ward) == []
+        sent("note.dcm", note(image, code="113037"))
+    assert sorted(states(ward, key)) == ["document", "document", "document", "rejected", "superseded"]
+    assert worklist.page(ward.database, SITE, status="reviewed").rows[0].study == key
