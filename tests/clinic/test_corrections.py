@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from peers import dcmtk
 from ward import SITE, Ward, dicom, png
 
 from wetread.clinic import (
+    adt,
     audit,
     capture,
+    completion,
     corrections,
     identity,
     reviews,
@@ -514,3 +517,32 @@ def test_all_of_it_by_storescu(ward: Ward, tmp_path: Path) -> None:
         sent("note.dcm", note(image, code="113037"))
     assert sorted(states(ward, key)) == ["document", "document", "document", "rejected", "superseded"]
     assert worklist.page(ward.database, SITE, status="reviewed").rows[0].study == key
+
+
+@pytest.mark.system
+def test_corrections_and_completion_on_postgresql(postgresql: str, tmp_path: Path) -> None:
+    ward = Ward(tmp_path, url=postgresql)
+    hand = Corrections(ward.database, lambda connection, site: ward.ranking, lambda: list(ward.models))
+    try:
+        wrong = ward.take(dicom(0, PatientID="wrong", PatientName="Ro^J"), "edema.dcm").study
+        right = ward.take(dicom(1, StudyInstanceUID="1.2.1.1", PatientID="right")).study
+        ward.work()
+        assert ward.take(dicom(0, PatientID="right", PatientName="Roe^Jane")).study == right
+        ward.take(document(0, PatientID="wrong"))
+        ward.take(note(dicom(1, StudyInstanceUID="1.2.1.1", PatientID="right")))
+        ward.work()
+        assert sorted(states(ward, right)) == ["document", "document", "rejected", "stored", "superseded"]
+        assert listed(ward) == [right]
+        assert study(ward, wrong).merged_into == right
+        other = ward.take(dicom(5, PatientID="right")).study
+        ward.work()
+        hand.merge(SITE, other, right, "one visit", "admin")
+        adt.answer(hand, "MSH|^~\\&|||||||ADT^A40|1|P|2.5\rPID|1||new||Doe^John\rMRG|right\r", SITE)
+        assert study(ward, right).row.patient_id == "new"
+        later = store.now() + timedelta(minutes=2)
+        said = [completion.sweep(ward.database, list(ward.models), lambda *_: ward.ranking, later) for _ in range(2)]
+        assert said == [[right], []]
+        assert ward.take(dicom(6, StudyInstanceUID="1.2.1.1", PatientID="wrong")).study == right
+        assert audit.verify(ward.database) is None
+    finally:
+        ward.database.close()
