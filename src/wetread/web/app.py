@@ -95,6 +95,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
                 (401, "not signed in"),
                 (403, "not allowed"),
                 (404, "not there"),
+                (408, "too slow"),
                 (409, "not now"),
                 (413, "too large"),
                 (422, "not valid"),

@@ -29,7 +29,6 @@ def _said(*codes: int) -> dict[int | str, dict[str, Any]]:
     words = {
         400: "not understood",
         406: "not to be had in what the caller accepts",
-        408: "the sender fell silent",
         409: "nothing was stored",
         413: "too large",
         415: "not sent as multipart/related of application/dicom",
@@ -53,7 +52,7 @@ _STOW: dict[int | str, dict[str, Any]] = {
     202: {"description": "Some are not, or with a warning.", "content": _STORED},
     409: {"description": "None is stored.", "content": _STORED | _said(409)[409]["content"]},
     507: {"description": "None is stored: no room.", "content": _STORED | _said(507)[507]["content"]},
-    **_said(408, 413, 415),
+    **_said(413, 415),
 }
 _BODY = {
     "requestBody": {

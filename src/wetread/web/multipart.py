@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import tempfile
 from collections.abc import AsyncGenerator, Iterable, Iterator
@@ -14,7 +13,6 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-SILENCE_S = 30.0  # a sender that says nothing for so long is given up
 _BUFFER = 2**20
 
 
@@ -94,22 +92,11 @@ async def parts(request: Request, boundary: bytes, *, max_parts: int) -> AsyncGe
     Raises
     ------
     HTTPException
-        400 when the body is no multipart, or ends before its last boundary; 408 when the sender falls silent; 413 for
-        too many parts.
+        400 when the body is no multipart, or ends before its last boundary; 413 for too many parts.
     """
     splitter, count = _Splitter(boundary), 0
-    stream = request.stream().__aiter__()
     try:
-        while True:
-            try:
-                async with asyncio.timeout(SILENCE_S):
-                    piece = await anext(stream)
-            except StopAsyncIteration:
-                break
-            except TimeoutError:
-                raise HTTPException(
-                    408, f"nothing came for {SILENCE_S:g} s; send again", {"Connection": "close"}
-                ) from None
+        async for piece in request.stream():
             try:
                 await run_in_threadpool(splitter.feed, piece) if len(piece) > _BUFFER else splitter.feed(piece)
             except MultipartParseError:

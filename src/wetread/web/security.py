@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wetread.clinic import access
 from wetread.clinic.access import Caller, Right
 from wetread.errors import DeniedError
+from wetread.web.patience import Body
 from wetread.web.problems import UnauthenticatedError, also, problem
 
 log = logging.getLogger(__name__)
@@ -106,21 +107,11 @@ class Guard:
             limit = self.upload_limit
         detail, close = f"a body of more than {limit} bytes; send less at a time", {"Connection": "close"}
         announced = headers.get("content-length", "0")
-        if not announced.isdecimal() or int(announced) > limit:
+        if not announced.isdecimal() or len(announced) > 19 or int(announced) > limit:
             await problem(413, detail, close, **also(scope["path"], detail))(scope, receive, sending)
             return
-        got = 0
-
-        async def receiving() -> Message:
-            nonlocal got
-            message = await receive()
-            got += len(message.get("body", b""))
-            if got > limit:
-                raise HTTPException(413, detail, close)
-            return message
-
         try:
-            await self.app(scope, receiving, sending)
+            await self.app(scope, Body(receive, limit, HTTPException(413, detail, close)), sending)
         except Exception as error:
             # Where it happened, not its message, which may quote a patient's data.
             path, stack = getattr(scope.get("route"), "path", "?"), "".join(traceback.format_tb(error.__traceback__))

@@ -22,6 +22,7 @@ from wetread.config import Settings
 from wetread.errors import ConfigError
 from wetread.web import tls
 from wetread.web.app import create_app
+from wetread.web.patience import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
     code = access.login_code(clinic.database, "operator", Role.ADMINISTRATOR, settings.site)
     config = uvicorn.Config(
         app,
+        http=Protocol,
         access_log=False,  # addresses may hold a login code
         log_level="warning",
         server_header=False,
