@@ -152,6 +152,10 @@ def _processes() -> None:
     """Several processes on one database, images set aside, and bytes on their way out."""
     aside = sa.text("state = 'done' AND error IS NOT NULL")
     op.create_index("ix_job_aside", "job", ["id"], sqlite_where=aside, postgresql_where=aside)
+    op.execute(  # version 1 kept no reason for these, and without one they could not be tried again
+        "UPDATE job SET error = 'the analysis broke off' WHERE state = 'done' AND error IS NULL AND EXISTS (SELECT 1 "
+        "FROM image_result r WHERE r.instance = job.instance AND r.model = job.model AND r.code = 'MODEL_FAILED')"
+    )
     op.create_table(
         "process",
         sa.Column("id", sa.String(length=36), nullable=False),
