@@ -55,6 +55,12 @@ class Settings(BaseModel):
     retain_sites: list[str] = Field([], description="Sites with other days, as `site=days`.")
     max_bytes: int = Field(256 * 2**20, description="Largest accepted file, in bytes.", ge=1)
     max_pixels: int = Field(64 * 2**20, description="Largest accepted image, in pixels.", ge=1)
+    read_seconds: float = Field(
+        30.0,
+        description="Longest time to read one file, in s, in a process of its own; 0 reads it in the same process.",
+        ge=0,
+    )
+    read_memory: int = Field(4 * 2**30, description="Most memory of such a process, in bytes.", ge=512 * 2**20)
     max_files: int = Field(2000, description="Most files in one upload or zip archive.", ge=1)
     max_upload_bytes: int = Field(
         2 * 2**30, description="Largest body of an upload, and most that one zip archive may unpack to, in bytes.", ge=1

@@ -135,7 +135,7 @@ class Predictor:
     def __init__(self, package: Package, settings: Settings | None = None, *, url: str = "") -> None:
         self.package = package
         self.settings = settings or Settings.model_validate({})
-        self._limits = Limits(max_bytes=self.settings.max_bytes, max_pixels=self.settings.max_pixels)
+        self._limits = Limits.of(self.settings)
         engine: Engine = open_engine(package, self.settings.runtime, self.settings.threads)
         self.remote: Remote | None = None
         if url:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from wetread.errors import Code, ReadError
-from wetread.radiograph import headers
+from wetread.radiograph import headers, isolated
+
+if TYPE_CHECKING:
+    from wetread.config import Settings
 
 View = Literal["PA", "AP", "LATERAL"]
 Sex = Literal["M", "F", "O"]
@@ -91,10 +94,22 @@ class Limits:
         Largest file.
     max_pixels : int
         Largest height × width × samples × frames.
+    seconds : float or None
+        Longest time, in s. When given, the file is read in a process apart, which is killed when it takes longer.
+    memory : int
+        Most memory that this process may have, in bytes.
     """
 
     max_bytes: int = 256 * 2**20
     max_pixels: int = 64 * 2**20
+    seconds: float | None = None
+    memory: int = 4 * 2**30
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Return the limits that the settings `max_bytes`, `max_pixels`, `read_seconds` and `read_memory` name."""
+        seconds = settings.read_seconds or None
+        return cls(settings.max_bytes, settings.max_pixels, seconds, settings.read_memory)
 
     def check(self, name: str, *factors: int) -> None:
         """Raise `ReadError` (TOO_LARGE) when the product of `factors` exceeds `max_pixels`."""
@@ -133,6 +148,8 @@ def read(
     limits = limits or Limits()
     name = name or (source.name if isinstance(source, Path) else "bytes")
     data = _bytes(source, name, limits)
+    if limits.seconds is not None:
+        return isolated.read(data, name, limits, reduce_to)
     kind = headers.sniff(data)
     if kind is None:
         what = "is empty" if not data else "is not a DICOM, JPEG, PNG, WebP or TIFF file"
@@ -148,7 +165,10 @@ def read(
     if header.frames > 1:
         raise ReadError(f"{name}: holds several pictures; send one file per radiograph", Code.NOT_RADIOGRAPH)
     limits.check(name, header.height, header.width, header.samples)
-    pixels = decode(data, header if kind == "jpeg" else None, reduce_to)
+    try:
+        pixels = decode(data, header if kind == "jpeg" else None, reduce_to)
+    except MemoryError:
+        raise ReadError(f"{name}: too large for the memory of this machine", Code.TOO_LARGE) from None
     if pixels is None:
         raise ReadError(f"{name}: broken or unsupported {kind.upper()} file; export it again")
     if pixels.ndim == 3:
@@ -186,7 +206,9 @@ def decode(data: bytes, header: headers.Header | None, reduce_to: int | None) ->
         }[scale]
     try:
         pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
         return None
     if pixels is None or pixels.size == 0 or pixels.dtype not in (np.uint8, np.uint16):
         return None

@@ -69,7 +69,7 @@ def _find(request: Request, caller: Caller, image: str) -> _Stored:
         raise NotFoundError(f"image {image[:64]}: no such image at this site")
     security.saw(request, caller, row.study)
     sha256 = row.sha256
-    limits = Limits(max_bytes=clinic.settings.max_bytes, max_pixels=clinic.settings.max_pixels)
+    limits = Limits.of(clinic.settings)
     return _Stored(clinic.archive.path(sha256), limits, {"ETag": f'"{sha256}"', "Cache-Control": "private, no-cache"})
 
 

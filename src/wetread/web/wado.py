@@ -53,7 +53,7 @@ def headers_of(request: Request) -> Headers:
 def limits_of(request: Request) -> Limits:
     """Return the limits within which files are read."""
     settings = clinic_of(request).settings
-    return Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+    return Limits.of(settings)
 
 
 def find(
