@@ -85,6 +85,14 @@ def find(database: Store, site: str, name: str) -> Account:
     return _account(row)
 
 
+def own(database: Store, caller: access.Caller) -> Account | None:
+    """Return the caller's account; None for who came in by a login link or a token."""
+    if caller.account is None:
+        return None
+    with database.read() as connection:
+        return _account(_row(connection, caller.site, caller.account))
+
+
 def change(
     database: Store,
     site: str,

@@ -258,7 +258,7 @@ class Provider:
             return self._known[1:]
 
     def _get(self, client: Any, url: str) -> dict[str, Any]:
-        answer = self._ask(client.get, url, withhold_token=True)
+        answer = self._ask(client.request, "GET", url, withhold_token=True)
         if answer.status_code != 200:
             raise ValueError(answer.status_code)
         found = answer.json()

@@ -106,7 +106,8 @@ def logout(request: Request, caller: Annotated[Caller, Depends(security.identify
 @router.get("/password")
 def password_page(request: Request, caller: SignedIn) -> Response:
     """Ask for the present and the new password."""
-    return render(request, "password.html", caller=caller)
+    own = accounts.own(request.app.state.clinic.database, caller)
+    return render(request, "password.html", caller=caller, without=own is None or own.external)
 
 
 @router.post("/password")
