@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -17,6 +18,8 @@ import typer
 from wetread import __version__
 from wetread.clinic import access_command, correct_command
 from wetread.errors import WetreadError
+
+_DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
 if TYPE_CHECKING:
     from wetread.dataset.parallel import Spread
@@ -174,7 +177,9 @@ def show(
 def pack(
     kind: Annotated[
         str,
-        typer.Argument(help="Collection: chexpert, nih, mimic, padchest, vindr, rsna, kermany, phantom or folders."),
+        typer.Argument(
+            help="Collection: chexpert, nih, mimic, padchest, vindr, rsna, kermany, phantom, reviews or folders."
+        ),
     ],
     root: Annotated[Path, typer.Argument(help="Its folder, or its zip archive; archives are read in place.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new dataset.")],
@@ -945,6 +950,49 @@ def pull(
     )  # fmt: skip
     if not whole:
         raise typer.Exit(1)
+
+
+@app.command("export-learning")
+def export_learning(
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must be new.")],
+    data: Annotated[Path, typer.Option(help="Data folder of the server.")],
+    site: Annotated[str | None, typer.Option(help="Only this site's studies.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only what was signed since, UTC.", formats=_DATES)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Export signed studies for learning, without the patients: images and what the readers said, ready to pack.
+
+    Files are de-identified by the basic profile of DICOM PS3.15; age, sex and size stay; a patient keeps one pseudonym
+    in every export. Images with writing in them are left out and listed. The audit log says who exported.
+
+    Example: `wetread export-learning ours --data clinic --since 2026-01-01`; then `wetread pack reviews ours data/ours`
+    """
+    import json
+    from dataclasses import asdict
+    from datetime import UTC
+
+    from wetread import config
+    from wetread.clinic import export
+    from wetread.clinic.archive import open_archive
+    from wetread.clinic.store import Store
+    from wetread.radiograph.read import Limits
+
+    settings = config.load(Path("wetread.toml"))
+    found = export.run(
+        Store.open(data, settings.database),
+        open_archive(data, settings),
+        data,
+        out,
+        site=site,
+        since=since.replace(tzinfo=UTC) if since else None,
+        limits=Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels),
+    )
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    typer.echo(f"{out}: {found.images} images of {found.studies} studies of {found.patients} patients")
+    for reason, count in found.refused.items():
+        typer.echo(f"{count} left out: {reason}; see {out / export.REFUSED}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ import polars as pl
 from wetread.dataset import files, layouts
 from wetread.dataset.mimic import mimic
 from wetread.dataset.padchest import padchest
+from wetread.dataset.reviews import reviews
 from wetread.dataset.rsna import rsna
 from wetread.dataset.split import unit
 from wetread.dataset.tables import COLUMNS, PLACE
@@ -284,6 +285,17 @@ SOURCES: dict[str, Source] = {
         task=CHEXPERT,
         licence="Apache-2.0",
         attribution="made by `wetread phantom`; no patient is shown",
+        url="",
+    ),
+    "reviews": Source(
+        title="a clinic's signed reviews",
+        images=0,
+        layout="labels.csv beside images/; made by `wetread export-learning`",
+        read=reviews,
+        patient="keyed pseudonym of the site's patient identifier",
+        task=None,
+        licence="the site's own; ask before you pass it on",
+        attribution="readers of the site",
         url="",
     ),
     "folders": Source(

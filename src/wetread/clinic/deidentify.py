@@ -1,0 +1,189 @@
+"""A DICOM file without the patient: the basic profile of DICOM PS3.15 Annex E, patient characteristics retained.
+
+The table of the standard is dicom-anonymizer's; the values that it puts in are ours: nothing that is to go stays as a
+dummy, UIDs and the patient are replaced by keyed pseudonyms, and it is applied inside sequences too. Beyond the
+profile, whatever may hold free text or a date goes, and pixels are stored decompressed, because compressed streams have
+room for comments. What is kept of text is a short list.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian
+
+from wetread.clinic.pseudonyms import Pseudonyms
+from wetread.errors import ReadError
+
+EDITION = "dicomfields_2026c"
+OLDEST = 90  # years; the few who are older are told apart by it
+KEPT = frozenset({"PatientAge", "PatientSex", "PatientSize", "PatientWeight"})
+_TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UN", "UR", "UT"})
+_TIME = frozenset({"DA", "DT", "TM"})
+_HARMLESS = frozenset(  # text that names a thing or a code, never a person
+    {"Manufacturer", "ManufacturerModelName", "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion"}
+)
+_SEQUENCES = frozenset(  # what pixels, view and body part need
+    {"ViewCodeSequence", "ViewModifierCodeSequence", "AnatomicRegionSequence", "ModalityLUTSequence", "VOILUTSequence"}
+)
+_EMPTY = (  # type 2: the attribute must be there
+    "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "StudyID",
+)  # fmt: skip
+_CODES = (
+    ("113100", "Basic Application Confidentiality Profile"),
+    ("113108", "Retain Patient Characteristics Option"),
+)
+
+Rule = Callable[[Dataset, Any], None]
+
+
+def deidentify(
+    content: bytes, pseudonyms: Pseudonyms, *, patient: str, age_years: float | None, sex: str | None
+) -> bytes:
+    """Return a DICOM file without what tells who the patient is.
+
+    Parameters
+    ----------
+    content : bytes
+        The file.
+    pseudonyms : Pseudonyms
+    patient : str
+        The patient's pseudonym.
+    age_years, sex
+        As the clinic knows them: the age goes into the file, because the dates that it follows from do not stay.
+
+    Raises
+    ------
+    ReadError
+        When the file cannot be read or its pixels cannot be decoded; nothing else, whatever the bytes.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom quotes what it finds odd, names included
+            return _deidentified(content, pseudonyms, patient, age_years, sex)
+    except Exception as error:  # hostile bytes raise nearly anything, and messages quote values
+        raise ReadError(f"DICOM file: cannot be de-identified ({type(error).__name__}); it is left out") from None
+
+
+def _deidentified(
+    content: bytes, pseudonyms: Pseudonyms, patient: str, age_years: float | None, sex: str | None
+) -> bytes:
+    dataset = dcmread(io.BytesIO(content), force=True)
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        dataset.decompress(generate_instance_uid=False)
+    _shorten(dataset)
+    rules = _rules(pseudonyms)
+    for part in [dataset, *_inside(dataset)]:
+        _apply(part, rules)
+    for part in [dataset, *_inside(dataset)]:
+        _sweep(part)
+    for keyword in _EMPTY:
+        setattr(dataset, keyword, "")
+    dataset.PatientID = dataset.PatientName = patient
+    dataset.PatientSex = sex or dataset.get("PatientSex", "") or ""
+    if age_years is not None:
+        dataset.PatientAge = _age(age_years)
+    elif "PatientAge" in dataset:
+        del dataset.PatientAge  # what the clinic could not read as an age may be anything
+    dataset.PatientIdentityRemoved = "YES"
+    dataset.LongitudinalTemporalInformationModified = "REMOVED"
+    dataset.DeidentificationMethod = "DICOM PS3.15 basic profile, patient characteristics retained"
+    dataset.DeidentificationMethodCodeSequence = Sequence(_code(*code) for code in _CODES)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta, dataset.preamble = meta, b"\0" * 128
+    out = io.BytesIO()
+    clean = Dataset(dataset)  # without the encoding that the file came in
+    clean.file_meta = meta
+    clean.save_as(out, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    return out.getvalue()
+
+
+def _shorten(dataset: Dataset) -> None:
+    """Cut what stands behind the pixels."""
+    bits = (
+        int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1)) * int(dataset.BitsAllocated)
+    )
+    size = bits * int(dataset.get("NumberOfFrames") or 1) // 8
+    dataset.PixelData = dataset.PixelData[: size + size % 2]
+
+
+def _inside(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield every item of every sequence, the outer ones first."""
+    for element in list(dataset):
+        if element.VR == "SQ":
+            for item in element.value:
+                yield item
+                yield from _inside(item)
+
+
+@cache
+def _table() -> dict[tuple[int, ...], str]:
+    """Return the profile: tag (or group, element and their masks) → what to do."""
+    from dicomanonymizer.simpledicomanonymizer import initialize_actions
+
+    return {tag: action.__name__ for tag, action in initialize_actions(EDITION).items()}
+
+
+def _rules(pseudonyms: Pseudonyms) -> dict[tuple[int, ...], Rule]:
+    def remove(dataset: Dataset, tag: Any) -> None:
+        if tag in dataset:
+            del dataset[tag]
+
+    def replace(dataset: Dataset, tag: Any) -> None:
+        """Give UIDs their pseudonyms; nothing else that is to go is needed by anybody."""
+        element = dataset.get(tag)
+        if element is None:
+            return
+        if element.VR != "UI":
+            del dataset[tag]
+        elif isinstance(element.value, str):
+            element.value = pseudonyms.uid(element.value) if element.value else ""
+        else:
+            element.value = [pseudonyms.uid(value) for value in element.value]
+
+    kept = {tag for tag in _table() if len(tag) == 2 and keyword_for_tag(tag) in KEPT}
+    return {tag: remove if action == "delete" else replace for tag, action in _table().items() if tag not in kept}
+
+
+def _apply(dataset: Dataset, rules: dict[tuple[int, ...], Rule]) -> None:
+    from dicomanonymizer.simpledicomanonymizer import anonymize_dataset
+
+    if not hasattr(dataset, "file_meta"):
+        dataset.file_meta = FileMetaDataset()
+    anonymize_dataset(dataset, delete_private_tags=True, base_rules_gen=lambda: dict(rules))
+
+
+def _sweep(dataset: Dataset) -> None:
+    """Remove what the profile leaves to judgement: text, dates and times, most sequences, overlays and curves."""
+    for element in list(dataset):
+        group = element.tag.group
+        loose = (
+            element.VR in _TIME
+            or (element.VR in _TEXT and element.keyword not in _HARMLESS)
+            or (element.VR == "SQ" and element.keyword not in _SEQUENCES)
+        )
+        if element.tag.is_private or loose or 0x5000 <= group < 0x5100 or 0x6000 <= group < 0x6100:
+            del dataset[element.tag]
+
+
+def _age(years: float) -> str:
+    if years >= 2:
+        return f"{min(int(years), OLDEST):03d}Y"
+    return f"{int(years * 12):03d}M"
+
+
+def _code(value: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item
