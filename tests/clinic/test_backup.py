@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
+import subprocess
+import sys
 import threading
 from io import BytesIO
 from pathlib import Path
@@ -183,3 +187,43 @@ def test_from_postgresql_to_sqlite_and_back(postgresql: str, tmp_path: Path) -> 
     assert audit.verify(again.database) is None
     again.database.close()
     ward.database.close()
+
+
+@pytest.mark.system
+def test_the_commands(tmp_path: Path) -> None:
+    def wetread(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("WETREAD_")} | {
+            "WETREAD_RETAIN_DAYS": "1"
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "wetread", *words], capture_output=True, text=True, cwd=tmp_path, env=environment,
+            check=False,
+        )  # fmt: skip
+
+    ward = busy(tmp_path / "clinic")
+    ward.database.close()
+    said = wetread("backup", "copy", "--data", "clinic")
+    assert (said.returncode, said.stdout) == (0, said.stdout)
+    assert said.stdout.startswith("copy: 4 files, 4 of them new")
+    assert wetread("restore", "copy", "--data", "again").returncode == 0
+    found = wetread("verify", "--data", "again", "--json")
+    assert (found.returncode, json.loads(found.stdout)["whole"], found.stderr) == (0, True, "")
+    [victim, *_] = sorted((tmp_path / "again" / "archive").glob("??/*"))
+    victim.unlink()
+    found = wetread("verify", "--data", "again")
+    assert found.returncode == 1
+    assert "its file is missing" in found.stdout
+    assert wetread("verify", "--data", "nowhere").returncode == 2
+    assert wetread("retain", "--dry-run", "--data", "clinic").stdout == ""
+    with sqlite3.connect(tmp_path / "clinic" / "clinic.db") as connection:
+        [(study,)] = connection.execute("SELECT study FROM review").fetchall()
+        connection.execute("UPDATE review SET signed_at = '2020-01-01 00:00:00.000000'")
+    connection.close()
+    for words in (("--dry-run",), (), ()):
+        said = wetread("retain", *words, "--data", "clinic")
+        assert said.returncode == 0, said.stderr
+        assert said.stdout == (f"{study}\n" if words or not (tmp_path / "gone").exists() else "")
+        if not words:
+            (tmp_path / "gone").touch()
+    assert wetread("verify", "--data", "clinic").returncode == 0
+    assert len(list((tmp_path / "clinic" / "archive").glob("??/*"))) == 3

@@ -18,7 +18,7 @@ from ward import SITE, NameReader, Ward, dicom, png
 from wetread.clinic import access, audit, reviews, store, triage, worklist
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
-from wetread.errors import ClinicError, ConfigError
+from wetread.errors import ClinicError, ConfigError, FullError
 
 
 @pytest.fixture
@@ -60,6 +60,19 @@ def test_a_failed_transaction_leaves_nothing(database: Store) -> None:
         fail()
     with database.read() as connection:
         assert connection.execute(sa.select(store.site)).all() == []
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(database: Store) -> None:
+    def fill(connection: sa.Connection) -> None:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+        for _ in range(1000):
+            store.emit(connection, "x", SITE, payload={"long": "x" * 4000})
+
+    with pytest.raises(FullError, match="disk is full"), database.write() as connection:
+        fill(connection)
+    with database.read() as connection:
+        assert connection.execute(sa.select(store.event)).all() == []
 
 
 def test_foreign_keys_hold(database: Store) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import tempfile
 from typing import Any
 
 import pytest
@@ -91,3 +94,15 @@ def test_a_full_disk_is_said_before_anything_is_kept(own: Any, monkeypatch: pyte
     assert own("GET", "/api/v1/worklist").status_code == 200  # what is there can be read
     monkeypatch.undo()
     assert own("POST", "/api/v1/studies", files=[("files", ("a.png", png(22)))]).status_code == 201
+
+
+def test_a_disk_that_fills_up_while_a_body_is_read_is_said_too(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = own.clinic.intake.archive.names()
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", full)
+    answer = own("POST", "/api/v1/studies", files=[("files", ("a.png", png(31)))])
+    assert (answer.status_code, "disk is full" in answer.json()["detail"]) == (507, True)
+    monkeypatch.undo()
+    assert sorted(before) == sorted(own.clinic.archive.names())
