@@ -23,8 +23,8 @@ from wetread.radiograph.read import read, to_8_bit
 
 TEXTS = (
     "MUELLER^ANNA", "SMITH, JOHN", "O'Brien Mary", "NGUYEN THI LAN", "Garcia", "KOWALSKI", "Berg", "Jensen, Per",
-    "PORTER", "ID 4711234", "000123456", "MRN: 88-1203", "ACC 20240117-3", "A1234567", "12.03.1961", "1961-04-05", "03/17/1958",
-    "12 MAR 1961", "DOB 1.2.60", "17:42:09",
+    "PORTER", "ID 4711234", "000123456", "MRN: 88-1203", "ACC 20240117-3", "A1234567", "12.03.1961", "1961-04-05",
+    "03/17/1958", "12 MAR 1961", "DOB 1.2.60", "17:42:09",
 )  # fmt: skip
 HEIGHTS = (10, 12, 16, 24, 32, 48)
 STYLES = ("white", "black on white", "white with black edge")
