@@ -164,7 +164,8 @@ def _remove(connection: Connection, key: str, actor: str) -> bool:
     files = connection.execute(sa.select(store.instance.c.id, store.instance.c.sha256).where(
         store.instance.c.study == key)).all()  # fmt: skip
     images = sa.select(store.instance.c.id).where(store.instance.c.study == key)
-    reviews = sa.select(store.review.c.id).where(store.review.c.study == key)
+    keys = [key, *connection.execute(sa.select(table.c.id).where(table.c.merged_into == key)).scalars()]
+    reviews = sa.select(store.review.c.id).where(store.review.c.study.in_(keys))
     audit.record(
         connection, row.site, actor, "study.removed", key,
         {"signed_at": row.signed_at.isoformat(), "images": {file.id: file.sha256 for file in files}},
@@ -174,8 +175,8 @@ def _remove(connection: Connection, key: str, actor: str) -> bool:
     connection.execute(store.image_result.delete().where(store.image_result.c.instance.in_(images)))
     connection.execute(store.review_finding.delete().where(store.review_finding.c.review.in_(reviews)))
     for other in (store.study_result, store.review, store.claim, store.delivery, store.instance, store.series):
-        connection.execute(other.delete().where(other.c.study == key))
-    connection.execute(table.delete().where(table.c.id == key))
+        connection.execute(other.delete().where(other.c.study.in_(keys)))
+    connection.execute(table.delete().where(table.c.id.in_(keys)))
     for sha256 in {file.sha256 for file in files}:
         if not _used(connection, sha256):
             _note(connection, sha256)

@@ -176,6 +176,8 @@ def _open_study(connection: Connection, site: str, study: str) -> Row[Any]:
     row = _study(connection, site, study)
     if row.reading == "signed":
         raise ConflictError(f"study {study}: signed already; it cannot be changed")
+    if row.merged_into:
+        raise ConflictError(f"study {study}: was merged into study {row.merged_into}; read that one")
     return row
 
 

@@ -78,7 +78,8 @@ class Metrics:
 
     def measure(self, clinic: Clinic) -> None:
         """Take the numbers that the database knows."""
-        table, unread = store.study.c, sa.text("study.reading != 'signed'")
+        table = store.study.c
+        unread = sa.and_(sa.text("study.reading != 'signed'"), table.listed.is_(True))
         keys = (table.priority, table.analysis, table.overdue)
         with clinic.database.read() as connection:
             groups = connection.execute(sa.select(*keys, sa.func.count()).where(unread).group_by(*keys)).all()
