@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socketserver
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ class Receiver:
 
 
 @contextmanager
-def http(*answers: tuple[int, bytes]) -> Iterator[Receiver]:
+def http(*answers: tuple[int, bytes], tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """Run an HTTP server that answers (status, body)."""
     receiver = Receiver(list(answers))
 
@@ -50,12 +51,16 @@ def http(*answers: tuple[int, bytes]) -> Iterator[Receiver]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with _running(ThreadingHTTPServer(("127.0.0.1", 0), Handler), receiver):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.handle_error = lambda request, address: None  # type: ignore[method-assign]
+    with _running(server, receiver):
         yield receiver
 
 
 @contextmanager
-def mllp(*answers: str) -> Iterator[Receiver]:
+def mllp(*answers: str, tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """Run an MLLP server that answers each message with this code (AA, AE, AR), ``close`` or ``garbage``."""
     receiver = Receiver(list(answers))
 
@@ -80,7 +85,11 @@ def mllp(*answers: str) -> Iterator[Receiver]:
         daemon_threads = True
         allow_reuse_address = True
 
-    with _running(Server(("127.0.0.1", 0), Handler), receiver):
+    server = Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.handle_error = lambda request, address: None  # type: ignore[method-assign]
+    with _running(server, receiver):
         yield receiver
 
 

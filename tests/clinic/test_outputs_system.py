@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -171,6 +172,36 @@ def test_many_senders_on_postgresql_send_each_once(tmp_path: Path, postgresql: s
             assert len({message.split("|")[9] for message in receiver.got}) == 12
     finally:
         ward.database.close()
+
+
+def test_certificates_are_verified(ward: Ward, tmp_path: Path) -> None:
+    files = peers.certificates(tmp_path / "certificates")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(files["server"], files["server_key"])
+    (tmp_path / "token").write_text("letmein\n")
+    with receivers.mllp("AA", tls=tls) as hl7, receivers.http((200, b"{}"), tls=tls) as fhir:
+        known, stranger = (f"ca-file={files[name]}" for name in ("ca", "stranger"))
+        settings = Settings(
+            outputs_hl7=[f"mllps://127.0.0.1:{hl7.port}#{known}", f"mllps://localhost:{hl7.port}#{stranger}"],
+            outputs_fhir=[
+                f"fhir+https://127.0.0.1:{fhir.port}/fhir#{known}&token-file={tmp_path / 'token'}",
+                f"fhir+https://localhost:{fhir.port}/fhir#token-file={tmp_path / 'token'}",
+            ],
+            outputs_tries=1,
+        )
+        box = Outbox(ward.database, ward.archive, settings)
+        completed(ward, 1)
+        with sending(box):
+            peers.wait(lambda: not {"queued", "failed"} & set(states(ward)), "four tries")
+        found = delivery.listing(ward.database, SITE, states=("sent", "given_up"))
+        ends = {row.destination: (row.state, row.error or "") for row in found}
+        assert len(hl7.got) == 1
+        assert ends[f"mllps://127.0.0.1:{hl7.port}"][0] == "sent"
+        assert "CERTIFICATE_VERIFY_FAILED" in ends[f"mllps://localhost:{hl7.port}"][1]
+        assert "CERTIFICATE_VERIFY_FAILED" in ends[f"fhir+https://localhost:{fhir.port}/fhir"][1]
+        [request] = fhir.got  # the token went only where the certificate was good
+        assert request.headers["Authorization"] == "Bearer letmein"
+        assert "answered no Bundle" in ends[f"fhir+https://127.0.0.1:{fhir.port}/fhir"][1]
 
 
 def test_a_destination_that_hangs_keeps_no_other_waiting(ward: Ward) -> None:

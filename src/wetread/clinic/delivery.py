@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 LEASE = timedelta(minutes=5)
 LONGEST = timedelta(hours=1)
+_PATIENCE_S = 10.0
 # What each kind is sent for.
 RESULT, REVIEW, CRITICAL = "result", "review", "critical"
 _FOR = {
@@ -125,10 +126,10 @@ class Outbox:
             thread.start()
 
     def stop(self) -> None:
-        """Finish what is being sent and end the threads."""
+        """Finish what is being sent, unless its destination hangs: that is sent again after the lease."""
         self._stop.set()
         for thread in self._threads:
-            thread.join()
+            thread.join(_PATIENCE_S)
 
     def _loop(self, to: Destination) -> None:
         while not self._stop.is_set():

@@ -26,7 +26,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -220,11 +220,11 @@ def send_hl7(destination: Destination, message: str) -> None:
     parts = urlsplit(destination.name)
     address = (parts.hostname or "", parts.port or 0)
     try:
-        with socket.create_connection(address, timeout=TIMEOUT_S) as plain:
-            link = plain
+        with ExitStack() as stack:
+            link = stack.enter_context(socket.create_connection(address, timeout=TIMEOUT_S))
             if destination.scheme == "mllps":
-                link = _trust(destination).wrap_socket(plain, server_hostname=parts.hostname)
-            link.settimeout(TIMEOUT_S)
+                trust = _trust(destination)
+                link = stack.enter_context(trust.wrap_socket(link, server_hostname=parts.hostname))
             link.sendall(b"\x0b" + message.encode() + b"\x1c\r")
             answer = _frame(link)
     except OSError as error:

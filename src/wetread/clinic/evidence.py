@@ -6,6 +6,7 @@ has cleaned them, and the rest is checked value by value.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -18,6 +19,9 @@ from wetread.clinic import identity
 from wetread.clinic.statement import Picture, Statement
 from wetread.errors import ClinicError
 from wetread.radiograph.dicom import quiet
+
+# It tells the log of every group of attributes that it copies.
+logging.getLogger("highdicom").setLevel(logging.WARNING)
 
 MANUFACTURER = "Wetread"
 _TAGS = [
