@@ -207,4 +207,6 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None,
             raise ConfigError(
                 f"{where}: unknown setting {key!r}; known: {', '.join(sorted(Settings.model_fields))}"
             ) from None
-        raise ConfigError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
+        field = Settings.model_fields.get(key)
+        shown = repr(first["input"]) if field is None or field.repr else "(a secret)"
+        raise ConfigError(f"{where}: {key} = {shown}: {first['msg']}") from None

@@ -58,8 +58,7 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
         When the address is taken, would be reached without TLS, or the folder cannot be used.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "authlib", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quieten()
     secure = tls.context(settings)
     listener = _listen(host, port, settings)
     app = create_app(data, settings)
@@ -89,6 +88,12 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
     signal.signal(signal.SIGTERM, lambda *_: None)
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+
+
+def quieten() -> None:
+    """Keep libraries from logging what they do: addresses and headers hold secrets, and headers of files names."""
+    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "authlib", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _listen(host: str, port: int, settings: Settings) -> socket.socket:
