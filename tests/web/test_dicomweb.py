@@ -594,3 +594,43 @@ def test_a_lost_file_is_told_and_does_not_hide_the_study(client) -> None:
     assert ids(get(client, "/studies", params={"PatientID": "P740"})) == ["1.2.741.1"]
     for path in ("", "/metadata", "/thumbnail"):
         assert get(client, "/studies/1.2.741.1" + path, "*/*").status_code == 404
+
+
+# ------------------------------------------------------------------------------------------- other origins
+
+
+def test_pages_of_other_origins_may_call_only_dicomweb_and_only_if_named(tmp_path, client) -> None:
+    from starlette.testclient import TestClient
+
+    from wetread.config import Settings
+    from wetread.web.app import create_app
+
+    def asked(http: TestClient, origin: str, path: str = "/dicomweb/studies"):
+        wanted = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
+        return http.options(path, headers={"Origin": origin, **wanted})
+
+    viewer = "https://ohif.example"
+    assert "access-control-allow-origin" not in asked(client.http, viewer).headers
+    app = create_app(tmp_path, Settings.model_validate({"dicomweb_origins": [viewer]}), models=[])
+    with TestClient(app, base_url="http://127.0.0.1") as http:
+        answer = asked(http, viewer)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, viewer)
+        assert "access-control-allow-credentials" not in answer.headers
+        assert "access-control-allow-origin" not in asked(http, "https://evil.example").headers
+        assert "access-control-allow-origin" not in asked(http, viewer, "/api/v1/worklist").headers
+        secret = access.create(app.state.clinic.database, "ohif", "service", "default")
+        headers = {"Origin": viewer, "Authorization": f"Bearer {secret}"}
+        found = http.get("/dicomweb/studies", params={"fuzzymatching": "true"}, headers=headers)
+        assert found.headers["access-control-allow-origin"] == viewer
+        assert "Warning" in found.headers["access-control-expose-headers"]
+        denied = http.get("/dicomweb/studies", headers={"Origin": viewer})
+        assert (denied.status_code, denied.headers["access-control-allow-origin"]) == (401, viewer)
+
+
+@pytest.mark.parametrize("origin", ["*", "https://*.example", "ohif.example", "https://ohif.example/", "null"])
+def test_origins_are_whole(origin: str) -> None:
+    from wetread import config
+    from wetread.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="dicomweb_origins"):
+        config.load(environment={"WETREAD_DICOMWEB_ORIGINS": origin})
