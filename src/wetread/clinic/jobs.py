@@ -71,7 +71,7 @@ class Queue:
         with self.database.write(ordered=False) as connection:
             return connection.execute(
                 store.job.update()
-                .where(store.job.c.state == "running", store.job.c.worker.not_in([*alive, self.worker]))
+                .where(store.job.c.state == "running", store.job.c.worker.not_in([*alive]))
                 .values(state="queued", lease_until=None, error=BROKEN)
             ).rowcount
 
