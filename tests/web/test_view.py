@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wetread.clinic.worklist import Counts, Finding, Row, Study
+from wetread.clinic.worklist import Counts, Finding, Image, Row, Study
 from wetread.errors import Code
 from wetread.findings import CHEXPERT, PNEUMONIA
 from wetread.web import view
@@ -184,3 +184,32 @@ def test_an_identity_says_what_is_unknown():
     assert ("born", "unknown") in facts
     assert ("acquired", "unknown") in facts
     assert ("", "view unknown") in facts
+
+
+def test_files_that_are_not_shown_are_listed_with_their_reason():
+    said = [
+        ("stored", None),
+        ("rejected", "blurred"),
+        ("document", "Structured Report"),
+        ("quarantined", None),
+        ("superseded", "a later header of the same image is in force"),
+        ("copy", "the same data set with another file meta header"),
+    ]
+    files = tuple(
+        Image(str(n), f"{n}.dcm", "dicom", "PA", "CR", 1, "0" * 64, state, reason, NOW, ())
+        for n, (state, reason) in enumerate(said)
+    )
+    study = Study(ROW, None, None, None, None, (), {}, (), files, None, ())
+    shown = view.reading(study, "dr")
+    assert [(image["label"], image["shown"]) for image in shown["images"]] == [
+        ("1 PA", True),
+        ("2 rejected", False),
+        ("3 document", False),
+        ("4 quarantined", False),
+    ]
+    assert shown["refusals"] == [
+        "image 2 rejected: blurred",
+        "image 3 document: Structured Report",
+        "image 4 quarantined: kept apart: other bytes came under the same identifier",
+        "image 5 superseded: a later header of the same image is in force",
+    ]

@@ -344,10 +344,16 @@ def remember_alias(connection: Connection, site: str, study_uid: str, old: str, 
 def known_as(connection: Connection, site: str, study_uid: str, patient_id: str) -> str:
     """Return the identifier under which a patient is known now."""
     table = store.alias.c
-    for uid in (study_uid, ""):
-        wanted = sa.select(table.now).where(table.site == site, table.study_uid == uid, table.patient_id == patient_id)
-        patient_id = connection.execute(wanted).scalar() or patient_id
-    return patient_id
+    found = connection.execute(
+        sa.select(table.study_uid, table.patient_id, table.now).where(
+            table.site == site, table.study_uid.in_((study_uid, "")), table.patient_id == patient_id
+        )
+    ).all()
+    if not found:
+        return patient_id
+    if own := next((row.now for row in found if row.study_uid), None):
+        return known_as(connection, site, "", own)
+    return str(found[0].now)
 
 
 def follow(connection: Connection, row: Row[Any]) -> Row[Any]:
