@@ -744,6 +744,14 @@ def score(
     model: Annotated[str, typer.Argument(help="Model package: name, id or path.")],
     source: Annotated[Path, typer.Argument(help="A packed dataset, or a folder of radiographs.", metavar="INPUT")],
     out: Annotated[Path, typer.Argument(help="The table to write.", metavar="OUT.parquet")],
+    studies: Annotated[
+        Path | None,
+        typer.Option(help="Score only these: a column `file`, or `study` (Study Instance UIDs).", metavar="CSV"),
+    ] = None,
+    claims: Annotated[
+        Path | None,
+        typer.Option(help="Compare claimed findings: columns `study` or `file`, and `claim`.", metavar="CSV"),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes; default: 1, or the cluster's processors.", min=1)
     ] = None,
@@ -751,9 +759,13 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     data: Annotated[Path | None, typer.Option(help="Data folder whose models are known by name.")] = None,
 ) -> None:
-    """Score many images into one Parquet table: a row for each, with its code where there is no score.
+    """Score many images or studies into one Parquet table: a row for each, with its code where there is no score.
 
-    Examples: `wetread score pneumonia inbox scores.parquet`; `wetread score nih data/nih nih.parquet --workers 4`
+    Interrupted? The same command goes on. `--claims` says of each claimed finding whether the scores support it, do
+    not, or cannot say; it recommends nothing. No worklist is touched.
+
+    Examples: `wetread score pneumonia inbox scores.parquet`; `wetread score nih data/nih nih.parquet --workers 4`;
+    `wetread score chexpert archive scores.parquet --studies studies.csv --claims claims.csv`
     """
     import json
 
@@ -761,7 +773,10 @@ def score(
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from wetread import config
+    from wetread.infer import claims as comparison
     from wetread.infer import scoring
+    from wetread.infer.remote import local_name
+    from wetread.model.package import Package
 
     spread, count = _spread(ray, workers, alone=1)
     columns = (TextColumn("scored"), MofNCompleteColumn(), TimeElapsedColumn())
@@ -769,13 +784,28 @@ def score(
         step = partial(bar.advance, bar.add_task("", total=None))
         settings = config.load(Path("wetread.toml"))
         found = scoring.score(
-            model, source, out, settings=settings, data=data, workers=count, spread=spread, progress=step
+            model,
+            source,
+            out,
+            settings=settings,
+            data=data,
+            listed=studies,
+            workers=count,
+            spread=spread,
+            progress=step,
         )
+    compared = []
+    if claims is not None:
+        package = Package.open(local_name(model), data)
+        compared = comparison.compare(claims, out, package)
+        found["claims"] = [str(path) for path in comparison.write(compared, out, package)]
     if as_json:
         typer.echo(json.dumps(found))
-    else:
-        codes = "".join(f", {count} {code}" for code, count in found["codes"].items())
-        typer.echo(f"{out}: {found['scored']} of {found['images']} images scored by {found['model']}{codes}")
+        return
+    if claims is not None:
+        Console().print(comparison.render(compared))
+    codes = "".join(f", {count} {code}" for code, count in found["codes"].items())
+    typer.echo(f"{out}: {found['scored']} of {found['images']} rows scored by {found['model']}{codes}")
 
 
 @app.command()

@@ -263,7 +263,7 @@ class Predictor:
 
         Parameters
         ----------
-        arrays : iterable of uint8 array, shape [H, W]
+        arrays : iterable of uint8 array, shape [H, W], or of studies [2, H, W]
         point : {"screen", "balanced"}, optional
             Operating point; by default the settings'.
         """
@@ -277,7 +277,7 @@ class Predictor:
                 return self.refused(Code.MODEL_FAILED, str(error), chosen)
 
         for array in arrays:
-            begun.append(self._batcher.submit(array[None], 600.0))
+            begun.append(self._batcher.submit(array if array.ndim == 3 else array[None], 600.0))
             if len(begun) >= 2 * self.settings.batch_size:
                 yield take()
         while begun:

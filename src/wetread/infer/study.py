@@ -54,16 +54,21 @@ def analyse(
     images: list[Analysis | None] = [None] * len(radiographs)
     together = set(range(len(radiographs)))
     if predictor.package.meta.kind == "study":
-        frontal = [(_ORDER.get(r.view, 2), n) for n, r in enumerate(radiographs) if r.view != "LATERAL"]
-        lateral = [n for n, r in enumerate(radiographs) if r.view == "LATERAL"]
-        together = {*[n for _, n in sorted(frontal)[:1]], *lateral[:1]}
-        if frontal and lateral:
-            pair = (min(frontal)[1], lateral[0])
-            views = predictor.analyse_pair(radiographs[pair[0]], radiographs[pair[1]], chosen)
-            for number, analysis in zip(pair, views, strict=True):
-                images[number] = analysis
+        frontal, lateral = pair(radiographs)
+        together = {number for number in (frontal, lateral) if number is not None}
+        if frontal is not None and lateral is not None:
+            images[frontal], images[lateral] = predictor.analyse_pair(
+                radiographs[frontal], radiographs[lateral], chosen
+            )
     done = [predictor.analyse(r, chosen) if one is None else one for r, one in zip(radiographs, images, strict=True)]
     return combine(predictor, [done[n] for n in sorted(together)], chosen), done
+
+
+def pair(radiographs: Sequence[Radiograph]) -> tuple[int | None, int | None]:
+    """Return which images a model of studies judges: PA before AP before a view that is not named, and the lateral."""
+    frontal = [(_ORDER.get(r.view, 2), n) for n, r in enumerate(radiographs) if r.view != "LATERAL"]
+    lateral = [n for n, r in enumerate(radiographs) if r.view == "LATERAL"]
+    return min(frontal)[1] if frontal else None, lateral[0] if lateral else None
 
 
 def combine(predictor: Predictor, images: Sequence[Analysis], point: Point) -> Analysis:

@@ -132,8 +132,8 @@ def _tensor(entry: Any, where: str, rest: memoryview) -> tuple[str, NDArray[Any]
             raise ProtocolError(f"{where}: has both data and binary_data_size; send one of the two")
         if type(size) is not int or size != count * dtype.itemsize or size > len(rest):
             raise ProtocolError(
-                f"{where}: binary_data_size {str(size)[:20]} is not the {count * dtype.itemsize} bytes of its shape, or "
-                f"more than the {len(rest)} bytes there are"
+                f"{where}: binary_data_size {str(size)[:20]} is not the {count * dtype.itemsize} bytes of its shape, "
+                f"or more than the {len(rest)} bytes there are"
             )
         raw = np.frombuffer(rest[:size], "u1" if datatype == "BOOL" else dtype)
         if datatype == "BOOL":
