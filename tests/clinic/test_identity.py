@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
+from io import BytesIO
 from pathlib import Path
 
+import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ward import dicom, png
 
+from wetread.clinic import content as content_module
 from wetread.clinic import identity
 
 
@@ -104,3 +109,48 @@ def test_clean_text_fits_any_database(text: str) -> None:
     assert len(cleaned) <= 256
     assert cleaned.isprintable()
     cleaned.encode()
+
+
+def deflated(content: bytes, extra: int = 0) -> bytes:
+    """Return a DICOM file as a deflated one, with so many zeros in a private element before its pixels."""
+    dataset = pydicom.dcmread(BytesIO(content))
+    dataset.add_new(0x00091001, "OB", bytes(extra))
+    plain = BytesIO()
+    dataset.save_as(plain, enforce_file_format=True)
+    start = content_module._start(plain)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    body = packer.compress(plain.getvalue()[start:]) + packer.flush()
+    head = BytesIO()
+    pydicom.filewriter.write_file_meta_info(head, dataset.file_meta, enforce_standard=True)
+    return b"\0" * 128 + b"DICM" + head.getvalue() + body
+
+
+def test_a_deflated_header_is_read(tmp_path: Path) -> None:
+    said, plain = of(tmp_path, deflated(dicom(4))), of(tmp_path, dicom(4))
+    assert said == plain
+    assert said.document is None
+
+
+def test_a_deflated_bomb_takes_no_memory(tmp_path: Path) -> None:
+    bomb = deflated(dicom(4), 64 * 2**20)
+    assert len(bomb) < 2**17
+    tracemalloc.start()
+    said = of(tmp_path, bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * 2**20
+    assert said.format == "dicom"
+    assert said.cautions == ("DICOM header unreadable: identifiers unknown",)
+
+
+@given(st.integers(132, 2000), st.binary(min_size=1, max_size=8))
+def test_damaged_notes_and_pixels_do_not_raise(tmp_path_factory: pytest.TempPathFactory, at: int, junk: bytes) -> None:
+    folder = tmp_path_factory.mktemp("hostile")
+    for number, whole in enumerate((dicom(1), deflated(dicom(1)))):
+        content = bytearray(whole)
+        content[at : at + len(junk)] = junk
+        path = folder / str(number)
+        path.write_bytes(content)
+        digest = content_module.pixels(path, 2**20)
+        assert digest is None or len(digest) == 64
