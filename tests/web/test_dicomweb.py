@@ -97,14 +97,14 @@ def test_the_same_bytes_again_are_a_success(client) -> None:
     assert len(get(client, "/studies/1.2.511.1/instances").json()) == 1
 
 
-def test_other_bytes_under_a_known_uid_fail_and_are_not_served(client) -> None:
+def test_other_bytes_under_a_known_uid_are_kept_apart_and_not_served(client) -> None:
     assert stow(client, dicom(520)).status_code == 200
     other = dicom(521, SOPInstanceUID="1.2.521.3", StudyInstanceUID="1.2.521.1", SeriesInstanceUID="1.2.521.2")
     response = stow(client, other, dicom(522))
     assert response.status_code == 202
-    assert references(response.json(), "00081198") == [("1.2.521.3", 0x0111)]
-    assert references(response.json(), "00081199") == [("1.2.523.3", 0)]
-    assert stow(client, other).status_code == 409
+    assert references(response.json(), "00081199") == [("1.2.521.3", 0xB000), ("1.2.523.3", 0)]
+    assert ["00081190" in one for one in values(response.json(), "00081199")] == [False, True]
+    assert stow(client, other).status_code == 202
     found = get(client, "/studies/1.2.521.1", DICOM + "; transfer-syntax=*")
     assert [content for _, content in parts(found)] == [dicom(520)]
     assert len(get(client, "/instances", params={"SOPInstanceUID": "1.2.521.3"}).json()) == 1

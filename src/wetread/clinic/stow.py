@@ -18,14 +18,13 @@ from wetread.radiograph.dicom import quiet
 OUT_OF_RESOURCES = 0xA700
 MISMATCH = 0xA900  # the data set does not match: another study than the address says
 CANNOT_UNDERSTAND = 0xC000
-DUPLICATE = 0x0111  # other bytes under a UID that is known; they are kept apart, and seen
 PROCESSING = 0x0110
-COERCED = 0xB000  # an identifier was missing or invalid, and one was derived
+COERCED = 0xB000  # an identifier was derived, or other bytes have it already and these are kept apart
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An instance that was not stored, or was kept apart."""
+    """An instance that was not stored."""
 
     sop_class: str
     sop_uid: str
@@ -34,7 +33,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Success:
-    """An instance that is stored; `warning` is 0 or a warning reason."""
+    """An instance that is stored; one that is kept apart has no series, as nobody can retrieve it."""
 
     sop_class: str
     sop_uid: str
@@ -67,7 +66,7 @@ class Result:
         if self.stored:
             answer["00081199"] = _sequence(
                 _reference(one)
-                | {"00081190": {"vr": "UR", "Value": [f"{root}{_place(one)}"]}}
+                | ({"00081190": {"vr": "UR", "Value": [f"{root}{_place(one)}"]}} if one.series_uid else {})
                 | (_reason("00081196", one.warning) if one.warning else {})
                 for one in self.stored
             )
@@ -107,7 +106,7 @@ def take(intake: Intake, path: Path, site: str, actor: str, study_uid: str | Non
         result.failed.append(Failure(sop_class, sop_uid, PROCESSING))
         return
     if received.quarantined:
-        result.failed.append(Failure(sop_class, sop_uid, DUPLICATE))
+        result.stored.append(Success(sop_class, sop_uid, own_study, "", COERCED))
         return
     instance, study, series = store.instance.c, store.study.c, store.series.c
     with intake.database.read() as connection:
