@@ -39,8 +39,9 @@ import sqlalchemy as sa
 import tiny_package
 from pydicom.uid import generate_uid
 
-from wetread.clinic import access, store
+from wetread.clinic import access, store, triage, verify
 from wetread.clinic.archive import Archive
+from wetread.config import Settings
 from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
 
@@ -261,7 +262,13 @@ def examine(service: Service, acknowledged: dict[Path, float]) -> dict[str, int]
         sets = connection.execute(
             sa.select(store.study_result.c.study, store.study_result.c.images, store.study_result.c.model)
         ).all()
+        images: dict[str, list[str]] = {}
+        for row in instances:
+            images.setdefault(row.study, []).append(row.id)
+        whole = {(study, triage.image_set(connection, study, ids)) for study, ids in images.items()}
     database.close()
+    report = verify.run(service.data, Settings(database=service.database))
+    assert report.whole, list(report.lines())
     by_uid = {row.sop_uid: row for row in instances}
     lost = changed = 0
     for path in acknowledged:
@@ -283,6 +290,7 @@ def examine(service: Service, acknowledged: dict[Path, float]) -> dict[str, int]
         "instances": len(instances),
         "doubled instances": len(instances) - len(by_uid),
         "images without a result": sum((row.id, model) not in per_image for row in instances for model in models),
+        "studies without a result": len(whole - {(study, names) for study, names, _ in sets}),
         "doubled results": sum(n - 1 for n in per_image.values()) + sum(n - 1 for n in per_set.values()),
         "files without a row": len(files - rows),
         "rows without a file": len(rows - files),
@@ -320,19 +328,16 @@ def kills(folder: Path, *, number: int, studies: int, seed: int, say: Any = prin
 class PostgreSQL:
     """A cluster of our own that can be killed; it refuses to run as root, so the account postgres runs it then."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         self._pg_ctl, initdb = conftest._binary("pg_ctl"), conftest._binary("initdb")
         if self._pg_ctl is None or initdb is None:
             pytest.skip("needs PostgreSQL: apt-get install -y postgresql")
         self._user = "postgres" if os.getuid() == 0 else None
-        self._home, self._port = folder, peers.free_port()
-        folder.mkdir(parents=True)
+        # Not in pytest's folder, which every session closes to other accounts.
+        self._home, self._port = Path(tempfile.mkdtemp(prefix="wetread-postgresql-")), peers.free_port()
         if self._user:
-            shutil.chown(folder, self._user)
-            for parent in folder.parents:
-                with suppress(PermissionError):
-                    parent.chmod(parent.stat().st_mode | 0o011)
-        self._run(initdb, "-D", str(folder / "cluster"), "-U", "wetread", "-A", "trust", "-E", "UTF8", "--no-sync")
+            shutil.chown(self._home, self._user)
+        self._run(initdb, "-D", str(self._home / "cluster"), "-U", "wetread", "-A", "trust", "-E", "UTF8", "--no-sync")
         self.url = f"postgresql+psycopg://wetread@127.0.0.1:{self._port}/postgres"
 
     def _run(self, *command: str) -> None:
@@ -358,6 +363,7 @@ class PostgreSQL:
         """End it at once."""
         with suppress(subprocess.CalledProcessError):
             self._run(self._pg_ctl, "-D", str(self._home / "cluster"), "-m", "immediate", "stop")
+        shutil.rmtree(self._home)
 
 
 @contextmanager

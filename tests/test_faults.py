@@ -39,7 +39,7 @@ def test_killed_five_times_under_load_it_loses_and_doubles_nothing(tmp_path):
 
 
 def test_it_works_on_once_a_killed_database_is_back(tmp_path):
-    database = faults.PostgreSQL(tmp_path / "postgresql")
+    database = faults.PostgreSQL()
     database.start()
     files = tmp_path / "films"
     files.mkdir()
