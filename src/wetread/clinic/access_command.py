@@ -6,6 +6,8 @@ Passwords come from a prompt or from standard input, never as an argument, which
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,12 +33,17 @@ _Object = Annotated[str | None, typer.Option("--object", help="Only what was don
 _Since = Annotated[str | None, typer.Option(help="Only from this time on, e.g. 2026-01-31 or 2026-01-31T08:00Z.")]
 
 
-def _open(data: Path) -> tuple[Store, Settings]:
+@contextmanager
+def _open(data: Path) -> Iterator[tuple[Store, Settings]]:
     from wetread import config
     from wetread.clinic.store import Store
 
     settings = config.load(Path("wetread.toml"))
-    return Store.open(data, settings.database), settings
+    database = Store.open(data, settings.database)
+    try:
+        yield database, settings
+    finally:
+        database.close()
 
 
 @token.command("create")
@@ -55,8 +62,8 @@ def token_create(
     """
     from wetread.clinic import access
 
-    database, settings = _open(data)
-    typer.echo(access.create(database, name, role, settings.site, scopes=scope, days=days))
+    with _open(data) as (database, settings):
+        typer.echo(access.create(database, name, role, settings.site, scopes=scope, days=days))
 
 
 @token.command("list")
@@ -67,7 +74,8 @@ def token_list(data: _Data, as_json: _Json = False) -> None:
 
     from wetread.clinic import access
 
-    found = access.tokens(_open(data)[0])
+    with _open(data) as (database, _):
+        found = access.tokens(database)
     if as_json:
         typer.echo(json.dumps([asdict(t) for t in found], default=str, indent=2))
         return
@@ -84,8 +92,8 @@ def token_revoke(name: Annotated[str, typer.Argument(help="The token's name.")],
     """End a token at once."""
     from wetread.clinic import access
 
-    database, settings = _open(data)
-    access.revoke(database, name, settings.site)
+    with _open(data) as (database, settings):
+        access.revoke(database, name, settings.site)
 
 
 @account.command("create")
@@ -101,8 +109,8 @@ def account_create(
     """
     from wetread.clinic import accounts
 
-    database, settings = _open(data)
-    accounts.create(database, name, role, site or settings.site, _password())
+    with _open(data) as (database, settings):
+        accounts.create(database, name, role, site or settings.site, _password())
 
 
 @account.command("list")
@@ -113,7 +121,8 @@ def account_list(data: _Data, as_json: _Json = False) -> None:
 
     from wetread.clinic import accounts
 
-    found = accounts.accounts(_open(data)[0])
+    with _open(data) as (database, _):
+        found = accounts.accounts(database)
     if as_json:
         typer.echo(json.dumps([asdict(a) for a in found], default=str, indent=2))
         return
@@ -152,9 +161,9 @@ def account_password(name: _Name, data: _Data, site: _Site = None) -> None:
     """Give an account another password, from a prompt or standard input, and end its sessions."""
     from wetread.clinic import accounts
 
-    database, settings = _open(data)
-    found = accounts.find(database, site or settings.site, name)
-    accounts.set_password(database, found.site, found.id, _password())
+    with _open(data) as (database, settings):
+        found = accounts.find(database, site or settings.site, name)
+        accounts.set_password(database, found.site, found.id, _password())
 
 
 @audit.command("verify")
@@ -173,7 +182,8 @@ def audit_verify(
     from wetread.clinic import audit
     from wetread.errors import ClinicError
 
-    found = audit.examine(_open(data)[0], expect.strip())
+    with _open(data) as (database, _):
+        found = audit.examine(database, expect.strip())
     if found.broken is not None:
         raise ClinicError(
             f"audit: row {found.broken} does not follow the one before it; a row was changed, moved or taken out there"
@@ -200,10 +210,12 @@ def audit_list(
 
     from wetread.clinic import audit
 
-    for row in audit.rows(_open(data)[0], actor=actor, action=action, what=what, since=_moment(since), last=last):
-        detail = json.dumps(row["detail"], ensure_ascii=False) if row["detail"] else ""
-        words = (row["at"], row["site"], row["actor"], row["action"], row["object"], detail)
-        typer.echo("\t".join(words).rstrip())
+    moment = _moment(since)
+    with _open(data) as (database, _):
+        for row in audit.rows(database, actor=actor, action=action, what=what, since=moment, last=last):
+            detail = json.dumps(row["detail"], ensure_ascii=False) if row["detail"] else ""
+            words = (row["at"], row["site"], row["actor"], row["action"], row["object"], detail)
+            typer.echo("\t".join(words).rstrip())
 
 
 @audit.command("export")
@@ -226,28 +238,29 @@ def audit_export(
 
     from wetread.clinic import audit
 
-    database, settings = _open(data)
     wanted = {"actor": actor, "action": action, "object": what, "since": since}
     detail = {name: value for name, value in wanted.items() if value is not None}
-    moment = _moment(since)
-    with database.write() as connection:
-        audit.record(connection, settings.site, "command line", "audit.exported", "", detail)
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    for number, row in enumerate(audit.rows(database, actor=actor, action=action, what=what, since=moment)):
-        if as_ == "jsonl":
-            typer.echo(json.dumps(row, ensure_ascii=False))
-            continue
-        if not number:
-            table.writerow(row)
-        table.writerow([json.dumps(v, ensure_ascii=False) if isinstance(v, dict) else _cell(v) for v in row.values()])
+    moment, table = _moment(since), csv.writer(sys.stdout, lineterminator="\n")
+    with _open(data) as (database, settings):
+        with database.write() as connection:
+            audit.record(connection, settings.site, "command line", "audit.exported", "", detail)
+        rows = audit.rows(database, actor=actor, action=action, what=what, since=moment)
+        for number, row in enumerate(rows):
+            if as_ == "jsonl":
+                typer.echo(json.dumps(row, ensure_ascii=False))
+                continue
+            if not number:
+                table.writerow(row)
+            cells = (json.dumps(v, ensure_ascii=False) if isinstance(v, dict) else _cell(v) for v in row.values())
+            table.writerow(cells)
 
 
 def _change(name: str, data: Path, site: str | None, *, role: str | None = None, disabled: bool | None = None) -> None:
     from wetread.clinic import accounts
 
-    database, settings = _open(data)
-    found = accounts.find(database, site or settings.site, name)
-    accounts.change(database, found.site, found.id, role=role, disabled=disabled)
+    with _open(data) as (database, settings):
+        found = accounts.find(database, site or settings.site, name)
+        accounts.change(database, found.site, found.id, role=role, disabled=disabled)
 
 
 def _password() -> str:
