@@ -7,13 +7,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 PORT   ?= 8080
+SECONDS ?= 3600
 # What an installation is made of, apart from src/ (which is installed in place).
 INPUTS := pyproject.toml $(wildcard hatch_build.py) \
           $(shell find frontend -name node_modules -prune -o -type f -print 2>/dev/null)
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system faults check bench docs clean
+.PHONY: help demo test test-system faults fuzz check bench docs clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -29,6 +30,11 @@ test-system: $(VENV)/.system  ## the rest: training, servers, browser (Debian: c
 
 faults: $(VENV)/.system  ## kill the service fifty times under load; print what was lost (nothing)
 	$(BIN)/python tests/faults.py --kills 50
+
+fuzz: $(VENV)/.system  ## damage files for an hour (SECONDS=3600), and report what the reader made of them
+	$(BIN)/python fuzz/seeds.py build/fuzz/corpus
+	$(BIN)/python fuzz/read.py build/fuzz/corpus -max_total_time=$(SECONDS) -max_len=6000 -timeout=20 \
+	    -rss_limit_mb=3000 -print_final_stats=1 -artifact_prefix=build/fuzz/
 
 check: $(VENV)/.system  ## lint, format, types, and the order of the stages
 	$(BIN)/ruff check .

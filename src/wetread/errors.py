@@ -70,7 +70,7 @@ class ReadError(WetreadError):
     """
 
     def __init__(self, message: str, code: Code = Code.UNREADABLE) -> None:
-        super().__init__(message)
+        super().__init__("".join(c if c.isprintable() else " " for c in message))  # it may quote what a file holds
         self.code = code
 
 

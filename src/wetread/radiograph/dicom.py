@@ -7,6 +7,7 @@ pydicom's functions are applied to a table of all values that occur, and the ima
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import warnings
@@ -34,7 +35,6 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
-    JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSNearLossless,
     RLELossless,
@@ -50,12 +50,12 @@ _PAGES = "{}: Pixel Data holds several pages but no Number of Frames; a radiogra
 _DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 FAMILY = {
     "baseline": JPEGBaseline8Bit,
-    "extended": JPEGExtended12Bit,
     "lossless": JPEGLosslessSV1,
     "ls": JPEGLSNearLossless,
     "j2k": JPEG2000,
     "rle": RLELossless,
 }
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values, which have no place in a log
 _LUT16 = int(cv2.__version__.split(".")[0]) >= 5
 _SILENCED = threading.Lock()
 _silencers = 0
@@ -236,6 +236,8 @@ def _compressed(dataset: Dataset, value: bytes, name: str, limits: Limits, reduc
     elif not 1 <= int.from_bytes(frame[:4], "little") <= 15:
         raise ReadError(f"{name}: compressed in a way that is not supported ({_syntax_name(dataset)}); "
                         "send it uncompressed, or as JPEG, JPEG-LS, JPEG 2000 or RLE")  # fmt: skip
+    if header is not None and header.codec == "extended":
+        raise ReadError(f"{name}: 12-bit JPEG (extended) is not supported; send it uncompressed, or as lossless JPEG")
     if header is not None:
         limits.check(name, header.height, header.width, header.samples)
         rows, columns = _number(dataset, "Rows"), _number(dataset, "Columns")
