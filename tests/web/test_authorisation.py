@@ -143,6 +143,7 @@ def refused(response: Any, rule: Rule, *, stranger: bool) -> bool:
     if status == 401:
         assert stranger, response.text
         assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["content-type"] == "application/problem+json"
     elif status == 403 and status not in rule.also:
         assert not stranger, response.text
     return status in {401, 403} - set(rule.also)
