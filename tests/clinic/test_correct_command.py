@@ -43,6 +43,12 @@ def test_patient_merge_reject_restore(ward: Ward, tmp_path: Path) -> None:
     assert f"command line ({getpass.getuser()})" in actors
 
 
+def test_two_identifiers_of_one_patient(ward: Ward, tmp_path: Path) -> None:
+    key = ward.take(dicom(0)).study
+    assert run(tmp_path, "patients", "P0", "4711") == key
+    assert worklist.row(ward.database, SITE, ward.take(dicom(3, PatientID="P0")).study).patient_id == "4711"
+
+
 def test_a_study_that_is_not_there_is_a_line(ward: Ward, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["correct", "reject", "none", "--data", str(tmp_path), "--reason", "why"])
     assert result.exit_code != 0

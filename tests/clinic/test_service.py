@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from io import BytesIO
 from pathlib import Path
 
 import pytest
-from ward import SITE, NameReader, png
+from hl7.client import MLLPClient
+from peers import free_port
+from peers import wait as until
+from ward import SITE, NameReader, dicom, png
 
 from wetread.clinic import store, triage, worklist
 from wetread.clinic.service import FAILING, Clinic
@@ -160,6 +164,27 @@ def test_half_copied_uploads_are_gone_and_forgotten_files_adopted(
     assert len(rows) == 1
     wait(clinic, rows[0].study)
     clinic.stop()
+
+
+def test_it_completes_studies_and_takes_adt_messages_while_it_runs(tmp_path: Path) -> None:
+    port = free_port()
+    given = settings(complete_after_s=0, hl7_port=port, hl7_host="127.0.0.1", hl7_peers=["127.0.0.1"])
+    clinic = Clinic(tmp_path, given, models=[NameReader()])
+    clinic.start()
+    try:
+        study = clinic.intake.take(BytesIO(dicom(0)), "edema.dcm", SITE).study
+
+        def said() -> list[str]:
+            return [event["kind"] for event in worklist.study(clinic.database, SITE, study).events]
+
+        until(lambda: "study.completed" in said(), "the study is complete")
+        with MLLPClient("127.0.0.1", port, encoding="utf-8") as sender:
+            message = "MSH|^~\\&|HIS||||||ADT^A08|7|P|2.5\rPID|1||P0||Roe^Jane\r"
+            assert b"MSA|AA|7" in sender.send_message(message)
+        assert worklist.row(clinic.database, SITE, study).patient_name == "Roe, Jane"
+        assert said().count("study.completed") == 1
+    finally:
+        clinic.stop()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -27,6 +27,14 @@ def test_a_patient_is_corrected(client, taken) -> None:
     assert any("corrected after arrival" in caution for caution in answer.json()["cautions"])
 
 
+def test_a_corrected_header_is_said_in_the_receipt(client, taken) -> None:
+    seed, study, image = taken
+    receipt = client.send(("edema.dcm", dicom(seed, PatientName="Roe^Jane")))
+    assert receipt["images"] == [
+        {"file": "edema.dcm", "image": image, "study": study, "new": True, "quarantined": False, "corrected": True}
+    ]
+
+
 def test_studies_are_merged(client, taken) -> None:
     seed, study, _ = taken
     second = client.send(("x.dcm", dicom(next(_seeds), PatientID=f"P{seed}")))["studies"][0]["study"]

@@ -63,6 +63,20 @@ def correct_patient(
     typer.echo(corrections.patient(where, study, values, reason, _actor()))
 
 
+@correct.command("patients")
+def correct_patients(
+    old: Annotated[str, typer.Argument(help="The identifier that is given up.")],
+    new: Annotated[str, typer.Argument(help="The identifier that stays.")],
+    data: _Data,
+    reason: _Reason,
+    site: _Site = None,
+) -> None:
+    """Give all studies of a patient, present and future, to another identifier, and list those that changed."""
+    corrections, where = _open(data, site)
+    for study in corrections.merge_patients(where, [old], new, {}, _actor(), reason):
+        typer.echo(study)
+
+
 @correct.command("merge")
 def correct_merge(
     study: _Study,

@@ -164,18 +164,26 @@ class Corrections:
         return changed
 
     def merge_patients(
-        self, site: str, old: Sequence[str], new: str, values: Mapping[str, str | None], actor: str
+        self,
+        site: str,
+        old: Sequence[str],
+        new: str,
+        values: Mapping[str, str | None],
+        actor: str,
+        reason: str = "ADT message",
     ) -> list[str]:
         """Give every study of the patient `old`, present and future, to the patient `new` (ADT^A40)."""
-        checked, old = check({**values, "patient_id": new}), [each for each in old if each and each != new]
+        said, old = _reason(reason), [each for each in old if each and each != new]
+        checked = check({**values, "patient_id": new})
         changed: set[str] = set()
         with self.database.write() as connection:
             store.ensure_site(connection, site)
             for each in old:
                 remember_alias(connection, site, "", each, new)
             for row in _of_patient(connection, site, old):
-                changed |= {str(row.id), set_patient(connection, row, checked, actor, "ADT message")}
+                changed |= {str(row.id), set_patient(connection, row, checked, actor, said)}
             self._refresh(connection, site, changed)
+            audit.record(connection, site, actor, "patient.merged", site, {"studies": len(changed), "reason": said})
         return sorted(changed)
 
     def _refresh(self, connection: Connection, site: str, studies: set[str]) -> None:

@@ -133,7 +133,9 @@ def _receipt(clinic: Clinic, site: str, receipt: Receipt, wait: float) -> schema
             for row in rows
         ],
         images=[
-            schemas.ReceivedImage(file=i.name, image=i.image, study=i.study, new=i.new, quarantined=i.quarantined)
+            schemas.ReceivedImage(
+                file=i.name, image=i.image, study=i.study, new=i.new, quarantined=i.quarantined, corrected=i.corrected
+            )
             for i in receipt.received
         ],
         refused=[schemas.RefusedFile.model_validate(refused) for refused in receipt.refused],

@@ -33,6 +33,7 @@ class ReceivedImage(_Out):
     study: str
     new: bool
     quarantined: bool = Field(description="Other bytes are known under its UID; it is kept apart.")
+    corrected: bool = Field(False, description="A new header around the pixels of a known image, now in force.")
 
 
 class RefusedFile(_Out):
