@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 from fastapi.routing import APIRoute
-from starlette.testclient import TestClient
 from ward import archive, dicom, png
 
 from wetread import __version__
