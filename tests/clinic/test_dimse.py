@@ -1,6 +1,7 @@
 """Receiving by DICOM: DCMTK, Orthanc and hostile senders against the listener of a ward."""
 
 import hashlib
+import random
 import socket
 import struct
 from io import BytesIO
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from clinic_dimse import US, body, dataset, listening, rows, send
 from peers import wait
 from pydicom.uid import JPEGLosslessSV1, MRImageStorage, SecondaryCaptureImageStorage
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import Verification
 from ward import dicom as dicom_file
 
@@ -272,6 +273,14 @@ def test_stopping_ends_what_is_open_and_frees_the_port(ward):
         probe.bind(("127.0.0.1", port))
 
 
+def test_stopping_does_not_wait_for_who_says_nothing(ward):
+    with listening(ward, dicom_timeout_s=600.0, dicom_idle_s=600.0) as listener:
+        silent = socket.create_connection(("127.0.0.1", listener.port), timeout=60)
+        wait(lambda: listener._server.active_associations, "the connection is there")
+    assert silent.recv(1) == b""
+    silent.close()
+
+
 def test_a_port_that_is_taken_is_one_line(ward):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -279,3 +288,38 @@ def test_a_port_that_is_taken_is_one_line(ward):
         listener = Listener(ward.intake, Settings(dicom_host="127.0.0.1", dicom_port=taken.getsockname()[1]))
         with pytest.raises(ConfigError, match="dicom_port"):
             listener.bind()
+
+
+def conversation(listener, data):
+    """Return what a sender writes, from the association request to the release, as one string of bytes."""
+    written = []
+    entity = AE("MODALITY")
+    link = entity.associate(
+        "127.0.0.1", listener.port, [build_context(data.SOPClassUID, data.file_meta.TransferSyntaxUID)], "WETREAD",
+        evt_handlers=[(evt.EVT_DATA_SENT, lambda event: written.append(event.data))],
+    )  # fmt: skip
+    link.send_c_store(data)
+    link.release()
+    return b"".join(written)
+
+
+def test_a_conversation_with_changed_bytes_harms_nobody(ward, listener):
+    said = conversation(listener, dataset(1))
+    rng = random.Random(0)
+    for _ in range(40):
+        changed = bytearray(said)
+        for _ in range(rng.randint(1, 6)):
+            place = rng.choice([rng.randrange(300), rng.randrange(len(changed))])
+            changed[place] = rng.randrange(256)
+        changed = changed[: rng.choice([len(changed), rng.randrange(1, len(changed))])]
+        with socket.create_connection(("127.0.0.1", listener.port), timeout=20) as link:
+            link.sendall(changed)
+            link.shutdown(socket.SHUT_WR)
+        if rng.random() < 0.2:
+            peers.echo(listener.us, US)
+    wait(lambda: not [a for a in listener._server.active_associations if a.is_established], "all have ended")
+    assert send(listener, dataset(5))[0].status == 0
+    # what was accepted of it is there, as it came
+    for row in rows(ward):
+        assert hashlib.sha256(ward.archive.path(row.sha256).read_bytes()).hexdigest() == row.sha256
+    assert sorted(ward.archive.names()) == sorted({row.sha256 for row in rows(ward)})

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -48,16 +48,16 @@ log = logging.getLogger(__name__)
 STORAGE_CLASSES: Mapping[str, str] = {uid: word for word, uid in _STORAGE_CLASSES.items()}
 TRANSFER_SYNTAXES: Sequence[UID] = tuple(AllTransferSyntaxes)
 # Result, source and reason of A-ASSOCIATE-RJ (DICOM PS3.8 9.3.4).
-_STRANGER, _NO_ROOM = (1, 1, 3), (2, 3, 1)
+_STRANGER, _NO_ROOM, _TOO_MANY = (1, 1, 3), (2, 3, 1), (2, 3, 2)
 REJECTIONS: Mapping[tuple[int, int, int], str] = {
     _STRANGER: "the calling AE title is not in `dicom_peers`, or calls from another address",
     (1, 1, 7): "the called AE title is not ours (unless `dicom_check_called` is off)",
     _NO_ROOM: "the disk has only its reserve left: come again later",
-    (2, 3, 2): "as many associations as `dicom_associations` allows are open: come again later",
+    _TOO_MANY: "as many associations as `dicom_associations` allows are open: come again later",
 }
 _STORAGE_SERVICE = UID("1.2.840.10008.4.2")
 _ASSOCIATE_BYTES = 2**20  # largest A-ASSOCIATE-RQ; 128 presentation contexts need about 100 KiB
-_CONNECTIONS = 4  # connections for each allowed association, before even the refusal is refused
+_CONNECTIONS = 8  # connections for each allowed association, before even the refusal is refused
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Listener:
         self._receiver = Receiver(intake)
         self._title = ae_title(settings.dicom_ae_title)
         self._guests: WeakKeyDictionary[Association, _Guest] = WeakKeyDictionary()
+        self._counting = Lock()
         self._busy: set[Association] = set()
         self._server: _Server | None = None
 
@@ -119,7 +120,8 @@ class Listener:
             IMPLEMENTATION_UID,
             IMPLEMENTATION_VERSION,
         )
-        entity.maximum_associations = settings.dicom_associations
+        # We count ourselves: pynetdicom also counts connections that have ended, or were never associations.
+        entity.maximum_associations = _CONNECTIONS * settings.dicom_associations
         entity.maximum_pdu_size = settings.dicom_pdu_bytes
         entity.require_called_aet = settings.dicom_check_called
         entity.acse_timeout = entity.dimse_timeout = settings.dicom_timeout_s
@@ -131,6 +133,7 @@ class Listener:
             (evt.EVT_C_ECHO, lambda event: int(Status.SUCCESS)),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_ACTION, self._commit),
+            (evt.EVT_CONN_CLOSE, _gone),
         ]
         port = settings.dicom_port if port is None else port
         try:
@@ -171,7 +174,8 @@ class Listener:
                     link.abort()
             time.sleep(0.02)
         for link in server.active_associations:  # connected, and no more
-            link.kill()
+            if link.dul.socket is not None:
+                link.dul.socket.close()
 
     def _requested(self, event: Event) -> None:
         """Decide whether an association comes about, and for what."""
@@ -185,7 +189,11 @@ class Listener:
         if not self._has_room():
             log.error("DICOM: no room on disk; %s was told to come later", ae)
             return _reject(link, *_NO_ROOM)
-        self._guests[link] = _Guest(ae, line.site or self.settings.site)
+        with self._counting:
+            if sum(other.is_alive() for other in list(self._guests)) >= self.settings.dicom_associations:
+                log.warning("DICOM: too many associations; %s was told to come later", ae)
+                return _reject(link, *_TOO_MANY)
+            self._guests[link] = _Guest(ae, line.site or self.settings.site)
         link.acceptor.supported_contexts = self._contexts(request.presentation_context_definition_list or [])
         return None
 
@@ -270,9 +278,25 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
+def _gone(event: Event) -> None:
+    """Let the thread of a connection end that closed before it asked for an association."""
+    if event.assoc.requestor.primitive is None:
+        cast(Any, event.assoc.dul.to_user_queue).put(None)
+
+
 def _reject(link: Association, *reason: int) -> None:
     link.acse.send_reject(*reason)
     link.kill()
+
+
+def _contain(link: Association, run: Callable[[], None]) -> None:
+    """Run the lower half of an association; what a broken peer brings about there ends it, and nothing else."""
+    try:
+        run()
+    except Exception as error:
+        log.warning("DICOM: a connection was ended: %s", type(error).__name__)
+        if link.dul.socket is not None:
+            link.dul.socket.close()
 
 
 def _receive(connection: AssociationSocket, limit: int, patience_s: float, count: int) -> bytearray:
@@ -315,6 +339,7 @@ class _Handler(RequestHandler):
         limit = max(_ASSOCIATE_BYTES, entity.maximum_pdu_size + 64)
         # pynetdicom itself believes any length that a peer announces, and waits for it for ever.
         connection.recv = partial(_receive, connection, limit, entity.network_timeout or 60.0)  # type: ignore[method-assign]
+        link.dul.run = partial(_contain, link, link.dul.run)  # type: ignore[method-assign]
         return link
 
 
@@ -326,4 +351,4 @@ class _Server(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Refuse connections that are far too many even to be refused politely."""
-        return len(self.active_associations) < _CONNECTIONS * self.ae.maximum_associations
+        return len(self.active_associations) < self.ae.maximum_associations
