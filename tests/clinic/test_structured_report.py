@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import highdicom as hd
+import hl7
 import peers
 import pydicom
 import pytest
+from fhir.resources.R4B.bundle import Bundle
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ward import Ward, dicom, png
 
-from wetread.clinic import codes, evidence, statement, structured_report
+from wetread.clinic import codes, evidence, fhir, identity, oru, statement, structured_report
 from wetread.clinic.statement import Statement
 from wetread.findings import TASKS
 from wetread.radiograph.dicom import quiet
@@ -137,3 +143,35 @@ def test_dcmtk_reads_it(ward: Ward, tmp_path: Path) -> None:
     dump = peers.dcmtk("dcmdump", file)
     assert dump.returncode == 0
     assert not [line for line in dump.stderr.splitlines() if line.startswith(("E:", "F:"))]
+
+
+@given(
+    name=st.text(max_size=200),
+    patient=st.text(max_size=200),
+    accession=st.text(max_size=80),
+    born=st.text(max_size=12),
+    finding=st.text(min_size=1, max_size=64),
+    probability=st.floats(0, 1),
+)
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_no_text_breaks_it(
+    ward: Ward, name: str, patient: str, accession: str, born: str, finding: str, probability: float
+) -> None:
+    """Whatever a patient or a finding is called: the SR is written and read, FHIR and HL7 are valid."""
+    about = said(ward, dicom(1))
+    clean = {n: identity.clean(v) for n, v in {"name": name, "patient": patient, "accession": accession}.items()}
+    odd = replace(about.said[0], finding=finding, probability=probability, version=patient[:64], model=name[:64] or "m")
+    about = replace(
+        about,
+        patient_name=clean["name"],
+        patient_id=clean["patient"],
+        accession=clean["accession"] or None,
+        birth_date="2024-02-29" if len(born) > 6 else None,
+        said=(odd, *about.said[1:]),
+    )
+    again = pydicom.dcmread(BytesIO(written(structured_report.build(about))))
+    assert len(again.ContentSequence) > 5
+    Bundle.model_validate_json(json.dumps(fhir.build(about)))
+    read = hl7.parse(oru.build(about))
+    assert {str(segment[0]) for segment in read} == {"MSH", "PID", "OBR", "NTE", "OBX"}
+    assert read.unescape(str(read.segment("PID")[3])) == clean["patient"]
