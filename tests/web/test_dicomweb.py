@@ -238,6 +238,8 @@ ALL = ["1.2.603.1", "1.2.602.1", "1.2.601.1", "1.2.604.1"]  # the newest first
         ({"PatientID": "P60*"}, ALL),
         ({"PatientID": "P601"}, ["1.2.602.1"]),
         ({"StudyDescription": "*100%"}, ["1.2.602.1"]),
+        ({"StudyDescription": "CHEST*"}, ["1.2.602.1"]),
+        ({"PatientID": "p601"}, []),
         ({"StudyDate": "20260120"}, ["1.2.602.1"]),
         ({"StudyDate": "20260101-20260120"}, ["1.2.602.1", "1.2.601.1"]),
         ({"StudyDate": "20260120-"}, ["1.2.603.1", "1.2.602.1"]),
@@ -261,7 +263,7 @@ ALL = ["1.2.603.1", "1.2.602.1", "1.2.601.1", "1.2.604.1"]  # the newest first
     ],
 )
 def test_studies_are_found_by(ward, key: dict[str, str], expected: list[str]) -> None:
-    assert ids(get(ward, "/studies", params={"AccessionNumber": "qido", **key})) == expected
+    assert ids(get(ward, "/studies", params={"AccessionNumber": "QIDO", **key})) == expected
 
 
 def test_a_study_says_what_a_list_of_studies_shows(ward) -> None:

@@ -23,6 +23,7 @@ from wetread.errors import ClinicError, NotFoundError
 
 MAX_RESULTS = 500
 SCANNED = 5000
+_AT_ONCE = 250
 LEVELS = ("studies", "series", "instances")
 _STUDY = [
     "00080005",
@@ -169,54 +170,85 @@ def search(database: Store, headers: Headers, site: str, query: Query) -> Answer
     exact, rest = _conditions(query.keys)
     if not query.limit:
         return Answer([], False, query.warnings)
+    enough = query.offset + query.limit + 1  # the last one only tells that there are more
     with database.read() as connection:
         if not rest:
-            rows = connection.execute(_page(site, query.level, exact).limit(query.limit + 1).offset(query.offset)).all()
-            found = _express(connection, headers, query, rows[: query.limit])
-            return Answer(found, len(rows) > query.limit, query.warnings)
-        rows = connection.execute(_page(site, query.level, exact).limit(SCANNED + 1)).all()
-        wanted, passed = [], 0
+            rows = connection.execute(_page(site, query.level, exact, query.limit + 1, query.offset)).all()
+            return Answer(
+                _express(connection, headers, query, rows[: query.limit]), len(rows) > query.limit, query.warnings
+            )
         matches = [(tag, _matcher(_vr(tag), value)) for tag, value in rest.items()]
-        for row in rows[:SCANNED]:
-            header = _header(headers, row)
-            if all(any(match(v) for v in dicomweb.values(header, tag)) for tag, match in matches):
-                passed += 1
-                if passed > query.offset + query.limit:
-                    break
-                if passed > query.offset:
-                    wanted.append(row)
+        passed: list[Row[Any]] = []
+        for start in range(0, SCANNED, _AT_ONCE):
+            rows = connection.execute(_page(site, query.level, exact, min(_AT_ONCE, SCANNED - start), start)).all()
+            for row in rows:
+                header = _header(headers, row)
+                if all(any(match(v) for v in dicomweb.values(header, tag)) for tag, match in matches):
+                    passed.append(row)
+            if len(rows) < _AT_ONCE or len(passed) >= enough:
+                break
         warnings = query.warnings
-        if len(rows) > SCANNED and passed <= query.offset + query.limit:
+        if len(passed) < enough and connection.execute(_page(site, query.level, exact, 1, SCANNED)).first():
             warnings = (*warnings, f"Only the newest {SCANNED} entries have been searched.")
-        return Answer(_express(connection, headers, query, wanted), passed > query.offset + query.limit, warnings)
+        wanted = passed[query.offset : query.offset + query.limit]
+        return Answer(_express(connection, headers, query, wanted), len(passed) >= enough, warnings)
 
 
-def _page(site: str, level: str, conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:
-    """Select for each study, series or instance that matches one of its instances, in order."""
+def _page(
+    site: str, level: str, conditions: Sequence[sa.ColumnElement[bool]], limit: int, offset: int
+) -> sa.Select[Any]:
+    """Select studies, series or instances that match, each study and series by its first instance, in order."""
     instance, study, series = store.instance, store.study, store.series
-    joined = instance.join(study, study.c.id == instance.c.study).join(series, series.c.id == instance.c.series)
-    where = (instance.c.site == site, dicomweb.EXISTING, *conditions)
-    order = (study.c.study_date.desc().nulls_last(), study.c.study_time.desc().nulls_last(), study.c.received_at.desc())
+    newest = (
+        study.c.study_date.desc().nulls_last(),
+        study.c.study_time.desc().nulls_last(),
+        study.c.received_at.desc(),
+        study.c.id,
+    )
     columns = [*dicomweb.COLUMNS, instance.c.series.label("series_id"), study.c.study_date, study.c.study_time,
                study.c.accession, study.c.description]  # fmt: skip
+    joined = instance.join(study, study.c.id == instance.c.study).join(series, series.c.id == instance.c.series)
+    rows = sa.select(*columns).select_from(joined)
     if level == "instances":
-        chosen = sa.select(*columns).select_from(joined).where(*where)
-        return chosen.order_by(*order, study.c.id, series.c.id, instance.c.received_at, instance.c.id)
-    # Whole studies and series, of which one instance matches, each by its first instance.
-    group = instance.c.study if level == "studies" else instance.c.series
-    matched = sa.select(group).select_from(joined).where(*where).distinct()
-    inner = sa.alias(instance)
-    same = inner.c.study == study.c.id if level == "studies" else inner.c.series == series.c.id
+        chosen = rows.where(study.c.site == site, dicomweb.EXISTING, *conditions)
+        return chosen.order_by(*newest, instance.c.received_at, instance.c.id).limit(limit).offset(offset)
+    # The page is chosen before the first instance of each of its entries is looked for.
+    tables = {"studies": (study,), "series": (study, series)}[level]
+    own = [condition for condition in conditions if _tables(condition) <= set(tables)]
+    deep = [condition for condition in conditions if not _tables(condition) <= set(tables)]
+    inside = instance.c.study == study.c.id
+    if level == "studies":
+        within = sa.select(instance.c.id).select_from(instance.join(series, series.c.id == instance.c.series))
+        page = sa.select(study.c.id).where(study.c.site == site)
+        order: tuple[Any, ...] = newest
+    else:
+        inside = sa.and_(inside, instance.c.series == series.c.id)
+        within = sa.select(instance.c.id)
+        page = sa.select(series.c.id).join(study, study.c.id == series.c.study).where(study.c.site == site)
+        arrival = sa.select(sa.func.min(instance.c.received_at)).where(inside, dicomweb.EXISTING)
+        order = (*newest, arrival.correlate(*tables).scalar_subquery(), series.c.id)
+    exists = within.where(inside, dicomweb.EXISTING, *deep).correlate(*tables).exists()
+    page = page.where(exists, *own).order_by(*order).limit(limit).offset(offset)
+    other = sa.alias(instance)
+    same = other.c.study == study.c.id
+    if level == "series":
+        same = sa.and_(same, other.c.series == series.c.id)
     earliest = (
-        sa.select(inner.c.id)
-        .where(same, inner.c.format == "dicom", inner.c.state.in_(dicomweb.SERVED))
-        .order_by(inner.c.received_at, inner.c.id)
+        sa.select(other.c.id)
+        .where(same, other.c.format == "dicom", other.c.state.in_(dicomweb.SERVED))
+        .order_by(other.c.received_at, other.c.id)
         .limit(1)
         .correlate(study, series)
         .scalar_subquery()
     )
-    chosen = sa.select(*columns).select_from(joined).where(group.in_(matched), instance.c.id == earliest)
-    return chosen.order_by(*order, study.c.id, series.c.id)
+    return rows.where(tables[-1].c.id.in_(page), instance.c.id == earliest).order_by(
+        *newest, instance.c.received_at, series.c.id
+    )
+
+
+def _tables(condition: sa.ColumnElement[bool]) -> set[Any]:
+    """Return the tables whose columns a condition names."""
+    return {column.table for column in sa.sql.visitors.iterate(condition) if isinstance(column, sa.Column)}
 
 
 def _conditions(keys: dict[str, str]) -> tuple[list[sa.ColumnElement[bool]], dict[str, str]]:
@@ -235,12 +267,14 @@ def _conditions(keys: dict[str, str]) -> tuple[list[sa.ColumnElement[bool]], dic
             found.append(sa.or_(*(_like(column, part) for part in re.split(r"[,\\]", value) if part)))
         else:
             text = value.split("=")[0].replace("^", ", ").rstrip(", ") if tag == "00100010" else value
-            found.append(_like(column, text))
+            found.append(_like(column, text, exact=tag != "00100010"))
     return found, rest
 
 
-def _like(column: sa.ColumnElement[Any], value: str) -> sa.ColumnElement[bool]:
-    """Match ``*`` and ``?``, in whatever case."""
+def _like(column: sa.ColumnElement[Any], value: str, exact: bool = True) -> sa.ColumnElement[bool]:
+    """Match ``*`` and ``?`` in whatever case, and what has neither as it is if `exact`."""
+    if exact and not re.search(r"[*?]", value):
+        return column == value
     pattern = re.sub(r"([%_!])", r"!\1", value).replace("*", "%").replace("?", "_")
     return sa.func.lower(column).like(sa.func.lower(sa.literal(pattern)), escape="!")
 
