@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from wetread.clinic.archive import TooLargeError
@@ -101,6 +101,11 @@ def install(app: FastAPI) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
         return problem(507, "the disk is full; nothing of this was kept, make room and send it again")
+
+    @app.exception_handler(DataError)
+    async def _value(request: Request, error: DataError) -> JSONResponse:
+        # PostgreSQL refuses what SQLite takes: a NUL in a text, above all.
+        return problem(422, "a value that the database cannot hold; leave out control characters")
 
     @app.exception_handler(SQLAlchemyError)
     async def _database(request: Request, error: SQLAlchemyError) -> JSONResponse:
