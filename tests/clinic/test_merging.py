@@ -96,6 +96,20 @@ def test_models_of_studies_in_any_order(places: list[Place], tmp_path: Path, ord
     assert len(whole) == len(set(whole)) == len(order)
 
 
+def test_two_views_that_wait_are_judged_once(
+    places: list[Place], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places.append(place := Place(tmp_path / "clinic", study_package.write(tmp_path / "p", population="phantom")))
+    calls: list[str] = []
+    for name in ("analyse", "analyse_pair"):
+        whole = getattr(place.model, name)
+        monkeypatch.setattr(place.model, name, lambda *files, n=name, f=whole: (calls.append(n), f(*files))[1])
+    keys = {place.ward.take(FILES[view], view).study for view in ("LATERAL", "PA")}
+    assert place.ward.work() == 2
+    assert calls == ["analyse_pair"]
+    same(place.study(keys.pop()), place.wanted(["PA", "LATERAL"]))
+
+
 def test_a_pair_that_loses_a_view_is_judged_anew(places: list[Place], tmp_path: Path) -> None:
     places.append(place := Place(tmp_path / "clinic", study_package.write(tmp_path / "p", population="phantom")))
     ward = place.ward

@@ -201,9 +201,13 @@ class Worker:
         model = self.models[job.model]
         if how_merged(model).kind == "image":
             return {job.image: (job.sha256, model.analyse(path, job.name))}
+        results = store.image_result.c
+        mine = sa.select(results.basis).where(results.instance == job.image, results.model == job.model)
         with self.database.read() as connection:
-            views = triage.views(connection, job.study)
+            views, there = triage.views(connection, job.study), connection.execute(mine).scalar()
         basis = merging.bases(views, "study").get(job.image, job.sha256)
+        if there == basis:  # done together with the other view
+            return {}
         frontal, lateral = merging.pair(views)
         if frontal and lateral and job.image in (frontal.image, lateral.image):
             files = [self.archive.path(view.sha256) for view in (frontal, lateral)]
