@@ -42,9 +42,9 @@ _STOW = {
     stow.OUT_OF_RESOURCES: "no room, or too large",
     stow.MISMATCH: "of another study than the address names",
     stow.CANNOT_UNDERSTAND: "no DICOM instance",
-    stow.DUPLICATE: "other bytes under a known SOP Instance UID: kept apart, seen on the study",
     stow.PROCESSING: "an unforeseen fault",
-    stow.COERCED: "warning: stored; an identifier was missing or invalid, and one was derived",
+    stow.COERCED: "warning: kept; an identifier was missing or invalid and one was derived, or other bytes have the SOP "
+    "Instance UID already and these are kept apart",
 }
 
 _TEMPLATE = """# DICOM conformance
