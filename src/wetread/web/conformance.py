@@ -43,8 +43,8 @@ _STOW = {
     stow.MISMATCH: "of another study than the address names",
     stow.CANNOT_UNDERSTAND: "no DICOM instance",
     stow.PROCESSING: "an unforeseen fault",
-    stow.COERCED: "warning: kept; an identifier was missing or invalid and one was derived, or other bytes have the SOP "
-    "Instance UID already and these are kept apart",
+    stow.COERCED: "warning: kept; an identifier was missing or invalid and one was derived, or other bytes have the "
+    "SOP Instance UID already and these are kept apart",
 }
 
 _TEMPLATE = """# DICOM conformance
