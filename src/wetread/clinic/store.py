@@ -143,7 +143,7 @@ study = Table(
     Column("overdue", sa.Boolean, nullable=False),
     Column("overdue_at", Moment, nullable=False),
     Column("rank", sa.Integer, nullable=False),
-    Column("listed", sa.Boolean, nullable=False, default=True),  # false: only documents so far, or merged into another study
+    Column("listed", sa.Boolean, nullable=False, default=True),  # false: only documents so far, or merged away
     Column("merged_into", Key),
     Column("complete_at", Moment),  # when it counts as complete unless something comes; null when that is said
     UniqueConstraint("site", "study_uid", "patient_id"),
@@ -186,7 +186,7 @@ instance = Table(
     Column("id", Key, primary_key=True),
     Column("site", Name, ForeignKey("site.name"), nullable=False),
     Column("study", Key, ForeignKey("study.id"), nullable=False, index=True),
-    Column("series", Key, ForeignKey("series.id"), nullable=False),
+    Column("series", Key, ForeignKey("series.id"), nullable=False, index=True),
     Column("sop_uid", Name, nullable=False),
     Column("sha256", sa.String(64), nullable=False, index=True),
     Column("bytes", sa.BigInteger, nullable=False),

@@ -181,6 +181,7 @@ def _queries() -> None:
     op.add_column("study", sa.Column("study_date", sa.String(length=8)))
     op.add_column("study", sa.Column("study_time", sa.String(length=16)))
     op.create_index("ix_study_site_study_date", "study", ["site", "study_date"])
+    op.create_index("ix_instance_series", "instance", ["series"])
     op.execute(
         "UPDATE study SET study_date = replace(substr(acquired_at, 1, 10), '-', ''), "
         "study_time = CASE WHEN length(acquired_at) >= 16 THEN replace(substr(acquired_at, 12, 5), ':', '') END "
