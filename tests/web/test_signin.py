@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 
 import argon2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 from ward import SITE, NameReader, dicom
 
 from wetread.clinic import access, accounts, attempts, audit, passwords, store
 from wetread.clinic.access import Role
 from wetread.config import Settings
-from wetread.web import security
+from wetread.web import events, security
 from wetread.web.app import create_app
 
 NAME, PASSWORD, OTHER = "Dr N", "correct horse battery", "staple paper clip ink"
@@ -87,6 +88,14 @@ class TestLogin:
         assert 0 < int(answer.headers["retry-after"]) <= attempts.ACCOUNT.every_s
         assert "try again in" in answer.text
         assert http.post("/login", data={"name": "Admin", "password": PASSWORD}).status_code == 303
+
+    def test_links_are_guessed_only_so_often(self, app: FastAPI) -> None:
+        http = browser(app)
+        codes = [http.post("/login", data={"code": "x"}).status_code for _ in range(attempts.ADDRESS.burst + 1)]
+        assert codes == [403] * attempts.ADDRESS.burst + [429]
+        elsewhere = browser(app, client="10.3.0.1")
+        code = access.login_code(app.state.clinic.database, "operator", Role.ADMINISTRATOR, SITE)
+        assert elsewhere.post("/login", data={"code": code}).status_code == 303
 
     @pytest.mark.parametrize(
         "headers",
@@ -285,6 +294,34 @@ def test_looking_is_audited_once_a_while(app: FastAPI) -> None:
     ] == SITE
     assert http.get("/api/v1/images/nothing/frame").status_code == 404
     assert all("Roe" not in str(row) for row in audit.rows(app.state.clinic.database))
+
+
+def test_whose_session_ended_hears_no_more(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LOOK_S", 0.0)
+    monkeypatch.setattr(events, "POLL_S", 0.01)
+    clinic = app.state.clinic
+    session = accounts.log_in(clinic.database, NAME, PASSWORD)
+    caller = access.identify(clinic.database, session, kind="session")
+    assert caller is not None
+
+    async def receive() -> dict[str, str]:
+        await asyncio.sleep(3600)
+        return {}
+
+    async def listen() -> list[str]:
+        request = Request({"type": "http", "app": app, "headers": [], "path": "/events"}, receive)
+        heard = []
+        async for line in events._stream(request, clinic, caller, 0):
+            heard.append(line)
+            if len(heard) == 2:
+                access.logout(clinic.database, caller)
+                with clinic.database.write() as connection:
+                    store.emit(connection, "study.analysed", SITE, None, {"late": True})
+        return heard
+
+    with clinic.database.write() as connection:
+        store.emit(connection, "study.analysed", SITE)
+    assert "late" not in "".join(asyncio.run(asyncio.wait_for(listen(), 60)))
 
 
 @pytest.mark.parametrize("path", ["/", "/users", "/password", "/login", "/api/v1/accounts", "/api/v1/worklist"])

@@ -58,7 +58,15 @@ def limits(login: str, address: str) -> dict[str, Limit]:
     login : str
         The account's name, as names are compared; it need not exist.
     address : str
-        Where it comes from. Addresses of one IPv6 network (/64) count as one: a single machine has them all.
+        Where it comes from.
+    """
+    return {_digest(f"account {login}"): ACCOUNT, **from_address(address)}
+
+
+def from_address(address: str) -> dict[str, Limit]:
+    """Return the bucket of an address alone, for attempts that name no account.
+
+    Addresses of one IPv6 network (/64) count as one: a single machine has them all.
     """
     try:
         ip = ipaddress.ip_address(address)
@@ -68,7 +76,7 @@ def limits(login: str, address: str) -> dict[str, Limit]:
         if isinstance(ip, ipaddress.IPv6Address):
             ip = ip.ipv4_mapped or ip
         address = str(ipaddress.ip_network(f"{ip}/64", strict=False)) if ip.version == 6 else str(ip)
-    return {_digest(f"account {login}"): ACCOUNT, _digest(f"address {address}"): ADDRESS}
+    return {_digest(f"address {address}"): ADDRESS}
 
 
 def take(database: Store, keys: Mapping[str, Limit]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from wetread.clinic import access, accounts
+from wetread.clinic import access, accounts, attempts
 from wetread.clinic.access import Caller
 from wetread.clinic.attempts import ThrottledError
 from wetread.errors import ClinicError, DeniedError
@@ -32,7 +33,9 @@ def login(request: Request, code: _Text = "", name: _Text = "", password: _Text 
     """Open a session, by a login link or by name and password."""
     security.ours(request)
     database, life = request.app.state.clinic.database, security.life(request)
+    keys = attempts.from_address(security.address(request))
     if code:
+        attempts.take(database, keys)
         try:
             session = access.login(database, code, life)
         except DeniedError as error:
@@ -46,6 +49,8 @@ def login(request: Request, code: _Text = "", name: _Text = "", password: _Text 
             return answer
         except DeniedError as error:
             return _login_page(request, 403, error=str(error), who=name[:64])
+    if code:
+        _forgive(request, keys)
     return _signed_in(request, RedirectResponse("/", 303), session)
 
 
@@ -70,7 +75,8 @@ def provider_login(request: Request) -> Response:
 def provider_done(request: Request) -> Response:
     """Take what the identity provider says, and open a session."""
     flow, clinic = security.cookie_name(request, _FLOW), request.app.state.clinic
-    provider = oidc.of(request.app)
+    provider, keys = oidc.of(request.app), attempts.from_address(security.address(request))
+    attempts.take(clinic.database, keys)  # each is written down, and asks the provider
     try:
         person = provider.finish(
             _callback(request), request.cookies.get(flow, ""), request.query_params, clinic.database
@@ -87,6 +93,7 @@ def provider_done(request: Request) -> Response:
     except ClinicError as error:
         answer = render(request, "problem.html", 403, title="Not logged in", detail=str(error))
     else:
+        _forgive(request, keys)
         # A page, not a redirect: a browser keeps our strict cookie back from what another site began.
         answer = _signed_in(request, render(request, "entered.html"), session)
     answer.delete_cookie(flow, httponly=True, samesite="lax", secure=request.url.scheme == "https")
@@ -129,6 +136,11 @@ def change_password(
 def _login_page(request: Request, status: int = 200, **context: str) -> Response:
     """Show the login page; to who is in already, too: another may want to come in."""
     return render(request, "login.html", status, provider=oidc.configured(request.app), **context)
+
+
+def _forgive(request: Request, keys: Mapping[str, attempts.Limit]) -> None:
+    with request.app.state.clinic.database.write() as connection:
+        attempts.forgive(connection, keys)
 
 
 def _callback(request: Request) -> str:
