@@ -636,3 +636,55 @@ def test_origins_are_whole(origin: str) -> None:
 
     with pytest.raises(ConfigError, match="dicomweb_origins"):
         config.load(environment={"WETREAD_DICOMWEB_ORIGINS": origin})
+
+
+# ------------------------------------------------------------------------------------- the life of an image
+
+
+def test_the_header_in_force_is_served(client) -> None:
+    """A corrected header around the same pixels replaces the old one; the old bytes are not served any more."""
+    old, new = dicom(750, PatientName="Old^Name"), dicom(750, PatientName="New^Name")
+    assert stow(client, old).status_code == 200
+    response = stow(client, new)
+    assert references(response.json(), "00081199") == [("1.2.751.3", 0)]
+    found = parts(get(client, "/studies/1.2.751.1", DICOM + "; transfer-syntax=*"))
+    assert [content for _, content in found] == [new]
+    [header] = get(client, "/studies/1.2.751.1/metadata").json()
+    assert header["00100010"]["Value"] == [{"Alphabetic": "New^Name"}]
+    assert stow(client, old).status_code in (200, 202)
+    assert len(get(client, "/studies/1.2.751.1/instances").json()) == 1
+
+
+def test_a_rejected_image_is_not_served(client) -> None:
+    assert stow(client, dicom(760)).status_code == 200
+    with client.clinic.database.read() as connection:
+        image = connection.execute(
+            store.sa.select(store.instance.c.id).where(store.instance.c.sop_uid == "1.2.761.3")
+        ).scalar_one()
+    place = f"/api/v1/images/{image}/rejection"
+    rejected = client("POST", place, json={"reason": "wrong patient"})
+    assert rejected.status_code == 201, rejected.text
+    assert get(client, "/studies/1.2.761.1/metadata").status_code == 404
+    assert get(client, "/instances", params={"SOPInstanceUID": "1.2.761.3"}).json() == []
+    assert client("DELETE", place).status_code == 200
+    assert get(client, "/studies/1.2.761.1/metadata").status_code == 200
+
+
+def test_a_document_is_served_beside_its_images(client) -> None:
+    document = films.dataset(films.scene(8, 8, bits=8), Modality="SR", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33")
+    document.StudyInstanceUID, document.SeriesInstanceUID, document.SOPInstanceUID = (
+        "1.2.771.1",
+        "1.2.771.8",
+        "1.2.771.9",
+    )
+    document.PatientID = "P770"
+    del document.PixelData
+    content = films.to_bytes(document)
+    assert stow(client, dicom(770), content).status_code == 200
+    found = get(client, "/studies/1.2.771.1/series")
+    assert {values(one, "00080060")[0] for one in found.json()} == {"CR", "SR"}
+    place = "/studies/1.2.771.1/series/1.2.771.8/instances/1.2.771.9"
+    assert parts(get(client, place, DICOM))[0][1] == content
+    assert "7FE00010" not in get(client, place + "/metadata").json()[0]
+    [study] = get(client, "/studies", params={"ModalitiesInStudy": "SR", "PatientID": "P770"}).json()
+    assert values(study, "00080061") == ["CR", "SR"]
