@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 FAILING = 3  # failures in a row after which a model counts as failing
 UPKEEP_S = 30.0
+PATIENCE_S = 10.0
 ROUND_S = 600.0  # between two rounds of the leader
 UPLOAD_S = 3600.0  # a file that was not written to for so long is no upload under way
 ADOPTED_S = 600.0  # a file that has no row after so long will get none
@@ -188,7 +189,8 @@ class Clinic:
         if self.listener is not None:
             self.listener.start()
             self._every(1.0, self._report)
-        threading.Thread(target=self._rerank_all, name="rerank", daemon=True).start()
+        self._ordering = threading.Thread(target=self._rerank_all, name="rerank", daemon=True)
+        self._ordering.start()
 
     def stop(self) -> None:
         """Finish what is at hand and close everything."""
@@ -201,6 +203,7 @@ class Clinic:
             thread.join()
         if self.worker is not None:
             self.worker.stop()
+            self._ordering.join(PATIENCE_S)  # what it does not finish, the next start does
         self.outbox.stop()
         for model in self.models.values():
             if isinstance(model, Served):
