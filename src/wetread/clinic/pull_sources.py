@@ -230,9 +230,10 @@ class WebSource:
     def instances(self, study_uid: str) -> Series:
         """Return what a study holds, by QIDO-RS."""
         held: Series = {}
-        for series in sorted({_value(i, "0020000E") for i in self._search(f"/studies/{quote(study_uid)}/series", {})}):
-            found = self._search(f"/studies/{quote(study_uid)}/series/{quote(series)}/instances", {})
-            held[series] = {uid: _value(i, "00080016") for i in found if (uid := _value(i, "00080018"))}
+        found = self._search(f"{_path(studies=study_uid)}/series", {})
+        for series in sorted({_value(item, "0020000E") for item in found} - {""}):
+            kept = self._search(f"{_path(studies=study_uid, series=series)}/instances", {})
+            held[series] = {uid: _value(item, "00080016") for item in kept if (uid := _value(item, "00080018"))}
         return held
 
     def fetch(self, study_uid: str, missing: Series) -> str:
@@ -240,7 +241,7 @@ class WebSource:
         reasons = []
         for series, kept in missing.items():
             for uid in sorted(kept):
-                path = f"/studies/{quote(study_uid)}/series/{quote(series)}/instances/{quote(uid)}"
+                path = _path(studies=study_uid, series=series, instances=uid)
                 try:
                     with self._instance(path) as file:
                         self.intake.take(file, f"{uid}.dcm", self.site, actor="pull")
@@ -284,6 +285,11 @@ class WebSource:
                 yield _part(cast(BinaryIO, file), answer.headers.get("Content-Type", ""))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise PeerError(f"{self.url}: {_reason(error)}") from None
+
+
+def _path(**parts: str) -> str:
+    """Return a path of DICOMweb; what an archive calls a UID may be anything."""
+    return "".join(f"/{name}/{quote(uid, safe='')}" for name, uid in parts.items())
 
 
 def _part(file: BinaryIO, content_type: str) -> BinaryIO:
