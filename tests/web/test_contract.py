@@ -18,7 +18,7 @@ from wetread.findings import CHEXPERT
 
 pytestmark = pytest.mark.system
 
-SECONDS = 30
+SECONDS = 25
 
 
 @pytest.fixture(scope="module")
