@@ -218,7 +218,10 @@ class Outbox:
                 .where(table.c.id == row["id"])
                 .values(state=state, error=error, sent_at=sent, lease_until=None)
             )
-            self._tell(connection, row, f"delivery.{state}", error)
+            site = self._tell(connection, row, f"delivery.{state}", error)
+            if state == "sent":  # what left the house, and to whom
+                detail = {"kind": row["kind"], "destination": row["destination"]}
+                audit.record(connection, site, "outputs", "output.sent", row["study"], detail)
         self.observe(row["kind"], state)
 
     def _failed(self, row: Mapping[str, Any], error: str) -> None:
@@ -237,10 +240,13 @@ class Outbox:
         log.warning("delivery %s: %s, try %d: %s", row["id"], row["kind"], tries, error)
         self.observe(row["kind"], state)
 
-    def _tell(self, connection: Connection, row: Mapping[str, Any], kind: str, error: str | None) -> None:
-        site = connection.execute(sa.select(store.study.c.site).where(store.study.c.id == row["study"])).scalar_one()
+    def _tell(self, connection: Connection, row: Mapping[str, Any], kind: str, error: str | None) -> str:
+        site: str = connection.execute(
+            sa.select(store.study.c.site).where(store.study.c.id == row["study"])
+        ).scalar_one()
         payload = {"delivery": row["id"], "kind": row["kind"], "destination": row["destination"], "error": error}
         store.emit(connection, kind, site, row["study"], payload)
+        return site
 
     def _orphans(self) -> None:
         """Give up what goes where the settings no longer send: otherwise it would wait, unseen, for ever."""
