@@ -13,14 +13,19 @@ def message(ward: Ward, study: str) -> str:
 
 
 def test_it_says_what_the_models_said_unverified(ward: Ward) -> None:
-    got = ward.take(dicom(1, PatientName="Müller^Zoë", AccessionNumber="A7", StudyDate="20240102"), "edema.dcm")
+    elements = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Müller^Zoë", "AccessionNumber": "A7"}
+    got = ward.take(dicom(1, **elements), "edema.dcm")
     ward.work()
     text = message(ward, got.study)
     assert text == message(ward, got.study)
     read = hl7.parse(text)
     assert str(read.segment("MSH")[9]) == "ORU^R01^ORU_R01"
+    header = read.segment("MSH")
+    assert (str(header[11]), str(header[12]), str(header[18])) == ("P", "2.5.1", "UNICODE UTF-8")
     assert str(read.segment("PID")[3]) == "P1"
-    assert str(read.segment("PID")[5]) == "Müller^Zoë" or "Zo" in str(read.segment("PID")[5])
+    assert str(read.segment("PID")[8]) == "F"
+    assert all(str(row[14]) == str(header[7]) for row in read.segments("OBX"))
+    assert str(read.segment("PID")[5]) == "Müller^Zoë"
     order = read.segment("OBR")
     assert (str(order[2]), str(order[18]), str(order[25])) == ("A7", "A7", "R")
     assert "AI triage result" in str(order[4])

@@ -26,7 +26,7 @@ def build(statement: Statement) -> str:
     reference = f"{statement.cause} {statement.signed.review if statement.signed else ''}"
     control = hashlib.sha256(reference.encode()).hexdigest()[:20]
     stamp = _stamp(statement.signed.at if statement.signed else statement.at)
-    header = f"MSH|^~\\&|WETREAD|{_t(statement.site)}|||{stamp}||ORU^R01^ORU_R01|{control}|P|2.5.1|||||||UNICODE UTF-8"
+    header = f"MSH|^~\\&|WETREAD|{_t(statement.site)}|||{stamp}||ORU^R01^ORU_R01|{control}|P|2.5.1||||||UNICODE UTF-8"
     name = "^".join(_t(part.strip()) for part in statement.patient_name.split(",", 1))
     born = (statement.birth_date or "").replace("-", "")
     patient = f"PID|1||{_t(statement.patient_id)}||{name}||{born}|{_t(statement.sex or 'U')}"
