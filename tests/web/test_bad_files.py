@@ -39,7 +39,7 @@ def test_each_is_answered_and_in_the_list_with_its_reason(tmp_path: Path) -> Non
         for name, (_, code) in FILES.items():
             study, image = places[name]
             found = http.get(f"/api/v1/studies/{study}", headers=headers).json()
-            [shown] = [one for one in found["images"] if one["id"] == image]
+            [shown] = [one for one in found["images"] if one["image"] == image]
             [result] = shown["results"]
             assert result["code"] == (code and str(code)), name
             assert bool(result["reason"]) == (code is not None), name
