@@ -36,6 +36,8 @@ _CROSSED = (5, 7)  # strokes on a row of pixels, upright and turned: markers suc
 _DENSE = 1.2  # strokes for each height of the line that it is long
 _LENGTH = 8.4  # strokes and heights together: three initials have fewer
 _EVEN = 25.0  # spread of the brightness of letters of one line
+_TALL = 20  # pixels to which a line is brought to be compared with words
+_HINT = 0.25  # correlation at a middle size, below which no other size is tried
 _ALIKE = {"short": 0.72, "long": 0.57}  # correlation with a known word of at most, or more than, six letters
 
 
@@ -186,28 +188,33 @@ def _is_word(picture: NDArray[np.uint8], box: tuple[int, int, int, int]) -> bool
     left, top, right, bottom = box
     high, edge = bottom - top, max(3, (bottom - top) // 4)
     cut = picture[max(0, top - edge) : bottom + edge, max(0, left - edge) : right + edge].astype(np.float32)
-    scale = 20 / high
+    scale = _TALL / high
     cut = _resized(cut, scale, cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    return any(_alike(way, (right - left) / high, scale * (right - left)) for way in (cut, cut[::-1, ::-1].copy()))
-
-
-def _alike(cut: NDArray[np.float32], long: float, across: float) -> bool:
-    """Tell whether a cut-out looks like a known word, which is `long` heights long and `across` pixels wide in it."""
+    ways = (cut, cut[::-1, ::-1].copy())  # a turned line may stand on its head
+    long, across = (right - left) / high, scale * (right - left)
     for word, bold, edged in product(WORDS, (False, True), (False, True)):
         print_ = _print(word, bold, edged)
-        shape = (print_.shape[1] / print_.shape[0]) / long
-        if not 0.6 < shape < 1.5:
+        if not 0.78 < print_.shape[1] / print_.shape[0] / long < 1.3:
             continue
         enough = _ALIKE["short" if len(word) <= 6 else "long"]
-        for tall in (16, 18, 20, 22):
-            for stretch in (0.86, 0.93, 1.0, 1.06):
-                wide = round(across * stretch)
-                if tall > cut.shape[0] or wide > cut.shape[1]:
-                    continue
-                small = cv2.GaussianBlur(cv2.resize(print_, (wide, tall), interpolation=cv2.INTER_AREA), (3, 3), 0)
-                if cv2.matchTemplate(cut, small.astype(np.float32), cv2.TM_CCOEFF_NORMED).max() >= enough:
-                    return True
+        for way in ways:
+            if _correlation(way, print_, across, 18, 0.93) < _HINT:
+                continue
+            sizes = product((16, 18, 20, 22), (0.86, 0.93, 1.0, 1.06))
+            if any(_correlation(way, print_, across, tall, stretch) >= enough for tall, stretch in sizes):
+                return True
     return False
+
+
+def _correlation(
+    cut: NDArray[np.float32], print_: NDArray[np.uint8], across: float, tall: int, stretch: float
+) -> float:
+    """Return the highest correlation of a word of this size anywhere in a cut-out."""
+    wide = round(across * stretch)
+    if tall > cut.shape[0] or wide > cut.shape[1]:
+        return -1.0
+    small = cv2.GaussianBlur(cv2.resize(print_, (wide, tall), interpolation=cv2.INTER_AREA), (3, 3), 0)
+    return float(cv2.matchTemplate(cut, small.astype(np.float32), cv2.TM_CCOEFF_NORMED).max())
 
 
 @cache
