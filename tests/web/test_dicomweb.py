@@ -179,15 +179,17 @@ def test_a_file_above_the_limit_and_a_full_disk_are_out_of_resources(client, mon
     import os
 
     big = films.dicom(films.scene(1100, 1100, bits=8))
-    assert stow(client, big).status_code == 507
-    assert references(stow(client, big, dicom(580)).json(), "00081198") == [("1.2.3.4", 0xA700)]
+    assert stow(client, big).status_code == 413
+    assert references(stow(client, big, dicom(580)).json(), "00081198") == [("1.2.3.4", 0xA701)]
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert stow(client, dicom(581)).status_code == 507
+        response = stow(client, dicom(581))
+        assert response.status_code == 507
+        assert references(response.json(), "00081198") == [("1.2.582.3", 0xA700)]
     assert stow(client, dicom(581)).status_code == 200
 
 

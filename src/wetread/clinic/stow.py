@@ -15,7 +15,8 @@ from wetread.clinic.intake import Intake
 from wetread.errors import ClinicError, FullError
 from wetread.radiograph.dicom import quiet
 
-OUT_OF_RESOURCES = 0xA700
+NO_ROOM = 0xA700
+TOO_LARGE = 0xA701
 MISMATCH = 0xA900  # the data set does not match: another study than the address says
 CANNOT_UNDERSTAND = 0xC000
 PROCESSING = 0x0110
@@ -55,7 +56,7 @@ class Result:
         if self.stored:
             return 202 if self.failed or any(one.warning for one in self.stored) else 200
         reasons = {one.reason for one in self.failed}
-        return 507 if reasons == {OUT_OF_RESOURCES} else 409
+        return 507 if reasons == {NO_ROOM} else 413 if reasons == {TOO_LARGE} else 409
 
     def as_json(self, root: str) -> Json:
         """Return the data set of the answer; `root` is the address of ``/dicomweb``."""
@@ -99,8 +100,11 @@ def take(intake: Intake, path: Path, site: str, actor: str, study_uid: str | Non
     try:
         with path.open("rb") as file:
             received = intake.take(file, "instance.dcm", site, actor=actor)
-    except (FullError, TooLargeError):
-        result.failed.append(Failure(sop_class, sop_uid, OUT_OF_RESOURCES))
+    except FullError:
+        result.failed.append(Failure(sop_class, sop_uid, NO_ROOM))
+        return
+    except TooLargeError:
+        result.failed.append(Failure(sop_class, sop_uid, TOO_LARGE))
         return
     except ClinicError:
         result.failed.append(Failure(sop_class, sop_uid, PROCESSING))

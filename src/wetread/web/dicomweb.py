@@ -52,7 +52,8 @@ _STOW: dict[int | str, dict[str, Any]] = {
     202: {"description": "Some are not, or with a warning.", "content": _STORED},
     409: {"description": "None is stored.", "content": _STORED | _said(409)[409]["content"]},
     507: {"description": "None is stored: no room.", "content": _STORED | _said(507)[507]["content"]},
-    **_said(413, 415),
+    413: {"description": "Too large, the body or each instance.", "content": _STORED | _said(413)[413]["content"]},
+    **_said(415),
 }
 _BODY = {
     "requestBody": {
