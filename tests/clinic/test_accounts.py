@@ -13,6 +13,7 @@ from ward import SITE, Ward
 from wetread.clinic import access, accounts, attempts, audit, passwords, store
 from wetread.clinic.access import Role
 from wetread.clinic.attempts import ThrottledError
+from wetread.clinic.store import Store
 from wetread.errors import ClinicError, ConflictError, DeniedError, NotFoundError
 
 PASSWORD = "correct horse battery"
@@ -141,7 +142,7 @@ def test_what_is_no_password_is_said(ward: Ward, password: str, why: str) -> Non
     assert accounts.accounts(ward.database) == []
 
 
-@pytest.mark.parametrize("name", ["", " x", "x" * 65, "a\nb", "operator", "Command Line", "intake"])
+@pytest.mark.parametrize("name", ["", " x", "x" * 65, "a\nb", "operator", "Command Line", "intake", "AE MODALITY"])
 def test_names_that_cannot_be(ward: Ward, name: str) -> None:
     with pytest.raises(ClinicError, match="account name"):
         accounts.create(ward.database, name, "radiologist", SITE, PASSWORD)
@@ -401,3 +402,32 @@ def _pass(ward: Ward, seconds: float) -> None:
                 .where(store.attempt.c.key == found.key)
                 .values(at=found.at - timedelta(seconds=seconds))
             )
+
+
+@pytest.mark.system
+def test_on_postgresql_several_services_are_one_house(postgresql: str) -> None:
+    """Accounts, sessions and counted attempts are common to all that share the database."""
+    here, there = Store(postgresql), Store(postgresql)
+    person = accounts.create(here, "Dr N", "radiologist", SITE, PASSWORD)
+    session = accounts.log_in(here, "Dr N", PASSWORD, address="10.0.0.1")
+    assert access.identify(there, session, kind="session") is not None
+    for number in range(attempts.ACCOUNT.burst):
+        with pytest.raises(DeniedError, match="not right"):
+            accounts.log_in((here, there)[number % 2], "Dr N", "wrong password", address="10.0.0.1")
+    for store_ in (here, there):
+        with pytest.raises(ThrottledError):
+            accounts.log_in(store_, "Dr N", PASSWORD, address="10.0.0.1")
+    accounts.change(there, SITE, person.id, disabled=True)
+    assert access.identify(here, session, kind="session") is None
+    for name in ("Dr N\0", "\udcff", "nobody here"):
+        with pytest.raises(DeniedError):
+            accounts.log_in(here, name, "wrong\0password", address="10.0.0.2")
+    secret = access.create(here, "m", "service", SITE, scopes=["view"])
+    caller = access.identify(there, secret, kind="api")
+    assert caller is not None
+    assert [right for right in access.Right if caller.may(right)] == [access.Right.VIEW]
+    entered = accounts.enter(there, "https://id", "1", "Dr X", Role.ENGINEER, SITE)
+    assert access.identify(here, entered, kind="session") is not None
+    assert audit.verify(here) is None
+    here.close()
+    there.close()

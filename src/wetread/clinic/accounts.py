@@ -17,7 +17,9 @@ from wetread.errors import ClinicError, ConflictError, DeniedError, NotFoundErro
 
 ROLES = (Role.RADIOLOGIST, Role.ENGINEER, Role.ADMINISTRATOR)
 # Names that the audit uses for what no person did.
-_RESERVED = frozenset({"operator", "command line", "intake", "unknown", "nobody", "wetread"})
+_RESERVED = frozenset(
+    {"operator", "command line", "intake", "watched folder", "pull", "outputs", "adt message", "unknown", "wetread"}
+)
 _WRONG = "name or password: not right, or the account is disabled"
 
 
@@ -263,7 +265,7 @@ def enter(
 def _check(name: str, role: str) -> None:
     if not 0 < len(name) <= 64 or not name.isprintable() or name != name.strip():
         raise ClinicError(f"account name {name[:80]!r}: must be 1 to 64 printable characters")
-    if access.login_name(name) in _RESERVED:
+    if access.login_name(name) in _RESERVED or access.login_name(name).startswith("ae "):
         raise ClinicError(f"account name {name!r}: the audit uses it for what no person did; choose another")
     _check_role(role)
 
