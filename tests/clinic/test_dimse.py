@@ -4,6 +4,8 @@ import hashlib
 import random
 import socket
 import struct
+import tracemalloc
+import zlib
 from io import BytesIO
 
 import pydicom
@@ -81,6 +83,22 @@ def test_a_data_set_that_is_none_cannot_be_understood(ward, listener):
     assert raw_store(listener, b"not a data set")[0] == Status.CANNOT_UNDERSTAND
     assert raw_store(listener, bytes(100_000))[0] == Status.CANNOT_UNDERSTAND
     assert rows(ward) == []
+
+
+def test_a_deflated_bomb_is_not_inflated(ward, listener):
+    """A hundred MiB of zeros in a tenth of one: the header is read, the rest is not."""
+    data = dataset(1)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    plain = body(dicom_file(1))
+    packed = packer.compress(plain) + packer.compress(bytes(100 * 2**20)) + packer.flush()
+    tracemalloc.start()
+    status, _ = raw_store(
+        listener, packed + b"\0" * (len(packed) % 2), data.SOPClassUID, data.SOPInstanceUID, "1.2.840.10008.1.2.1.99"
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert status == Status.SUCCESS
+    assert peak < 50 * 2**20
 
 
 def test_a_data_set_of_another_class_or_instance_does_not_match(ward, listener):

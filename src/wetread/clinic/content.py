@@ -77,6 +77,12 @@ def header(path: Path, tags: Sequence[str]) -> tuple[Any, bool]:
     Exception
         Of nearly any kind, on hostile bytes.
     """
+    with path.open("rb") as file:
+        return header_of(file, tags)
+
+
+def header_of(file: BinaryIO, tags: Sequence[str]) -> tuple[Any, bool]:
+    """Read elements that stand before the pixels, as `header` does, from a file that is open."""
     found = False
 
     def stop(tag: Any, vr: str | None, length: int) -> bool:
@@ -84,7 +90,7 @@ def header(path: Path, tags: Sequence[str]) -> tuple[Any, bool]:
         found = found or int(tag) in _PIXELS
         return found
 
-    return _read(path, tags, stop, _HEADER_BYTES), found
+    return _part(file, tags, stop, _HEADER_BYTES), found
 
 
 def same_data(one: Path, other: Path) -> bool:
@@ -176,17 +182,22 @@ def _start(file: BinaryIO) -> int:
 
 
 def _read(path: Path, tags: Sequence[str], stop: Callable[[Any, str | None, int], bool] | None, limit: int) -> Any:
+    with path.open("rb") as file:
+        return _part(file, tags, stop, limit)
+
+
+def _part(file: BinaryIO, tags: Sequence[str], stop: Callable[[Any, str | None, int], bool] | None, limit: int) -> Any:
     from pydicom.filereader import read_dataset, read_partial
     from pydicom.tag import Tag
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     wanted: Any = [Tag(tag) for tag in tags]
-    with path.open("rb") as file:
-        if file.read(132)[128:] == b"DICM":
-            meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-            if str(meta.get("TransferSyntaxUID", "")) == DeflatedExplicitVRLittleEndian:
-                # zlib gives no more than is asked for, however much there would be.
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(limit), limit)
-                return read_dataset(BytesIO(data), False, True, stop_when=stop, specific_tags=wanted)
-        file.seek(0)
-        return read_partial(file, stop_when=stop, force=True, specific_tags=wanted)
+    file.seek(0)
+    if file.read(132)[128:] == b"DICM":
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        if str(meta.get("TransferSyntaxUID", "")) == DeflatedExplicitVRLittleEndian:
+            # zlib gives no more than is asked for, however much there would be.
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(limit), limit)
+            return read_dataset(BytesIO(data), False, True, stop_when=stop, specific_tags=wanted)
+    file.seek(0)
+    return read_partial(file, stop_when=stop, force=True, specific_tags=wanted)

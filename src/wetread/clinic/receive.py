@@ -13,13 +13,14 @@ from enum import IntEnum
 from io import BytesIO
 from typing import IO, Any, BinaryIO, cast
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
 from pynetdicom.dsutils import encode_file_meta
 from pynetdicom.events import Event
 from sqlalchemy.exc import SQLAlchemyError
 
+from wetread.clinic import content
 from wetread.clinic.archive import TooLargeError
 from wetread.clinic.intake import Intake
 from wetread.clinic.peers import IMPLEMENTATION_UID
@@ -161,12 +162,9 @@ def answer(status: Status, comment: str) -> Dataset:
 
 def _mismatch(file: BinaryIO, sop_class: str, sop_uid: str) -> tuple[Status, str] | None:
     """Compare a data set with its request; None when they agree, or when the data set does not say."""
-    file.seek(0)
     try:
         with quiet():
-            said = dcmread(
-                file, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID"]
-            )
+            said, _ = content.header_of(file, ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID"))
             its_class, its_uid = str(said.get("SOPClassUID") or ""), str(said.get("SOPInstanceUID") or "")
     except Exception:  # pydicom raises nearly anything on hostile bytes
         return Status.CANNOT_UNDERSTAND, "data set cannot be parsed"
