@@ -63,7 +63,7 @@ def test_every_source_states_its_terms():
         assert source.licence
         assert source.attribution
         assert source.patient
-        assert source.url.startswith("https://") or kind in ("phantom", "folders")
+        assert source.url.startswith("https://") or kind in ("phantom", "reviews", "folders")
 
 
 def test_the_manual_has_the_table_of_collections():
