@@ -39,7 +39,8 @@ _SERVICES = (
     (StudyRootQueryRetrieveInformationModelMove, "SCU", "`wetread pull --by move`"),
 )
 _STOW = {
-    stow.OUT_OF_RESOURCES: "no room, or too large",
+    stow.NO_ROOM: "no room on disk; nothing was kept, send again later",
+    stow.TOO_LARGE: "larger than the setting `max_bytes`; nothing was kept",
     stow.MISMATCH: "of another study than the address names",
     stow.CANNOT_UNDERSTAND: "no DICOM instance",
     stow.PROCESSING: "an unforeseen fault",
