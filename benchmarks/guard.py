@@ -2,7 +2,8 @@
 
 Needs ../shared/data, and three minutes. Real films and what is no film go through the shipped pneumonia model as files
 do in service, phantoms through the phantom model. Phantoms with one finding each, with a whitened lung or with one lung
-tell whether the guard refuses the sick. Sample pictures that other packages bring were not used to settle any limit.
+tell whether the guard refuses the sick. Sample pictures that other packages bring were not fitted
+and moved no limit.
 """
 
 from __future__ import annotations
