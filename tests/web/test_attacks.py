@@ -253,3 +253,6 @@ def test_many_at_once_that_say_nothing(server: Server) -> None:
     finally:
         for connection in crowd:
             connection.close()
+    assert server.http.get("/healthz").status_code == 200
+    assert "Traceback" not in server.log.read_text()
+    assert "ClientDisconnect" not in server.log.read_text()

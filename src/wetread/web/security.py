@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Form, Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wetread.clinic import access
@@ -112,6 +113,8 @@ class Guard:
             return
         try:
             await self.app(scope, Body(receive, limit, HTTPException(413, detail, close)), sending)
+        except ClientDisconnect:
+            log.info("%s %s: the sender hung up", scope["method"], getattr(scope.get("route"), "path", "?"))
         except Exception as error:
             # Where it happened, not its message, which may quote a patient's data.
             path, stack = getattr(scope.get("route"), "path", "?"), "".join(traceback.format_tb(error.__traceback__))
