@@ -375,7 +375,9 @@ function follow(): void {
   const tell = (event: MessageEvent<string>) => {
     if ((JSON.parse(event.data) as { study?: string }).study === study) say("There is something new about this study: g shows it.");
   };
-  for (const kind of ["instance.stored", "study.analysed", "study.refused"]) events.addEventListener(kind, tell);
+  const kinds = ["instance.stored", "instance.corrected", "instance.rejected", "instance.restored", "instance.quarantined",
+    "study.corrected", "study.merged", "study.analysed", "study.refused"]; // prettier-ignore
+  for (const kind of kinds) events.addEventListener(kind, tell);
   window.addEventListener("pagehide", () => events.close());
 }
 

@@ -3,6 +3,7 @@ import htmx from "htmx.org";
 import { send, start, taken, tick } from "./page";
 
 const KINDS = ["instance.stored", "instance.quarantined", "study.reopened", "study.analysed", "study.refused", "study.claimed", "study.released", "study.overdue",
+  "instance.corrected", "instance.rejected", "instance.restored", "study.corrected", "study.merged",
   "review.saved", "review.signed", "ai.switched", "model.promoted",
   "delivery.failed", "delivery.sent"]; // prettier-ignore
 
