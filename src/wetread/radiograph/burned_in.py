@@ -34,7 +34,7 @@ _CONTRAST = 45  # of 255, of a stroke against what is around it
 _LOWEST = 7  # height of a letter in pixels
 _CROSSED = (5, 7)  # strokes on a row of pixels, upright and turned: markers such as "AP" or "MST" have fewer
 _DENSE = 1.2  # strokes for each height of the line that it is long
-_LENGTH = 8.4  # strokes and heights together: three initials have fewer
+_LENGTH = 8.0  # strokes and heights together: three initials have fewer
 _EVEN = 25.0  # spread of the brightness of letters of one line
 _TALL = 20  # pixels to which a line is brought to be compared with words
 _HINT = 0.25  # correlation at a middle size, below which no other size is tried
@@ -194,7 +194,7 @@ def _is_word(picture: NDArray[np.uint8], box: tuple[int, int, int, int]) -> bool
     long, across = (right - left) / high, scale * (right - left)
     for word, bold, edged in product(WORDS, (False, True), (False, True)):
         print_ = _print(word, bold, edged)
-        if not 0.78 < print_.shape[1] / print_.shape[0] / long < 1.3:
+        if not 0.6 < print_.shape[1] / print_.shape[0] / long < 1.5:
             continue
         enough = _ALIKE["short" if len(word) <= 6 else "long"]
         for way in ways:
