@@ -210,9 +210,9 @@ class Commitments:
                     return _send(link, information, event_type)
             except PeerError as error:
                 reason = str(error)
-        link = self._open.get(row.id)
-        if link is not None and link.is_established:
-            return _send(link, information, event_type)
+        still = self._open.get(row.id)
+        if still is not None and still.is_established:
+            return _send(still, information, event_type)
         return identity.clean(reason)
 
 

@@ -100,8 +100,7 @@ _APPEND_ONLY = {
         "$$ BEGIN RAISE EXCEPTION 'audit: rows can only be added'; END $$",
         "CREATE TRIGGER audit_keeps_rows BEFORE UPDATE OR DELETE ON audit "
         "FOR EACH ROW EXECUTE FUNCTION audit_refuses()",
-        "CREATE TRIGGER audit_keeps_all BEFORE TRUNCATE ON audit "
-        "FOR EACH STATEMENT EXECUTE FUNCTION audit_refuses()",
+        "CREATE TRIGGER audit_keeps_all BEFORE TRUNCATE ON audit FOR EACH STATEMENT EXECUTE FUNCTION audit_refuses()",
     ),
 }
 
@@ -208,6 +207,4 @@ def _commitment() -> None:
         sa.UniqueConstraint("site", "ae", "transaction", name=op.f("uq_commitment_site_ae_transaction")),
     )
     pending = sa.text("state = 'pending'")
-    op.create_index(
-        "ix_commitment_pending", "commitment", ["due_at"], sqlite_where=pending, postgresql_where=pending
-    )
+    op.create_index("ix_commitment_pending", "commitment", ["due_at"], sqlite_where=pending, postgresql_where=pending)
