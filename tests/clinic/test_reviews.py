@@ -99,6 +99,7 @@ def test_unanalysed_studies_can_be_read(ward: Ward) -> None:
         ({"note": "x" * 10_001}, "10001 characters"),
         ({"verdict": "fine"}, "'fine'"),
         ({"normal": True, "answers": {"Edema": "agree"}, "sign": True}, "contradicts 'Edema'"),
+        ({"normal": True, "answers": {"Pneumothorax": "disagree"}, "sign": True}, "contradicts 'Pneumothorax'"),
         ({"normal": True, "added": ["Fracture"], "sign": True}, "contradicts 'Fracture'"),
     ],
 )
@@ -111,8 +112,8 @@ def test_what_cannot_be_is_named_and_changes_nothing(
     assert (found.reviews, found.claim, found.row.reading) == ((), None, "unread")
 
 
-def test_normal_agrees_with_no_finding_and_devices(ward: Ward, key: str) -> None:
-    answers = {"No Finding": "agree", "Support Devices": "agree", "Edema": "disagree"}
+def test_normal_agrees_with_no_finding_devices_and_what_the_model_called_unlikely(ward: Ward, key: str) -> None:
+    answers = {"No Finding": "agree", "Support Devices": "agree", "Edema": "disagree", "Pneumothorax": "agree"}
     reviews.save(ward.database, SITE, key, "dr", answers=answers, normal=True, sign=True)
     assert worklist.study(ward.database, SITE, key).reviews[0].normal
 

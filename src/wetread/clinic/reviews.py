@@ -108,15 +108,14 @@ def save(
     for finding in added:
         if not 0 < len(finding) <= 64 or not finding.isprintable():
             raise ClinicError(f"added: {finding[:80]!r} is no finding; 1 to 64 printable characters")
-    if normal and (added or "agree" in answers.values()) and sign:
-        touched = [*added, *(f for f, a in answers.items() if a == "agree")]
-        raise_if_abnormal(touched)
     with database.write() as connection:
         row = _open_study(connection, site, study)
         _hold(connection, site, study, reader, now)
         said = _said(connection, study)
         if unknown := sorted(set(answers) - set(said)):
             raise ClinicError(f"answers: {unknown[0]!r} is no finding of this study's models; put it into `added`")
+        if normal and sign:
+            raise_if_abnormal([*added, *(f for f, answer in answers.items() if _present(answer, said[f].get("call")))])
         review = _draft(connection, study, reader, now)
         connection.execute(
             store.review.update()
@@ -152,6 +151,11 @@ def save(
             store.emit(connection, "review.saved", row.site, study, {"review": review})
             audit.record(connection, site, reader, "review.saved", study, detail)
     return review
+
+
+def _present(answer: str, call: str | None) -> bool:
+    """Tell whether an answer to a model's call says that the finding may be there: agreeing with *unlikely* denies it."""
+    return answer == ("disagree" if call == "unlikely" else "agree")
 
 
 def raise_if_abnormal(findings: Sequence[str]) -> None:
