@@ -12,7 +12,7 @@ import wetread
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "ray", "pandas", "onnx", "optuna", "nncf", "s3fs", "authlib")
 # Training, what runs when it is imported, what only Alembic can run, and what needs the extra `s3`.
-LEFT_OUT = ("wetread.train", "wetread.cluster", "wetread.__main__", "wetread.clinic.migrations", "wetread.clinic.bucket")
+LEFT_OUT = tuple(f"wetread.{name}" for name in ("train", "cluster", "__main__", "clinic.migrations", "clinic.bucket"))
 
 
 def served_modules():
