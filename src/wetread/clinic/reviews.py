@@ -154,7 +154,7 @@ def save(
 
 
 def _present(answer: str, call: str | None) -> bool:
-    """Tell whether an answer to a model's call says that the finding may be there: agreeing with *unlikely* denies it."""
+    """Tell whether an answer says that the finding may be there: agreeing with *unlikely* denies it."""
     return answer == ("disagree" if call == "unlikely" else "agree")
 
 
