@@ -95,7 +95,7 @@ def test_each_instance_is_judged_by_itself(ward):
     path = ward.archive.path(kept["1.2.3.3"])
     path.write_bytes(path.read_bytes()[:-2])
     ward.take(dicom(3, PatientID="other", StudyInstanceUID="1.9"))  # quarantined beside 1.2.4.3
-    judge = Commitments(ward.database, ward.archive, lambda ae: None, Caller())
+    judge = Commitments(ward.database, ward.archive, lambda ae, site: None, Caller())
     wanted = [
         (CLASS, "1.2.1.3"),
         (CLASS, "1.2.2.3"),
@@ -115,7 +115,7 @@ def test_each_instance_is_judged_by_itself(ward):
 
 def test_a_report_waits_longer_each_time_and_is_given_up_in_the_open(ward):
     where = Peer("PACS", "127.0.0.1", free_port())
-    tries = Commitments(ward.database, ward.archive, lambda ae: where, Caller(timeout_s=2))
+    tries = Commitments(ward.database, ward.archive, lambda ae, site: where, Caller(timeout_s=2))
     tries.add("PACS", "default", "1.2.3", [(CLASS, "1.2")])
     waits = []
     for _ in range(3):
@@ -145,7 +145,7 @@ def test_the_same_transaction_again_is_one_and_two_processes_report_once(ward):
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, report)])
     try:
         where = Peer("PACS", "127.0.0.1", server.server_address[1])
-        one, two = (Commitments(ward.database, ward.archive, lambda ae: where, Caller()) for _ in range(2))
+        one, two = (Commitments(ward.database, ward.archive, lambda ae, site: where, Caller()) for _ in range(2))
         key = one.add("PACS", "default", "1.2.3", [(CLASS, "1.2")])
         assert one.add("PACS", "default", "1.2.3", [(CLASS, "1.2")]) == key
         [row] = rows(ward)
@@ -158,6 +158,6 @@ def test_the_same_transaction_again_is_one_and_two_processes_report_once(ward):
 @pytest.mark.parametrize("count", [1, 700])
 def test_many_instances_are_found(ward, count):
     ward.take(dicom(0))
-    judge = Commitments(ward.database, ward.archive, lambda ae: None, Caller())
+    judge = Commitments(ward.database, ward.archive, lambda ae, site: None, Caller())
     verdicts = judge.verify("default", [(CLASS, f"1.2.{n + 1}.3") for n in range(count)])
     assert [reason for _, reason in verdicts] == [0] + [commitment.NO_SUCH_INSTANCE] * (count - 1)

@@ -209,6 +209,6 @@ def test_a_commitment_outlives_the_service(ward, orthanc):
     assert report(orthanc, transaction)["Status"] == "Pending"
     # the service starts again, and now knows where Orthanc listens
     where = Peer("ORTHANC", "127.0.0.1", orthanc.dicom_port)
-    again = Commitments(ward.database, ward.archive, lambda ae: where, Caller("WETREAD"))
+    again = Commitments(ward.database, ward.archive, lambda ae, site: where, Caller("WETREAD"))
     assert again.step() == 1
     wait(lambda: report(orthanc, transaction)["Status"] == "Success", "Orthanc has the report")

@@ -95,6 +95,34 @@ def test_the_image_is_the_same() -> None:
     assert (after.view, after.age_years, after.sex) == ("PA", 62.0, "F")
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_an_overlay_in_the_unused_bits_of_the_pixels_does_not_stay(signed: bool) -> None:
+    film = patient(WindowCenter="1800", WindowWidth="2000")
+    assert (film.BitsAllocated, film.BitsStored) == (16, 12)
+    film.PixelRepresentation = int(signed)
+    clean = np.frombuffer(film.PixelData[: 2 * 32 * 40], "<u2") & 0x07FF  # below the sign
+    film.PixelData = (clean | 0x3000).astype("<u2").tobytes()
+    found = pydicom.dcmread(BytesIO(cleaned(film)))
+    np.testing.assert_array_equal(np.frombuffer(found.PixelData, "<u2"), clean)
+
+
+def test_a_sign_is_kept() -> None:
+    film = patient()
+    film.PixelRepresentation = 1
+    values = np.arange(-640, 640, dtype=np.int16)
+    film.PixelData = (values & 0x0FFF).astype("<u2").tobytes()
+    found = pydicom.dcmread(BytesIO(cleaned(film)))
+    np.testing.assert_array_equal(found.pixel_array.ravel(), values)
+
+
+def test_sex_is_a_letter_and_bulk_that_no_pixel_needs_goes() -> None:
+    film = patient(PatientSex="QUIXOTE ANNA")
+    film.ICCProfile = b"Zebedee "
+    out = cleaned(film, sex=None)
+    assert pydicom.dcmread(BytesIO(out)).PatientSex == ""
+    assert b"Zebedee" not in out
+
+
 def test_comments_inside_compressed_pixels_do_not_stay() -> None:
     picture = films.scene(32, 40, bits=8)
     jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
@@ -161,7 +189,7 @@ def run(ward: Ward, tmp_path: Path, name: str = "out", **more: object) -> tuple[
 def test_labels_are_what_the_reader_said(ward: Ward, tmp_path: Path) -> None:
     # The model of the ward calls Edema likely, everything else unlikely.
     answers = {"Edema": "agree", "Pneumothorax": "disagree", "Cardiomegaly": "agree", "Support Devices": "unsure"}
-    sign(ward, dicom(1), answers=answers, added=["Fracture"], note="tell nobody")
+    sign(ward, dicom(1), answers=answers, added=["Fracture", "as in Mueller 1921"], note="tell nobody")
     sign(ward, dicom(2), answers={"Edema": "disagree"})
     sign(ward, dicom(3), normal=True, answers={"Edema": "disagree"})
     ward.take(dicom(4), "edema.dcm")
@@ -177,6 +205,7 @@ def test_labels_are_what_the_reader_said(ward: Ward, tmp_path: Path) -> None:
     }
     text = "".join(path.read_text() for path in (tmp_path / "out").glob("*.*"))
     assert "nobody" not in text
+    assert "Mueller" not in text
     assert "reader" not in text
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ward import SITE, Ward, dicom
 
 from wetread.clinic import dicomweb, query
@@ -78,3 +81,12 @@ def test_levels(ward: Ward) -> None:
 def test_a_nul_is_refused_before_the_database_sees_it(ward: Ward) -> None:
     with pytest.raises(ClinicError, match="no attribute"):
         found(ward, PatientID="a\0b")
+
+
+@given(st.text("ab?*", max_size=8), st.text("ab?*", max_size=8))
+def test_wildcards_match_as_in_a_shell(pattern: str, text: str) -> None:
+    assert query._fits(pattern, text) == fnmatch.fnmatchcase(text, pattern)
+
+
+def test_many_wildcards_end_at_once() -> None:
+    assert not query._fits("*?" * 40 + "~", "konica minolta healthcare americas inc")  # a regular expression would not

@@ -98,7 +98,7 @@ def restore(source: Path, data: Path, settings: Settings) -> Done:
         raise ConfigError(f"{source}: is no backup; name a folder that `wetread backup` made") from None
     if (data / "clinic.db").exists():
         raise ConfigError(f"--data {data}: there is a clinic already; name an empty folder")
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(data, "serve.lock"):
         shutil.copyfile(source / "clinic.db", data / "clinic.db.new")
         picture = Store(f"sqlite:///{(data / 'clinic.db.new').resolve()}")  # of an older version: brought up to date

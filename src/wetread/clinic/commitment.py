@@ -61,7 +61,7 @@ class Commitments:
     database, archive
         What is committed.
     where : callable
-        Takes an AE title, gives where it listens, or None.
+        Takes an AE title and a site, gives where it listens, or None.
     caller : Caller
         How we call others.
     """
@@ -70,7 +70,7 @@ class Commitments:
         self,
         database: Store,
         archive: Archive,
-        where: Callable[[str], Peer | None],
+        where: Callable[[str, str], Peer | None],
         caller: Caller,
     ) -> None:
         self.database, self.archive = database, archive
@@ -201,7 +201,7 @@ class Commitments:
     def _deliver(self, row: Row[Any], information: Dataset, event_type: int) -> str | None:
         """Send the report; return why it did not arrive, or None."""
         reason = f"{row.ae}: no address in dicom_peers, and its association has ended"
-        if peer := self._where(row.ae):
+        if peer := self._where(row.ae, row.site):
             role = build_role(StorageCommitmentPushModel, scp_role=True)
             try:
                 with peers.association(

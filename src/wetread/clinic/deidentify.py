@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+import numpy as np
 from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from wetread.clinic.pseudonyms import Pseudonyms
 from wetread.errors import ReadError
@@ -31,6 +32,8 @@ _TIME = frozenset({"DA", "DT", "TM"})
 _HARMLESS = frozenset(  # text that names a thing or a code, never a person
     {"Manufacturer", "ManufacturerModelName", "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion"}
 )
+_BULK = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN", "AE"})
+_PIXELS = frozenset({"PixelData", "LUTData"})
 _SEQUENCES = frozenset(  # what pixels, view and body part need
     {"ViewCodeSequence", "ViewModifierCodeSequence", "AnatomicRegionSequence", "ModalityLUTSequence", "VOILUTSequence"}
 )
@@ -80,6 +83,7 @@ def _deidentified(
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
         dataset.decompress(generate_instance_uid=False)
     _shorten(dataset)
+    _mask(dataset)
     rules = _rules(pseudonyms)
     for part in [dataset, *_inside(dataset)]:
         _apply(part, rules)
@@ -88,7 +92,8 @@ def _deidentified(
     for keyword in _EMPTY:
         setattr(dataset, keyword, "")
     dataset.PatientID = dataset.PatientName = patient
-    dataset.PatientSex = sex or dataset.get("PatientSex", "") or ""
+    said = sex or dataset.get("PatientSex", "")
+    dataset.PatientSex = said if said in ("M", "F", "O") else ""
     if age_years is not None:
         dataset.PatientAge = _age(age_years)
     elif "PatientAge" in dataset:
@@ -116,6 +121,24 @@ def _shorten(dataset: Dataset) -> None:
     )
     size = bits * int(dataset.get("NumberOfFrames") or 1) // 8
     dataset.PixelData = dataset.PixelData[: size + size % 2]
+
+
+def _mask(dataset: Dataset) -> None:
+    """Clear the bits of each sample that hold no pixel: old files keep overlays there, with names drawn into them."""
+    allocated, stored, high = int(dataset.BitsAllocated), int(dataset.BitsStored), int(dataset.HighBit)
+    if allocated not in (8, 16, 32) or stored >= allocated:
+        return
+    order = ">" if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
+    signed = int(dataset.get("PixelRepresentation", 0)) == 1
+    kind = np.dtype(f"{order}{'i' if signed else 'u'}{allocated // 8}")
+    whole = len(dataset.PixelData) // kind.itemsize * kind.itemsize
+    samples = np.frombuffer(dataset.PixelData[:whole], kind)
+    above, below = allocated - high - 1, high - stored + 1
+    if above < 0 or below < 0:
+        raise ValueError("HighBit")
+    # Up and down again: what stands above goes, and a sign is drawn out over it.
+    samples = (samples << above >> above >> below << below).astype(kind)
+    dataset.PixelData = samples.tobytes() + dataset.PixelData[whole:]
 
 
 def _inside(dataset: Dataset) -> Iterator[Dataset]:
@@ -171,6 +194,7 @@ def _sweep(dataset: Dataset) -> None:
         loose = (
             element.VR in _TIME
             or (element.VR in _TEXT and element.keyword not in _HARMLESS)
+            or (element.VR in _BULK and element.keyword not in _PIXELS)
             or (element.VR == "SQ" and element.keyword not in _SEQUENCES)
         )
         if element.tag.is_private or loose or 0x5000 <= group < 0x5100 or 0x6000 <= group < 0x6100:

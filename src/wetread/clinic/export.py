@@ -97,10 +97,12 @@ def run(
     (draft / IMAGES).mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     refused: list[dict[str, str]] = []
+    called: set[str] = set()
     try:
         for study, review, images in _signed(database, site, since):
             names = Pseudonyms(secret, study.site)
             labels = _labels(review)
+            called |= {finding for finding, (answer, _) in review["answers"].items() if answer != "added"}
             for image, codes in images:
                 row = _about(study, image, names)
                 reason = _write(draft, row, image, study, codes, archive, names, limits or Limits())
@@ -111,6 +113,9 @@ def run(
                 progress(1)
         # In the order of pseudonyms: that of arrival would tell who came when.
         rows.sort(key=lambda row: row["image"])
+        # What a reader typed may be anything, names included: only findings that a task or a model knows go out.
+        known = {finding for task in TASKS.values() for finding in task.findings} | called
+        rows = [{name: value for name, value in row.items() if name in known or name in _COLUMNS} for row in rows]
         findings = _order({finding for row in rows for finding in row} - set(_COLUMNS))
         _table(draft / LABELS, (*_COLUMNS, *findings), rows)
         _table(draft / REFUSED, ("image", "reason"), sorted(refused, key=lambda entry: entry["image"]))

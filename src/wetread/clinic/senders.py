@@ -90,6 +90,7 @@ class Senders:
     """The allow-list of the setting `dicom_peers`."""
 
     def __init__(self, settings: Settings) -> None:
+        self._site = settings.site
         self.lines = [Sender.parse(text) for text in settings.dicom_peers]
 
     def find(self, ae: str, address: str) -> Sender | None:
@@ -97,6 +98,7 @@ class Senders:
         found = [line for line in self.lines if line.allows(ae, address)]
         return min(found, key=lambda line: (line.ae == "*", line.network is None), default=None)
 
-    def peer(self, ae: str) -> Peer | None:
-        """Return where an AE title listens, if the list says so."""
-        return next((line.peer for line in self.lines if line.ae == ae and line.peer), None)
+    def peer(self, ae: str, site: str) -> Peer | None:
+        """Return where a site's AE title listens, if the list says so; other sites may have one of the same name."""
+        mine = [line for line in self.lines if line.ae == ae and (line.site or self._site) == site]
+        return next((line.peer for line in mine if line.peer), None)

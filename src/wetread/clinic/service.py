@@ -21,7 +21,8 @@ from wetread.clinic.archive import open_archive, room
 from wetread.clinic.corrections import Corrections
 from wetread.clinic.delivery import Outbox
 from wetread.clinic.dimse import Listener
-from wetread.clinic.intake import READ_ONLY, Intake
+from wetread.clinic.intake import Intake
+from wetread.clinic.jobs import READ_ONLY
 from wetread.clinic.merging import Merging
 from wetread.clinic.processes import Leader, Presence
 from wetread.clinic.store import Store
@@ -358,7 +359,7 @@ def _models(others: Sequence[Mapping[str, Any]]) -> set[str]:
 def _lock(data: Path, *, alone: bool) -> IO[str]:
     """Take the lock of a data folder, alone or with others that share it; it goes with the process."""
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = (data / "serve.lock").open("w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--data {data}: cannot be written ({error.strerror}); name a folder you may write") from None

@@ -457,7 +457,7 @@ class Store:
         if url:
             return cls(url)
         try:
-            data.mkdir(parents=True, exist_ok=True)
+            data.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ConfigError(
                 f"--data {data}: cannot be made ({error.strerror}); name a folder you may write"

@@ -178,6 +178,7 @@ def claim_study(request: Request, study: str, caller: Reviewer) -> schemas.RowOu
     """Say that you are reading this study; the claim runs out by itself and can be prolonged by claiming again."""
     database = clinic_of(request).database
     reviews.claim(database, caller.site, study, caller.name)
+    security.saw(request, caller, study)
     return schemas.RowOut.model_validate(worklist.row(database, caller.site, study))
 
 
@@ -186,6 +187,7 @@ def release_study(request: Request, study: str, caller: Reviewer) -> schemas.Row
     """Give your claim back."""
     database = clinic_of(request).database
     reviews.release(database, caller.site, study, caller.name)
+    security.saw(request, caller, study)
     return schemas.RowOut.model_validate(worklist.row(database, caller.site, study))
 
 

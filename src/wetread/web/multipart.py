@@ -10,10 +10,10 @@ from typing import IO
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 _BUFFER = 2**20
+_SLICE = 2**13  # bytes that are split at a time: each part of them is an open file until it is taken
 
 
 class Part:
@@ -97,19 +97,20 @@ async def parts(request: Request, boundary: bytes, *, max_parts: int) -> AsyncGe
     splitter, count = _Splitter(boundary), 0
     try:
         async for piece in request.stream():
-            try:
-                await run_in_threadpool(splitter.feed, piece) if len(piece) > _BUFFER else splitter.feed(piece)
-            except MultipartParseError:
-                raise HTTPException(400, "the body is no multipart with the boundary of its Content-Type") from None
-            while splitter.done:
-                part, count = splitter.done.pop(0), count + 1
-                if count > max_parts:
-                    part.close()
-                    raise HTTPException(413, f"more than {max_parts} parts; send less at a time")
+            for start in range(0, len(piece), _SLICE):
                 try:
-                    yield part
-                finally:
-                    part.close()
+                    splitter.feed(piece[start : start + _SLICE])
+                except MultipartParseError:
+                    raise HTTPException(400, "the body is no multipart with the boundary of its Content-Type") from None
+                while splitter.done:
+                    part, count = splitter.done.pop(0), count + 1
+                    if count > max_parts:
+                        part.close()
+                        raise HTTPException(413, f"more than {max_parts} parts; send less at a time")
+                    try:
+                        yield part
+                    finally:
+                        part.close()
         if not splitter.ended:
             raise HTTPException(
                 400, "the body ends before its closing boundary; what came whole was kept, sending it again is safe"

@@ -170,6 +170,7 @@ def frames(request: Request, held: Held, wanted: Sequence[int]) -> Response:
     found = frames_of(request, held)
     with Decoding():
         form, media, syntax = form_of(request, found, wanted)
+        limits_of(request).check("frames", found.rows, found.columns, found.samples, len(wanted))
         give = found.native if syntax == NATIVE else found.original
         return deliver(form, media, [(f"{media}; transfer-syntax={syntax}", [give(number)]) for number in wanted])
 
