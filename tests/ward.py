@@ -12,8 +12,8 @@ import films
 import numpy as np
 
 from wetread.clinic.archive import Archive
-from wetread.clinic.intake import READ_ONLY, Intake, Received
-from wetread.clinic.jobs import Job
+from wetread.clinic.intake import Intake, Received
+from wetread.clinic.jobs import READ_ONLY, Job
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 from wetread.clinic.worker import Worker

@@ -328,6 +328,15 @@ class TestRejection:
         assert states(ward, received.study) == ["document", "rejected"]
         assert listed(ward) == [received.study]  # it is said, not hidden
         assert study(ward, received.study).row.code == "REJECTED"
+
+    def test_one_that_came_rejected_and_is_restored_is_analysed(self, ward: Ward, hand: Corrections) -> None:
+        bad = dicom(0)
+        ward.take(note(bad))
+        received = ward.take(bad, "pneumothorax.dcm")
+        assert ward.work() == 0
+        hand.restore(SITE, received.image, "dr")
+        assert ward.work() == 1
+        assert study(ward, received.study).row.priority == "critical"
         assert ward.work() == 0
 
     def test_what_expired_may_come_again(self, ward: Ward) -> None:
@@ -339,6 +348,13 @@ class TestRejection:
         key = ward.take(dicom(0)).study
         ward.take(note(dicom(0), code=code, scheme=scheme))
         assert states(ward, key) == ["stored", "document"]
+
+    def test_a_note_of_a_study_that_was_merged(self, ward: Ward, hand: Corrections) -> None:
+        bad = dicom(1, PatientID="P0")
+        first, second = ward.take(dicom(0)).study, ward.take(bad).study
+        hand.merge(SITE, second, first, "one visit", "admin")
+        ward.take(note(bad))
+        assert sorted(states(ward, first)) == ["document", "rejected", "stored"]
 
     def test_a_note_of_another_study_or_site_rejects_nothing(self, ward: Ward) -> None:
         key = ward.take(dicom(0)).study

@@ -208,15 +208,6 @@ def add_to(
         corrections.caution(connection, row.id, text)
 
 
-def belongs(connection: Connection, site: str, study_uid: str, study: str) -> bool:
-    """Tell whether a Study Instance UID is that of a study, or of one that was merged into it."""
-    table = store.study.c
-    wanted = sa.select(table.id).where(
-        table.site == site, table.study_uid == study_uid, sa.or_(table.id == study, table.merged_into == study)
-    )
-    return connection.execute(wanted).first() is not None
-
-
 def correct_header(
     connection: Connection,
     current: Row[Any],

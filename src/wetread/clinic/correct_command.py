@@ -24,7 +24,7 @@ def _open(data: Path, site: str | None) -> tuple[Corrections, str]:
     import sqlalchemy as sa
 
     from wetread import config
-    from wetread.clinic import priority, store
+    from wetread.clinic import priority, processes, store
     from wetread.clinic.corrections import Corrections
     from wetread.clinic.triage import Policy
 
@@ -35,7 +35,12 @@ def _open(data: Path, site: str | None) -> tuple[Corrections, str]:
         switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == name)).scalar()
         return Policy(rule, ai=settings.ai and switch is not False)
 
-    return Corrections(store.Store.open(data, settings.database), policy), site or settings.site
+    database = store.Store.open(data, settings.database)
+
+    def models() -> list[str]:
+        return sorted({model for process in processes.alive(database) for model in process["models"]})
+
+    return Corrections(database, policy, models), site or settings.site
 
 
 def _actor() -> str:

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Row
 
 from wetread.clinic import audit, completion, identity, store, triage
 from wetread.clinic.content import REASONS, Note
+from wetread.clinic.jobs import READ_ONLY, enqueue
 from wetread.clinic.priority import ORDER, Priority
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
@@ -149,6 +150,9 @@ class Corrections:
             audit.record(connection, site, actor, "image.restored", row.study, detail)
             reopen(connection, row.study)
             touch(connection, row.study)
+            # One that came rejected was seen by nobody.
+            floor = connection.execute(sa.select(store.study.c.floor).where(store.study.c.id == row.study)).scalar_one()
+            enqueue(connection, image, self._models() or [READ_ONLY], Priority(floor), store.now())
             self._refresh(connection, site, {row.study})
         return str(row.study)
 
@@ -310,7 +314,7 @@ def merge(connection: Connection, source: Row[Any], target: Row[Any], actor: str
 
 def by_note(connection: Connection, site: str, note: Note, actor: str) -> set[str]:
     """Reject what a rejection note names, here or still to come, within a transaction; return the studies touched."""
-    images, studies = store.instance, store.study
+    images = store.instance
     reason, touched = REASONS[note.code], set()
     named = {
         identity.uid("SOPInstanceUID", image): identity.uid("StudyInstanceUID", study) for study, image in note.images
@@ -319,12 +323,10 @@ def by_note(connection: Connection, site: str, note: Note, actor: str) -> set[st
     for start in range(0, len(uids), 500):
         some = uids[start : start + 500]
         there = connection.execute(
-            sa.select(images, studies.c.study_uid)
-            .join(studies, studies.c.id == images.c.study)
-            .where(images.c.site == site, images.c.sop_uid.in_(some), images.c.state == "stored")
+            sa.select(images).where(images.c.site == site, images.c.sop_uid.in_(some), images.c.state == "stored")
         ).all()
         for row in there:
-            if named[row.sop_uid] == row.study_uid:
+            if belongs(connection, site, named[row.sop_uid], row.study):  # a note knows nothing of our merges
                 _withdraw(connection, row, note.code, reason, actor)
                 touched.add(str(row.study))
     if note.code != _EXPIRED:
@@ -368,6 +370,15 @@ def follow(connection: Connection, row: Row[Any]) -> Row[Any]:
     """Return the study that took a study's images, the study itself when none did, as it is now."""
     key = row.merged_into or row.id
     return connection.execute(sa.select(store.study).where(store.study.c.id == key)).one()
+
+
+def belongs(connection: Connection, site: str, study_uid: str, study: str) -> bool:
+    """Tell whether a Study Instance UID is that of a study, or of one that was merged into it."""
+    table = store.study.c
+    wanted = sa.select(table.id).where(
+        table.site == site, table.study_uid == study_uid, sa.or_(table.id == study, table.merged_into == study)
+    )
+    return connection.execute(wanted).first() is not None
 
 
 def caution(connection: Connection, study: str, text: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, BinaryIO
 
 import sqlalchemy as sa
@@ -33,12 +33,11 @@ from wetread.clinic import (
 from wetread.clinic.archive import Archive, Stored
 from wetread.clinic.arrival import IN_FORCE, Place
 from wetread.clinic.identity import Identity
-from wetread.clinic.priority import ORDER, Priority
+from wetread.clinic.jobs import READ_ONLY, enqueue
+from wetread.clinic.priority import Priority
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 from wetread.errors import ClinicError
-
-READ_ONLY = ""  # the model of a job that only checks whether an image can be read, when no model is served
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ class Intake:
                 self._copy(connection, current, stored, name)
                 return Received(name, current.study, current.id, False, False, said.format)
             digest = rival.same_picture(current)
-            if current is not None and digest and arrival.belongs(connection, site, study_uid, current.study):
+            if current is not None and digest and corrections.belongs(connection, site, study_uid, current.study):
                 key = arrival.correct_header(
                     connection, current, stored, rival.before, said, place, digest, self._models(), actor
                 )
@@ -231,7 +230,7 @@ class Intake:
             if state == "quarantined":
                 cautions.append("another image came under a UID of this study with other content and was quarantined")
             if state == "stored":
-                _enqueue(connection, image["id"], self._models() or [READ_ONLY], floor, place.now)
+                enqueue(connection, image["id"], self._models() or [READ_ONLY], floor, place.now)
             store.emit(connection, _EVENTS.get(state, "instance.stored"), site, row.id, {"image": image["id"]})
             audit.record(connection, site, actor, "image.received", row.id, {"image": image["id"], "state": state})
             arrival.add_to(connection, row, said, place, cautions, state)
@@ -313,7 +312,7 @@ class Intake:
             for model in models:
                 done = sa.select(jobs.c.instance).where(jobs.c.model == model)
                 for image in connection.execute(wanted.where(images.c.id.not_in(done))).scalars().all():
-                    _enqueue(connection, image, [model], Priority.ROUTINE, now)
+                    enqueue(connection, image, [model], Priority.ROUTINE, now)
                     count += 1
             for study, site in studies.items():
                 triage.refresh(connection, study, self._policy(connection, site), now)
@@ -379,13 +378,3 @@ class _Rival:
         """Return the SHA-256 of the pixels when both files have the same."""
         mine = self._digests.get(self._new)
         return mine if current is not None and mine and mine == self._digests.get(current.sha256) else None
-
-
-def _enqueue(connection: Connection, image: str, models: Sequence[str], floor: Priority, now: datetime) -> None:
-    connection.execute(
-        store.job.insert(),
-        [
-            {"instance": image, "model": model, "floor": ORDER[floor], "state": "queued", "tries": 0, "due_at": now}
-            for model in models
-        ],
-    )

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import audit, store, triage
+from wetread.clinic.priority import ORDER, Priority
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 from wetread.errors import Code, ConflictError, NotFoundError
@@ -27,6 +28,7 @@ from wetread.errors import Code, ConflictError, NotFoundError
 LEASE = timedelta(seconds=30)
 PATIENCE_S = 600.0  # a job that takes longer hangs: its lease is not renewed any more
 BROKEN = "the analysis broke off"
+READ_ONLY = ""  # the model of a job that only checks whether an image can be read, when no model is served
 _LONGEST_WAIT = timedelta(hours=1)  # no wait for another try is longer; if it seems so, the clock was set back
 
 
@@ -182,6 +184,15 @@ class Gate:
             else:
                 self._inside -= 1
             self._changed.notify_all()
+
+
+def enqueue(connection: Connection, image: str, models: Sequence[str], floor: Priority, now: datetime) -> None:
+    """Queue the analyses of an image, by all models or by those that never saw it."""
+    jobs = store.job
+    there = set(connection.execute(sa.select(jobs.c.model).where(jobs.c.instance == image)).scalars())
+    if missing := [model for model in models if model not in there]:
+        row = {"instance": image, "floor": ORDER[floor], "state": "queued", "tries": 0, "due_at": now}
+        connection.execute(jobs.insert(), [row | {"model": model} for model in missing])
 
 
 def aside(connection: Connection, site: str, limit: int = 100) -> Sequence[Any]:

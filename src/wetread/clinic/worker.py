@@ -25,8 +25,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from wetread.clinic import completion, merging, store, triage
 from wetread.clinic.archive import Archive
-from wetread.clinic.intake import READ_ONLY
-from wetread.clinic.jobs import BROKEN, LEASE, Gate, Job, Queue
+from wetread.clinic.jobs import BROKEN, LEASE, READ_ONLY, Gate, Job, Queue
 from wetread.clinic.merging import Merging
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
