@@ -45,6 +45,23 @@ def test_good_files_go_to_done_and_others_to_failed(watch: Watch, ward: Ward) ->
     assert worklist.page(ward.database, SITE).counts.unread == 4  # the note is shown, not analysed
 
 
+def broken(method: int) -> bytes:
+    """Return a zip archive whose one member cannot be unpacked."""
+    whole = bytearray(archive({"a.png": png(8)}, method))
+    start = whole.index(b"a.png") + 5 + 4  # what the methods begin with stays
+    whole[start : start + 40] = b"\xff" * 40
+    return bytes(whole)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_a_broken_archive_holds_up_nobody(watch: Watch, ward: Ward, method: int) -> None:
+    (watch.incoming / "a.zip").write_bytes(broken(method))
+    (watch.incoming / "b.png").write_bytes(png(1))
+    watch.look()
+    assert watch.look() == 2
+    assert (names(watch.failed), names(watch.done)) == (["a.zip"], ["b.png"])
+
+
 def test_a_file_that_still_grows_waits(watch: Watch, ward: Ward) -> None:
     path = watch.incoming / "a.png"
     content = png(1)

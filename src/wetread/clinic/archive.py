@@ -146,13 +146,15 @@ class Archive:
             When the stream is longer than `limit`.
         FullError
             When the disk is full, has only its reserve left, or cannot be written. Nothing is left behind.
+        ClinicError
+            When the stream itself cannot be read.
         """
         digest, size, head = hashlib.sha256(), 0, b""
         temporary = None
         try:
             handle, temporary = tempfile.mkstemp(dir=self._incoming)
             with os.fdopen(handle, "wb") as target:
-                while piece := source.read(CHUNK):
+                while piece := _read(source):
                     if self.free() < len(piece):
                         raise self._full("the disk has only its reserve left (setting disk_reserve)")
                     head = head or piece[:4096]
@@ -216,6 +218,14 @@ def open_archive(data: Path, settings: Settings) -> Archive:
         cache_bytes=settings.archive_cache_bytes,
         reserve=settings.disk_reserve,
     )
+
+
+def _read(source: BinaryIO) -> bytes:
+    """Read a piece; that a source is broken is no fault of the archive's disk."""
+    try:
+        return source.read(CHUNK)
+    except OSError as error:
+        raise ClinicError(f"file cannot be read ({error.strerror or error}); make it again and send it") from None
 
 
 def room(folder: Path, reserve: float) -> float:

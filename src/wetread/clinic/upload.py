@@ -7,6 +7,7 @@ within archives are not opened.
 
 from __future__ import annotations
 
+import lzma
 import struct
 import zipfile
 import zlib
@@ -23,6 +24,9 @@ from wetread.errors import ClinicError
 
 MAX_RATIO = 200  # radiographs compress two- to threefold; beyond this, above MAX_EASY bytes, it is a bomb
 MAX_EASY = 64 * 2**20
+_UNPACKING = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
 _JUNK = frozenset({"DICOMDIR", ".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
@@ -92,8 +96,10 @@ def _one(into: Callable[[BinaryIO, str], Received], receipt: Receipt, name: str,
         receipt.received.append(into(file, name))
     except ClinicError as error:
         _refuse(receipt, name, error)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _UNPACKING as error:
         _refuse(receipt, name, ClinicError(f"cannot be unpacked ({error}); make the archive again"))
+    except OSError as error:
+        _refuse(receipt, name, ClinicError(f"cannot be taken in ({error.strerror or error}); send it again"))
 
 
 def _refuse(receipt: Receipt, name: str, error: ClinicError) -> None:
