@@ -56,6 +56,20 @@ class TestMessages:
         assert worklist.row(ward.database, SITE, other).patient_name == "Ro, J"
         assert adt.answer(hand, A08, SITE).text == "0 studies changed"
 
+    @pytest.mark.parametrize("born", ["1960", "196002", "19600230", "1960022", "19600x29", "never", "０１９６０２２９"])
+    def test_a_birth_date_without_a_day_is_left_out(self, ward: Ward, hand: Corrections, born: str) -> None:
+        key = ward.take(dicom(0, PatientBirthDate="19590101")).study
+        for message in (A08.replace("19600229", born), A40.replace("Roe^Jane", f"Roe^Jane||{born}")):
+            assert acknowledged(adt.answer(hand, message, SITE))[0] == "AA"
+        found = worklist.study(ward.database, SITE, key)
+        assert (found.row.patient_id, found.row.patient_name) == ("NEW", "Roe, Jane")
+        assert found.birth_date == "1959-01-01"
+
+    def test_a_birth_date_may_have_a_time(self, ward: Ward, hand: Corrections) -> None:
+        key = ward.take(dicom(0)).study
+        adt.answer(hand, A08.replace("19600229", "196002291230"), SITE)
+        assert worklist.study(ward.database, SITE, key).birth_date == "1960-02-29"
+
     def test_a40_merges_what_is_here_and_what_still_comes(self, ward: Ward, hand: Corrections) -> None:
         key = ward.take(dicom(0)).study
         assert acknowledged(adt.answer(hand, A40, SITE)) == ("AA", "43")
@@ -104,7 +118,6 @@ class TestMessages:
             (A08.replace("ADT^A08^ADT_A01", "ORU^R01"), "AR"),
             (A08.replace("^A08^ADT_A01", "^A03"), "AR"),
             (A08.replace("P0^^^HOSP~999^^^NATIONAL", ""), "AE"),
-            (A08.replace("19600229", "never"), "AE"),
             (A40.replace("MRG|P0^^^HOSP\r", ""), "AE"),
             (A40.replace("P0^^^HOSP", ""), "AE"),
         ],

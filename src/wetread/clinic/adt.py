@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import hl7
@@ -102,11 +104,22 @@ def _patient(message: Any) -> dict[str, str | None]:
     said: dict[str, str | None] = {}
     if name:
         said["patient_name"] = "" if name == '""' else name
-    if born:
-        said["birth_date"] = None if born == '""' else f"{born[:4]}-{born[4:6]}-{born[6:8]}"
+    if born == '""':
+        said["birth_date"] = None
+    elif day := _day(born):
+        said["birth_date"] = day
     if sex in ("M", "F", "O", '""'):
         said["sex"] = None if sex == '""' else sex
     return said
+
+
+def _day(text: str) -> str | None:
+    """Return the day of an HL7 time as YYYY-MM-DD; None for one that says only a year or month, or is none."""
+    if not re.match("[0-9]{8}", text):
+        return None
+    with suppress(ValueError):
+        return datetime.strptime(text[:8], "%Y%m%d").date().isoformat()
+    return None
 
 
 def _identifiers(message: Any, segment: str, field: int, authority: str) -> list[str]:
