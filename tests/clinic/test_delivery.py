@@ -7,6 +7,7 @@ import hmac
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from ward import SITE, Ward, dicom, png
 
 from wetread.clinic import delivery, reviews, store
+from wetread.clinic.corrections import Corrections
 from wetread.clinic.delivery import Delivery, Outbox
 from wetread.config import Settings
 from wetread.errors import ConfigError, ConflictError, NotFoundError
@@ -208,7 +210,7 @@ def test_a_delivery_and_its_cause_are_one_transaction(ward: Ward) -> None:
 
 
 @pytest.mark.parametrize("answer", ["AE", "AR", "close", "garbage"])
-def test_an_hl7_receiver_must_say_yes(ward: Ward, answer: str) -> None:
+def test_an_hl7_receiver_must_say_yes(ward: Ward, answer: str, caplog: pytest.LogCaptureFixture) -> None:
     with receivers.mllp(answer, "AA") as receiver:
         box = outbox(ward, outputs_hl7=[f"mllp://127.0.0.1:{receiver.port}"])
         ward.take(dicom(1), "edema.dcm")
@@ -220,6 +222,11 @@ def test_an_hl7_receiver_must_say_yes(ward: Ward, answer: str) -> None:
         assert row.error is not None
         if answer in ("AE", "AR"):
             assert f"answered {answer} (Patient unknown)" in row.error
+            with ward.database.read() as connection:  # it may quote a patient: for operators alone
+                said = connection.execute(sa.select(store.event.c.kind, store.event.c.payload)).all()
+            [failed] = [event.payload for event in said if event.kind == "delivery.failed"]
+            assert (failed["kind"], failed["try"]) == ("hl7", 1)
+            assert "Patient unknown" not in f"{failed} {caplog.text}"
         drain(box)
         assert rows(ward)[0].state == "sent"
         assert receiver.got[0] == receiver.got[1]  # a retry repeats the message, control id and all
@@ -239,6 +246,31 @@ def test_a_killed_sender_leaves_its_lease_to_the_next(ward: Ward) -> None:
             connection.execute(store.delivery.update().values(lease_until=store.now()))
         assert drain(other) == 1
         assert rows(ward)[0].state == "sent"
+
+
+def test_a_clock_that_was_ahead_holds_nothing(ward: Ward) -> None:
+    with hook(ward, OK) as (box, _):
+        ward.take(dicom(1), "pneumothorax.dcm")
+        ward.work()
+        with ward.database.write() as connection:
+            far = store.now() + timedelta(days=300)
+            connection.execute(store.delivery.update().values(due_at=far, lease_until=far))
+        assert drain(box) == 1
+        assert rows(ward)[0].state == "sent"
+
+
+def test_what_a_merged_study_owes_goes_with_it(ward: Ward) -> None:
+    with hook(ward, DOWN, OK) as (box, receiver):
+        source = ward.take(dicom(1, PatientID="P0"), "pneumothorax.dcm").study
+        target = ward.take(dicom(0), "nothing.dcm").study
+        ward.work()
+        assert box.step(box.destinations[0])
+        hand = Corrections(ward.database, lambda connection, site: ward.ranking, lambda: list(ward.models))
+        hand.merge(SITE, source, target, "one visit", "admin")
+        assert delivery.undelivered(ward.database, SITE) == 1
+        drain(box)
+        assert [(row.study, row.state) for row in rows(ward)] == [(target, "sent")]
+        assert json.loads(receiver.got[-1].body)["study"] == target
 
 
 def test_a_destination_that_was_removed_gives_up_what_waits(ward: Ward) -> None:

@@ -282,6 +282,14 @@ def merge(connection: Connection, source: Row[Any], target: Row[Any], actor: str
         )
         .values(study=target.id)
     )
+    owed, other = store.delivery, store.delivery.alias()
+    same = sa.and_(*(other.c[name] == owed.c[name] for name in ("kind", "destination", "cause")))
+    twin = sa.select(other.c.id).where(other.c.study == target.id, same).exists()
+    connection.execute(  # what is still to be told is told of the study that says it now
+        owed.update()
+        .where(owed.c.study == source.id, owed.c.state.not_in(("sent", "nothing")), ~twin)
+        .values(study=target.id)
+    )
     connection.execute(store.claim.delete().where(store.claim.c.study == source.id))
     connection.execute(
         studies.update().where(studies.c.merged_into == source.id).values(merged_into=target.id)

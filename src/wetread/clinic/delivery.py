@@ -168,8 +168,10 @@ class Outbox:
                 sa.text("state IN ('queued', 'failed')"),
                 table.c.kind == to.kind,
                 table.c.destination == to.name,
-                table.c.due_at <= now,
-                sa.or_(table.c.lease_until.is_(None), table.c.lease_until <= now),
+                sa.or_(table.c.due_at <= now, table.c.due_at > now + LONGEST),  # the clock was set back
+                sa.or_(
+                    table.c.lease_until.is_(None), table.c.lease_until <= now, table.c.lease_until > now + 2 * LEASE
+                ),
             )
             .order_by(table.c.due_at, table.c.id)
             .limit(1)
@@ -218,7 +220,7 @@ class Outbox:
                 .where(table.c.id == row["id"])
                 .values(state=state, error=error, sent_at=sent, lease_until=None)
             )
-            site = self._tell(connection, row, f"delivery.{state}", error)
+            site = self._tell(connection, row, f"delivery.{state}", error and "nothing to send")
             if state == "sent":  # what left the house, and to whom
                 detail = {"kind": row["kind"], "destination": row["destination"]}
                 audit.record(connection, site, "outputs", "output.sent", row["study"], detail)
@@ -236,15 +238,17 @@ class Outbox:
                 .values(state=state, error=error[:500], due_at=store.now() + wait, lease_until=None)
             )
             if tries == 1 or state == "given_up":
-                self._tell(connection, row, "delivery.failed", error[:500])
-        log.warning("delivery %s: %s, try %d: %s", row["id"], row["kind"], tries, error)
+                self._tell(connection, row, "delivery.failed", "not delivered; the reason is with the delivery")
+        # What a receiver says may quote a patient: it stays in the row, which operators see.
+        log.warning("delivery %s: %s to %s, try %d: not delivered", row["id"], row["kind"], row["destination"], tries)
         self.observe(row["kind"], state)
 
     def _tell(self, connection: Connection, row: Mapping[str, Any], kind: str, error: str | None) -> str:
         site: str = connection.execute(
             sa.select(store.study.c.site).where(store.study.c.id == row["study"])
         ).scalar_one()
-        payload = {"delivery": row["id"], "kind": row["kind"], "destination": row["destination"], "error": error}
+        payload = {"delivery": row["id"], "kind": row["kind"], "destination": row["destination"]}
+        payload |= {"try": row["tries"], "error": error}
         store.emit(connection, kind, site, row["study"], payload)
         return site
 
