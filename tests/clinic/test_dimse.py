@@ -6,6 +6,7 @@ import socket
 import struct
 import tracemalloc
 import zlib
+from contextlib import suppress
 from io import BytesIO
 
 import pydicom
@@ -306,6 +307,45 @@ def test_a_port_that_is_taken_is_one_line(ward):
         listener = Listener(ward.intake, Settings(dicom_host="127.0.0.1", dicom_port=taken.getsockname()[1]))
         with pytest.raises(ConfigError, match="dicom_port"):
             listener.bind()
+
+
+def command(**elements):
+    """Return an encoded C-STORE-RQ with these elements."""
+    from pydicom.uid import ImplicitVRLittleEndian
+    from pynetdicom.dsutils import encode
+
+    request = pydicom.Dataset()
+    request.CommandField, request.MessageID, request.Priority, request.CommandDataSetType = 1, 1, 0, 0
+    request.update(elements)
+    encoded = encode(request, ImplicitVRLittleEndian.is_implicit_VR, ImplicitVRLittleEndian.is_little_endian)
+    return struct.pack("<HHLL", 0, 0, 4, len(encoded)) + encoded
+
+
+KNOWN = {"AffectedSOPClassUID": SecondaryCaptureImageStorage, "AffectedSOPInstanceUID": "1.2.3"}
+
+
+@pytest.mark.parametrize(
+    ("context", "control", "first"),
+    [
+        (99, 2, command(**KNOWN)),  # a context that was never agreed on
+        (1, 2, command()),  # no SOP class, no instance
+        (1, 1, b""),  # a command set without end
+    ],
+)
+def test_a_message_that_nothing_limits_is_aborted(ward, listener, context, control, first):
+    def pdv(control, data):
+        return struct.pack(">BBLLBB", 4, 0, len(data) + 6, len(data) + 2, context, control) + data
+
+    with peers.association(listener.us, [build_context(SecondaryCaptureImageStorage)], US) as link:
+        connection = link.dul.socket.socket
+        if first:
+            connection.sendall(pdv(3, first))
+        piece = pdv(control & 1, bytes(8000))
+        with suppress(OSError):
+            for _ in range(200):  # 1.6 MB, more than `max_bytes`
+                connection.sendall(piece)
+        wait(lambda: link.is_aborted, "the association is aborted")
+    assert send(listener, dataset(1))[0].status == 0
 
 
 def conversation(listener, data):

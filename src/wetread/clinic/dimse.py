@@ -57,6 +57,7 @@ REJECTIONS: Mapping[tuple[int, int, int], str] = {
 }
 _STORAGE_SERVICE = UID("1.2.840.10008.4.2")
 _ASSOCIATE_BYTES = 2**20  # largest A-ASSOCIATE-RQ; 128 presentation contexts need about 100 KiB
+_COMMAND_BYTES = 2**16  # largest command set; one has a few hundred
 _CONNECTIONS = 8  # connections for each allowed association, before even the refusal is refused
 
 
@@ -225,9 +226,21 @@ class Listener:
         return items
 
     def _arriving(self, event: Event) -> None:
+        """Abort the association of a message that cannot be kept from filling the memory."""
+        try:
+            self._place(event)
+        except Exception as error:  # pynetdicom would go on receiving
+            log.warning("DICOM: a message that makes no sense was ended: %s", type(error).__name__)
+            event.assoc.abort()
+
+    def _place(self, event: Event) -> None:
         """Give a message under way a place for its data set that cannot fill the memory."""
         message = event.assoc.dimse.message
-        if message is None or type(message.data_set) is not BytesIO:
+        if message is None:
+            return
+        if message.encoded_command_set.tell() > _COMMAND_BYTES:
+            raise ValueError("command set too large")
+        if type(message.data_set) is not BytesIO:
             return
         if isinstance(message, C_STORE_RQ):
             said = message.command_set
