@@ -125,6 +125,10 @@ def test_a_report_waits_longer_each_time_and_is_given_up_in_the_open(ward):
         waits.append(row.due_at - store.now())
         make_due(ward)
     assert waits[0] < waits[1] < waits[2]
+    with ward.database.write() as connection:  # by a clock that was ahead
+        connection.execute(store.commitment.update().values(due_at=store.now() + timedelta(days=300)))
+    tries.step()
+    assert rows(ward)[0].due_at < store.now() + timedelta(hours=2)
     make_due(ward, created_at=store.now() - commitment.GIVE_UP - timedelta(hours=1))
     assert tries.step() == 0
     assert rows(ward)[0].state == "failed"

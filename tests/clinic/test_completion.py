@@ -17,7 +17,7 @@ LATER = timedelta(seconds=61)
 
 def sweep(ward: Ward, now: datetime | None = None) -> list[str]:
     now = now or store.now() + LATER
-    return completion.sweep(ward.database, list(ward.models), lambda connection, site: ward.ranking, now)
+    return completion.sweep(ward.database, list(ward.models), lambda connection, site: ward.ranking, now, LATER)
 
 
 def completed(ward: Ward, key: str) -> list[dict]:
@@ -33,6 +33,14 @@ def test_it_is_said_once_and_only_when_nothing_came_for_a_while(ward: Ward) -> N
     assert sweep(ward) == [key]
     assert sweep(ward) == []
     assert [said["images"] for said in completed(ward, key)] == [1]
+
+
+def test_a_clock_that_was_ahead_holds_nothing(ward: Ward) -> None:
+    key = ward.take(png(0), "edema.png").study
+    ward.work()
+    with ward.database.write() as connection:
+        connection.execute(store.study.update().values(complete_at=store.now() + timedelta(days=300)))
+    assert sweep(ward, store.now()) == [key]
 
 
 def test_it_waits_for_the_analysis(ward: Ward) -> None:

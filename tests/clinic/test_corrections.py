@@ -556,7 +556,10 @@ def test_corrections_and_completion_on_postgresql(postgresql: str, tmp_path: Pat
         adt.answer(hand, "MSH|^~\\&|||||||ADT^A40|1|P|2.5\rPID|1||new||Doe^John\rMRG|right\r", SITE)
         assert study(ward, right).row.patient_id == "new"
         later = store.now() + timedelta(minutes=2)
-        said = [completion.sweep(ward.database, list(ward.models), lambda *_: ward.ranking, later) for _ in range(2)]
+        said = [
+            completion.sweep(ward.database, list(ward.models), lambda *_: ward.ranking, later, timedelta(minutes=1))
+            for _ in range(2)
+        ]
         assert said == [[right], []]
         assert ward.take(dicom(6, StudyInstanceUID="1.2.1.1", PatientID="wrong")).study == right
         assert audit.verify(ward.database) is None

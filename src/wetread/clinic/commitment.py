@@ -126,7 +126,10 @@ class Commitments:
         with self.database.read() as connection:
             due = connection.execute(
                 sa.select(table)
-                .where(table.c.state == "pending", table.c.due_at <= now)
+                .where(
+                    table.c.state == "pending",
+                    sa.or_(table.c.due_at <= now, table.c.due_at > now + _LONGEST_WAIT),  # the clock was set back
+                )
                 .order_by(table.c.due_at)
                 .limit(20)
             ).all()

@@ -8,7 +8,7 @@ once for each set of images. A later image makes another set.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +19,7 @@ from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 
 _AT_ONCE = 100  # studies of one sweep
+_APART = timedelta(minutes=1)  # between the clocks of two processes, at most
 
 
 def renew(connection: Connection, study: str, models: Collection[str], now: datetime) -> int:
@@ -51,7 +52,11 @@ def renew(connection: Connection, study: str, models: Collection[str], now: date
 
 
 def sweep(
-    database: Store, models: Collection[str], policy: Callable[[Connection, str], Policy], now: datetime
+    database: Store,
+    models: Collection[str],
+    policy: Callable[[Connection, str], Policy],
+    now: datetime,
+    complete_after: timedelta,
 ) -> list[str]:
     """Complete the studies for which it is time; return those of which it was said.
 
@@ -63,14 +68,17 @@ def sweep(
     policy : callable
         Takes a connection and a site, gives the ranking policy in force.
     now : datetime
+    complete_after : timedelta
+        How long a study waits after its last image; one that seems to wait much longer is due: the clock was set back.
     """
+    latest = now + complete_after + _APART
     with database.read() as connection:
-        due = list(connection.execute(_due(now).limit(_AT_ONCE)).scalars())
+        due = list(connection.execute(_due(now, latest).limit(_AT_ONCE)).scalars())
     said = []
     for study in due:
         with database.write() as connection:
             # Another process may have been first, and a new image may have come in between.
-            if connection.execute(_due(now).where(store.study.c.id == study)).first() is None:
+            if connection.execute(_due(now, latest).where(store.study.c.id == study)).first() is None:
                 continue
             if renew(connection, study, models, now):
                 continue
@@ -79,7 +87,7 @@ def sweep(
     return said
 
 
-def _due(now: datetime) -> sa.Select[Any]:
+def _due(now: datetime, latest: datetime) -> sa.Select[Any]:
     """Return the query for studies that are quiet for long enough and have nothing waiting."""
     table, images, jobs = store.study.c, store.instance.c, store.job.c
     waiting = (
@@ -87,7 +95,7 @@ def _due(now: datetime) -> sa.Select[Any]:
         .join(store.instance, images.id == jobs.instance)
         .where(images.study == table.id, images.state == "stored", jobs.state != "done")
     )
-    quiet = sa.and_(table.complete_at.is_not(None), table.complete_at <= now)
+    quiet = sa.and_(table.complete_at.is_not(None), sa.or_(table.complete_at <= now, table.complete_at > latest))
     return sa.select(table.id).where(quiet, ~waiting.exists()).order_by(table.complete_at)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -338,7 +339,8 @@ class Clinic:
                 triage.sweep(connection, self.rule, store.now())
 
     def _complete(self) -> None:
-        completion.sweep(self.database, list(self.models), self.policy, store.now())
+        wait = timedelta(seconds=self.settings.complete_after_s)
+        completion.sweep(self.database, list(self.models), self.policy, store.now(), wait)
 
     def _rerank_all(self) -> None:
         try:
