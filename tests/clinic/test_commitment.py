@@ -13,8 +13,10 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from ward import dicom
 
 from wetread.clinic import commitment, peers, store
+from wetread.clinic.archive import ArchiveError
 from wetread.clinic.commitment import Commitments
 from wetread.clinic.peers import Caller, Peer
+from wetread.errors import ReadError
 
 CLASS = str(dataset(0).SOPClassUID)
 
@@ -111,6 +113,34 @@ def test_each_instance_is_judged_by_itself(ward):
         commitment.CLASS_CONFLICT,
     ]
     assert judge.verify("north", wanted[:1]) == [(wanted[0], commitment.NO_SUCH_INSTANCE)]
+
+
+def test_a_changed_object_is_not_committed(ward, monkeypatch):
+    ward.take(dicom(0))
+
+    def changed(sha256):
+        raise ReadError("archive s3://bucket: came back with other bytes")
+
+    monkeypatch.setattr(ward.archive, "path", changed)
+    judge = Commitments(ward.database, ward.archive, lambda ae, site: None, Caller())
+    assert judge.verify("default", [(CLASS, "1.2.1.3")]) == [((CLASS, "1.2.1.3"), commitment.PROCESSING_FAILURE)]
+
+
+def test_an_archive_that_cannot_be_reached_is_tried_again_and_given_up_in_the_open(ward, monkeypatch):
+    ward.take(dicom(0))
+
+    def unreachable(sha256):
+        raise ArchiveError("archive s3://bucket: no answer")
+
+    monkeypatch.setattr(ward.archive, "path", unreachable)
+    tries = Commitments(ward.database, ward.archive, lambda ae, site: None, Caller())
+    tries.add("PACS", "default", "1.2.3", [(CLASS, "1.2.1.3")])
+    assert tries.step() == 0
+    [row] = rows(ward)
+    assert (row.state, "no answer" in row.error) == ("pending", True)
+    make_due(ward, created_at=store.now() - commitment.GIVE_UP - timedelta(hours=1))
+    assert tries.step() == 0
+    assert rows(ward)[0].state == "failed"
 
 
 def test_a_report_waits_longer_each_time_and_is_given_up_in_the_open(ward):

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from ward import FINDINGS, SITE, NameReader, Ward, dicom, png
 
 from wetread.clinic import jobs, store, triage, worker, worklist
+from wetread.clinic.archive import Archive
 from wetread.clinic.jobs import Gate, Queue
 from wetread.clinic.triage import Policy
 from wetread.clinic.worker import TRIES, Worker
@@ -405,3 +406,16 @@ def test_set_aside_shows_why_and_can_be_tried_again(ward: Ward) -> None:
     assert len({(row.study, row.images, row.model) for row in rows(ward, store.study_result)}) == len(
         rows(ward, store.study_result)
     )
+
+
+def test_a_file_whose_bytes_changed_is_refused_with_a_code(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ward.take(png(), "edema.png").study
+    bucket = pytest.importorskip("wetread.clinic.bucket", reason="needs s3fs, of the extra s3")
+    archive = bucket.Bucket.__new__(bucket.Bucket)  # without S3: only what comes from it is of concern
+    Archive.__init__(archive, ward.archive.root.parent / "cache")
+    archive.bucket, archive.prefix, archive._s3 = "b", "", archive
+    archive.get_file = lambda key, target: Path(target).write_bytes(b"other")
+    monkeypatch.setattr(ward.worker, "archive", archive)
+    assert ward.work() == 1
+    found = study(ward, key)
+    assert (found.row.status, found.row.code) == ("not_analysed", "UNREADABLE")

@@ -23,13 +23,17 @@ import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
 
 from wetread.clinic.archive import CHUNK, Archive, ArchiveError
-from wetread.errors import ClinicError, ConfigError
+from wetread.errors import ClinicError, ConfigError, ReadError
 
 log = logging.getLogger(__name__)
 
 IN_USE_S = 600.0  # a copy that was asked for since is never removed: somebody may be reading it
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/*")
 _TROUBLE = (BotoCoreError, ClientError, ConnectionError, TimeoutError)
+
+
+class ChangedError(ReadError, ClinicError):
+    """An object has other bytes than its name says: as a file it cannot be read, and trying again does not help."""
 
 
 class Bucket(Archive):
@@ -84,7 +88,9 @@ class Bucket(Archive):
         Raises
         ------
         ArchiveError
-            When S3 does not answer, or sends other bytes.
+            When S3 does not answer.
+        ChangedError
+            When it sends other bytes.
         """
         copy = super().path(sha256)
         try:
@@ -174,7 +180,7 @@ class Bucket(Archive):
             self._s3.get_file(self._key(sha256), temporary)
             with Path(temporary).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise ArchiveError(f"archive s3://{self.bucket}: {sha256} came back with other bytes; restore it")
+                    raise ChangedError(f"archive s3://{self.bucket}: {sha256} came back with other bytes; restore it")
             Path(temporary).replace(target)
         except FileNotFoundError:
             return  # as in a folder: whether it is there, reading shows

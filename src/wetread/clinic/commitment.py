@@ -32,6 +32,7 @@ from wetread.clinic import audit, identity, peers, store
 from wetread.clinic.archive import CHUNK, Archive
 from wetread.clinic.peers import Caller, Peer, PeerError
 from wetread.clinic.store import Store
+from wetread.errors import ClinicError, ReadError
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class Commitments:
             with self.archive.path(row.sha256).open("rb") as file:
                 while piece := file.read(CHUNK):
                     digest.update(piece)
-        except OSError:
+        except (OSError, ReadError):
             return PROCESSING_FAILURE
         whole = self.archive.size(row.sha256) == row.bytes and digest.hexdigest() == row.sha256
         return 0 if whole else PROCESSING_FAILURE
@@ -178,9 +179,13 @@ class Commitments:
         if not mine:
             return False  # another process does it
         items = [(kind, uid) for kind, uid in row.items]
-        verdicts = self.verify(row.site, items)
-        failed = sum(1 for _, reason in verdicts if reason)
-        error = self._deliver(row, _information(row.transaction, verdicts), 2 if failed else 1)
+        failed = 0
+        try:
+            verdicts = self.verify(row.site, items)
+            failed = sum(1 for _, reason in verdicts if reason)
+            error = self._deliver(row, _information(row.transaction, verdicts), 2 if failed else 1)
+        except ClinicError as unreachable:  # the archive in S3: nothing is known of the instances
+            error = identity.clean(str(unreachable))
         with self.database.write() as connection:
             values: dict[str, Any] = {"state": "done", "error": None}
             if error and now - row.created_at < GIVE_UP:

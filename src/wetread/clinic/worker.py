@@ -209,8 +209,8 @@ class Worker:
             return {}
         frontal, lateral = merging.pair(views)
         if frontal and lateral and job.image in (frontal.image, lateral.image):
-            files = [self.archive.path(view.sha256) for view in (frontal, lateral)]
             try:
+                files = [self.archive.path(view.sha256) for view in (frontal, lateral)]
                 both = cast(PairModel, model).analyse_pair(*files)
                 return {v.image: (basis, one) for v, one in zip((frontal, lateral), both, strict=True)}
             except ReadError as error:  # of either; this one alone then says so, or does without the other
