@@ -10,7 +10,7 @@ pytestmark = pytest.mark.train
 
 from wetread.errors import ConfigError  # noqa: E402
 from wetread.findings import CHEXPERT  # noqa: E402
-from wetread.train.batches import draw_balanced, targets  # noqa: E402
+from wetread.train.batches import Batches, draw_balanced, drawn_before, targets  # noqa: E402
 from wetread.train.recipe import LabelsRecipe, Recipe, check  # noqa: E402
 
 F = CHEXPERT.findings.index
@@ -109,3 +109,24 @@ def test_balanced_draws_show_exclusive_classes_alike():
 def test_where_nothing_has_both_kinds_draws_are_plain():
     rows = draw_balanced(np.ones((5, 2), np.float32), 12, np.random.default_rng(0))
     assert sorted(set(rows)) == [0, 1, 2, 3, 4]
+
+
+@given(st.lists(st.integers(0, 5), max_size=20))
+def test_how_often_an_image_was_drawn_before_is_counted(order):
+    expected = [order[:place].count(image) for place, image in enumerate(order)]
+    assert drawn_before(np.array(order, np.int64)).tolist() == expected
+
+
+def test_an_image_that_is_drawn_again_is_changed_otherwise():
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 16, 16), dtype=np.uint8)
+    wanted = np.zeros((100, len(CHEXPERT.findings)), np.float32)
+    wanted[:4, 3] = 1  # rare: each of the four is drawn many times
+    recipe = Recipe.model_validate({"name": "here", "augment": {"noise": 1.0}, "optimise": {"batch": 10}})
+    shown = [
+        image.tobytes()
+        for batch in Batches(pixels, np.arange(100), wanted, recipe, balanced=True).epoch(0)
+        for image, labels in zip(batch.pixels.numpy(), batch.wanted.numpy(), strict=True)
+        if labels[3]
+    ]
+    assert len(shown) > 12
+    assert len(set(shown)) == len(shown)

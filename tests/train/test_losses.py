@@ -114,6 +114,14 @@ def test_focal_with_gamma_0_is_cross_entropy_and_else_the_formula():
     torch.testing.assert_close(focal_loss(logits, wanted, 2.0), expected)
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0, 2.0])
+def test_focal_has_a_slope_where_the_model_is_sure(gamma, exclusive):
+    logits = torch.tensor([[200.0, -200.0], [20.0, -20.0]], requires_grad=True)
+    focal_loss(logits, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), gamma, exclusive=exclusive).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
 def test_exclusive_focal_with_gamma_0_is_cross_entropy():
     logits, _ = _batch()
     wanted = functional.one_hot(torch.arange(40) % 3, 3).double()

@@ -129,8 +129,8 @@ class Batch(NamedTuple):
 class Batches:
     """Augmented training batches of one epoch, made ahead by threads.
 
-    The order depends on (seed, epoch) and each image's changes on (seed, epoch, row) alone: not on the number of
-    threads, of processes, or of the parts into which a step is split.
+    The order depends on (seed, epoch), and each image's changes on (seed, epoch, row, how often it was drawn before)
+    alone: not on the number of threads, of processes, or of the parts into which a step is split.
 
     Attributes
     ----------
@@ -177,10 +177,13 @@ class Batches:
         else:
             order = np.resize(rng.permutation(len(self.rows)), drawn)
 
-        def make(part: NDArray[np.int64]) -> Batch:
-            images, covers = [], []
-            for i in part:
-                rng = np.random.default_rng([seed, epoch, i])
+        before = drawn_before(order)
+
+        def make(places: NDArray[np.int64]) -> Batch:
+            images, covers, part = [], [], order[places]
+            for i, nth in zip(part, before[places], strict=True):
+                # An image that is drawn again is changed otherwise, or rare findings would come as copies.
+                rng = np.random.default_rng([seed, epoch, i, nth] if nth else [seed, epoch, i])
                 if self.masks is None:
                     images.append(augment(np.asarray(self.pixels[self.rows[i]]), self.recipe.augment, rng))
                     continue
@@ -192,16 +195,16 @@ class Batches:
             wanted = torch.from_numpy(self.wanted[self.rows[part]])
             return Batch(torch.from_numpy(np.stack(images)[:, None]), wanted, cover)
 
-        def share(part: NDArray[np.int64]) -> Batch:
+        def share(places: NDArray[np.int64]) -> Batch:
             # Fewer images than processes in the last step: one that teaches nothing, to keep step with the others.
-            batch = make(part) if len(part) else make(order[:1]).silent()
+            batch = make(places) if len(places) else make(np.zeros(1, np.int64)).silent()
             return batch.pinned() if self.pin else batch
 
         with ThreadPoolExecutor(self.recipe.loaders, thread_name_prefix="loader") as pool:
             waiting: deque[Future[Batch]] = deque()
             try:
                 for start in range(0, drawn, size):
-                    shares = np.array_split(order[start : start + size], self.size * parts)
+                    shares = np.array_split(np.arange(start, min(start + size, drawn)), self.size * parts)
                     for part in shares[self.rank * parts : (self.rank + 1) * parts]:
                         waiting.append(pool.submit(share, part))
                         if len(waiting) > 2 * self.recipe.loaders:
@@ -259,3 +262,13 @@ def mixed(x: Tensor, y: Tensor, alpha: float, rng: np.random.Generator) -> tuple
     other = torch.from_numpy(rng.permutation(len(x)))
     pixels = (x.float() * share + x[other].float() * (1 - share)).round().to(torch.uint8)
     return pixels, y * share + y[other] * (1 - share)
+
+
+def drawn_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each place of an order, int64 [N], how often its image stands at an earlier place."""
+    sorted_places = np.argsort(order, kind="stable")
+    ranked = order[sorted_places]
+    first = np.searchsorted(ranked, ranked)  # where each image's run begins
+    result = np.empty(len(order), np.int64)
+    result[sorted_places] = np.arange(len(order)) - first
+    return result

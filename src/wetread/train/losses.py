@@ -107,10 +107,11 @@ def focal_loss(
         there = there.all(1)
         share = wanted * there[:, None] if weight is None else wanted * there[:, None] * weight
         log_p = torch.log_softmax(logits, 1)
-        return -(share * (1 - log_p.exp()) ** gamma * log_p).sum() / share.sum().clamp(min=1e-6)
+        # Bounded below: the slope of a root is infinite at 0, where a confident image stands.
+        return -(share * (1 - log_p.exp()).clamp(min=1e-6) ** gamma * log_p).sum() / share.sum().clamp(min=1e-6)
     yes, no = functional.logsigmoid(logits), functional.logsigmoid(-logits)
-    positive = wanted * no.exp() ** gamma * yes * (1 if weight is None else weight)
-    return _mean(-(positive + (1 - wanted) * yes.exp() ** gamma * no), there)
+    positive = wanted * (gamma * no).exp() * yes * (1 if weight is None else weight)
+    return _mean(-(positive + (1 - wanted) * (gamma * yes).exp() * no), there)
 
 
 def asymmetric_loss(
