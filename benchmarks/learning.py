@@ -2,7 +2,8 @@
 
     wetread phantom noisy 4000 --seed 7 --size 128 --label-noise --valid 0.1 --test 0.25 --laterals 0
     wetread pack phantom noisy data/noisy96 --size 96
-    python -m benchmarks learning data/noisy96 runs/learning --weights mobilenetv2_100.imagenet.safetensors
+    python -m benchmarks learning data/noisy96 runs/learning --weights mobilenetv2_100.imagenet.safetensors \\
+        --epochs 3 --threads 1
 
 Training labels are those of an imitated report labeller: uncertain, not mentioned, wrong. Validation and test hold the
 truth. Each way has the same backbone, images, steps and seeds; it is compared with what it is added to, seed by seed,
