@@ -6,10 +6,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the train extra")
 pytestmark = pytest.mark.train
 
+import tiny_package  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from squares import squares, write_dataset  # noqa: E402
 
-from wetread.errors import ConfigError  # noqa: E402
+from wetread.errors import ConfigError, ModelError  # noqa: E402
 from wetread.findings import NIH, PNEUMONIA, Task  # noqa: E402
 from wetread.infer import runtime  # noqa: E402
 from wetread.train import checkpoint  # noqa: E402
@@ -82,6 +83,11 @@ def test_the_second_stage_of_conditional_training_moves_the_last_layer_alone(dat
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("hierarchy", ["flat", "conditional", "hmlc"])
 def test_a_parent_is_never_less_likely_than_its_child_in_the_package(dataset, tmp_path, hierarchy, precision):
+    if precision == "bf16":
+        try:
+            runtime.load(tiny_package.graph(2), precision="bf16")
+        except ModelError as error:
+            pytest.xfail(str(error))  # nothing that an installation could bring
     train(recipe(network={"hierarchy": hierarchy}, optimise={"epochs": 2}), dataset, tmp_path / "run")
     made, _ = package(tmp_path / "run", dataset, tmp_path / "p", precision=precision, resamples=20)
     pixels = np.concatenate([np.asarray(dataset.pixels), np.random.default_rng(0).integers(0, 256, (100, 32, 32))])

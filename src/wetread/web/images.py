@@ -150,7 +150,7 @@ def get_heatmap(
                     rows=values.shape[0],
                     columns=values.shape[1],
                     values=[float(f"{value:.4g}") for value in values.ravel()],
-                    box=tuple(row.box),
+                    box=list(row.box),
                 )
     raise NotFoundError(f"image {image[:64]}: no heatmap of {finding[:64]!r}")
 
@@ -164,6 +164,7 @@ def get_heatmap_png(
     stored = _find(request, caller, image)
     small = _small(stored.read(), side)
     values = np.asarray(found.values, np.float32).reshape(found.rows, found.columns)
-    drawn = heatmap.overlay(small, heatmap.to_image(values, found.box, (small.shape[0], small.shape[1])))
+    left, top, right, bottom = found.box
+    drawn = heatmap.overlay(small, heatmap.to_image(values, (left, top, right, bottom), small.shape))
     headers = {"Cache-Control": stored.headers["Cache-Control"]}
     return Response(heatmap.png(drawn), media_type="image/png", headers=headers)

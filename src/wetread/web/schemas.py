@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from wetread.clinic import worklist
+
+# Lists, not tuples: what reads the schema does not know `prefixItems` everywhere.
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+Box = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
 class _Out(BaseModel):
@@ -142,7 +146,7 @@ class ImageResultOut(_Out):
     abnormal: float | None
     point: str
     findings: list[dict[str, Any]]
-    box: tuple[float, float, float, float] | None
+    box: Box | None
     at: datetime
 
 
@@ -276,7 +280,7 @@ class ImageInfo(_Out):
     columns: int
     bits: Literal[8, 16]
     view: str | None
-    spacing_mm: tuple[float, float] | None
+    spacing_mm: Pair | None
 
 
 class HeatmapOut(_Out):
@@ -288,7 +292,7 @@ class HeatmapOut(_Out):
     rows: int
     columns: int
     values: list[float]
-    box: tuple[float, float, float, float]
+    box: Box
 
 
 ReviewOut.model_rebuild()
