@@ -36,6 +36,8 @@ from wetread.clinic.store import Store
 from wetread.radiograph import phantom
 
 SITE = "default"
+# DCMTK's: pynetdicom puts a program of the same name into an active virtual environment.
+STORESCU = shutil.which("storescu", path="/usr/bin:/usr/local/bin") or "storescu"
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 
 
@@ -135,7 +137,7 @@ def orthanc(folder: Path) -> Iterator[System]:
 
 def by_store(system: System, folders: list[Path]) -> None:
     """Send folders at once, one association each."""
-    command = ["storescu", "-aec", system.ae, "+sd", "127.0.0.1", str(system.dicom)]
+    command = [STORESCU, "-aec", system.ae, "+sd", "127.0.0.1", str(system.dicom)]
     environment = os.environ | {"TCP_NODELAY": "1"}
     running = [subprocess.Popen([*command, str(folder)], env=environment) for folder in folders]
     if any(process.wait() for process in running):

@@ -150,7 +150,8 @@ def dcmtk(program: str, *arguments: str | Path, **more: Any) -> subprocess.Compl
 
 def dcmtk_path(program: str) -> str:
     """Return where a program of DCMTK is; skips the test where it is not installed."""
-    path = shutil.which(program)
+    # pynetdicom puts programs of the same names into an active virtual environment.
+    path = shutil.which(program, path="/usr/bin:/usr/local/bin:/opt/homebrew/bin") or shutil.which(program)
     if path is None:
         pytest.skip("needs DCMTK: apt-get install -y dcmtk")
     return path
