@@ -1,4 +1,16 @@
 /** What both pages share: requests to our own API, times, and the help on "?". */
+import { list, on } from "./keys";
+
+/** The server said no; `answer` is its problem+json, or null. */
+export class Refusal extends Error {
+  constructor(
+    message: string,
+    readonly status: number,
+    readonly answer: unknown,
+  ) {
+    super(message);
+  }
+}
 
 /** Send JSON or a form to our own API; the session's cookie says who, the token in the page that it was meant. */
 export async function send(url: string, body: object | FormData | null, method = "POST"): Promise<unknown> {
@@ -17,7 +29,7 @@ export async function send(url: string, body: object | FormData | null, method =
     throw new Error("the server cannot be reached; check the network and try again");
   }
   const answer: unknown = await response.json().catch(() => null);
-  if (!response.ok) throw new Error(detail(answer) || `the server answered ${response.status}`);
+  if (!response.ok) throw new Refusal(detail(answer) || `the server answered ${response.status}`, response.status, answer);
   return answer;
 }
 
@@ -46,26 +58,15 @@ export function tick(root: ParentNode = document): void {
   }
 }
 
-/** Whether a key belongs to what has the focus (a field, a button for Enter) and not to the page. */
-export function taken(event: KeyboardEvent): boolean {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return true;
-  if (document.querySelector("dialog[open]")) return true;
-  const target = event.target as HTMLElement;
-  if (target.closest("textarea, select, input:not([type=range]):not([type=checkbox]):not([type=file])")) return true;
-  if (target.matches("input[type=range]")) return event.key.startsWith("Arrow");
-  return (event.key === "Enter" || event.key === " ") && target.closest("button, a, summary, label, input") !== null;
-}
-
 export function start(): void {
   tick();
   setInterval(tick, 10_000);
   const help = document.querySelector<HTMLDialogElement>("dialog#keys");
-  const open = () => help && !help.open && help.showModal();
+  const open = () => {
+    if (!help || help.open) return;
+    list(help.querySelector("dl")!);
+    help.showModal();
+  };
   for (const button of document.querySelectorAll("[data-opens=keys]")) button.addEventListener("click", open);
-  document.addEventListener("keydown", (event) => {
-    if (event.key === "?" && !taken(event)) {
-      event.preventDefault();
-      open();
-    }
-  });
+  on({ help: open });
 }

@@ -1,6 +1,7 @@
 /** The study page: original first, findings by key, heatmap on H, sign on Enter, next on n or Tab. */
 import { Overlay, colour, type HeatMap } from "./heatmap";
-import { send, start, taken } from "./page";
+import { on } from "./keys";
+import { Refusal, send, start } from "./page";
 import { Viewer, fetchFrame, presets } from "./viewer";
 
 type Answer = "agree" | "disagree" | "unsure";
@@ -32,7 +33,19 @@ function press(action: string, on: boolean): void {
   for (const button of all(`[data-action="${action}"]`)) button.setAttribute("aria-pressed", String(on));
 }
 
+/** Images that the reader had before them: those of the page as it was opened, and each that was shown since. */
+const seen = new Set(all<HTMLButtonElement>("[data-image]:enabled").map((button) => button.dataset.image!));
+
 async function show(image: string): Promise<void> {
+  try {
+    await draw(image);
+  } finally {
+    seen.add(image); // also when it cannot be drawn: then the page says so
+  }
+}
+
+async function draw(image: string): Promise<void> {
+  begin();
   if (!viewer) return;
   const failure = find("#failure")!;
   failure.hidden = true;
@@ -49,6 +62,19 @@ async function show(image: string): Promise<void> {
   page.dataset.shown = image;
   preset("original");
   await paint();
+}
+
+/** Start the viewer with the first image: a study may have none until one arrives. */
+function begin(): void {
+  if (viewer) return;
+  try {
+    viewer = Viewer.start(find<HTMLDivElement>("#viewport")!);
+    overlay = new Overlay(viewer, find<HTMLCanvasElement>("#overlay")!);
+    viewer.onRendered(status);
+  } catch (error) {
+    find("#failure")!.textContent = `The viewer cannot start: ${(error as Error).message}`;
+    find("#failure")!.hidden = false;
+  }
 }
 
 function preset(name: keyof ReturnType<typeof presets>): void {
@@ -168,6 +194,7 @@ function review(state: "draft" | "signed"): object {
     model_verdict: verdict || null,
     normal,
     note: find<HTMLTextAreaElement>("#note")?.value ?? "",
+    seen: [...seen],
   };
 }
 
@@ -198,7 +225,7 @@ function add(words: string): void {
 let timer = 0;
 let saving: Promise<void> = Promise.resolve();
 function changed(): void {
-  armed = false;
+  armed = refused = false;
   say("");
   clearTimeout(timer);
   timer = window.setTimeout(save, 600);
@@ -220,6 +247,7 @@ function save(): void {
 
 /** Sign; a reading without a single word of the reader needs a second Enter, so that no stray key signs a study. */
 let armed = false;
+let refused = false; // for an image that arrived unseen; the page says so until the reader goes on
 async function sign(): Promise<void> {
   if (!editable()) return;
   const touched = findings.some((finding) => finding.dataset.answer) || verdict !== "" || normal || find("[data-added]") !== null;
@@ -233,13 +261,38 @@ async function sign(): Promise<void> {
   try {
     await send(`/api/v1/studies/${study}/reviews`, review("signed"));
   } catch (error) {
-    say(`Not signed: ${(error as Error).message}`);
+    armed = false;
+    const problem = error instanceof Refusal && error.status === 409 ? (error.answer as { images?: string[] } | null) : null;
+    if (problem?.images?.length) await bring(problem.images);
+    else say(`Not signed: ${(error as Error).message}`);
     return;
   }
+  refused = false;
   page.dataset.signed = "true";
   for (const control of all<HTMLButtonElement>(".panel button:not([data-always]), .panel textarea")) control.disabled = true;
   find("#kept")!.textContent = "signed";
   say("Signed. Tab or n opens the next study.");
+}
+
+/** Put what arrived unseen beside the other images and show the first of it; all that was typed and answered stays. */
+async function bring(unseen: string[]): Promise<void> {
+  refused = true;
+  for (const image of unseen) {
+    const there = find<HTMLButtonElement>(`[data-image="${CSS.escape(image)}"]`);
+    const button = there ?? document.createElement("button");
+    button.disabled = false;
+    if (there) continue;
+    const others = all("[data-image]");
+    button.type = "button";
+    button.dataset.image = image;
+    button.title = "arrived after this page was opened";
+    button.textContent = `${others.length + 1} new`;
+    if (others.length) others.at(-1)!.after(button);
+    else find(".tools")!.prepend(button);
+  }
+  const count = unseen.length === 1 ? "An image" : `${unseen.length} images`;
+  say(`Not signed: ${count} arrived that you had not seen. Look ([ and ] change the image), then sign again; g shows what the model says.`);
+  await show(unseen[0]!);
 }
 
 function next(): void {
@@ -265,54 +318,38 @@ const ACTIONS: Record<string, () => unknown> = {
   sign,
 };
 
-const KEYS: Record<string, () => unknown> = {
-  i: ACTIONS.invert!,
-  r: reset,
-  "+": ACTIONS["zoom-in"]!,
-  "=": ACTIONS["zoom-in"]!,
-  "-": ACTIONS["zoom-out"]!,
-  "1": () => preset("original"),
-  "2": () => preset("lungs"),
-  "3": () => preset("mediastinum"),
-  h: ACTIONS.heatmap!,
-  j: () => step(1),
-  ArrowDown: () => step(1),
-  k: () => step(-1),
-  ArrowUp: () => step(-1),
-  "[": () => nextImage(-1),
-  "]": () => nextImage(1),
-  a: () => answer(selected(), "agree"),
-  d: () => answer(selected(), "disagree"),
-  u: () => answer(selected(), "unsure"),
-  y: ACTIONS.right!,
-  x: ACTIONS.wrong!,
-  "0": callNormal,
-  m: () => find<HTMLTextAreaElement>("#note")?.focus(),
-  f: () => find<HTMLInputElement>("#another")?.focus(),
-  n: next,
-  Enter: sign,
-  w: () => find<HTMLAnchorElement>("#back")!.click(),
-  g: () => {
+on({
+  "viewer.invert": ACTIONS.invert!,
+  "viewer.reset": reset,
+  "viewer.zoom-in": ACTIONS["zoom-in"]!,
+  "viewer.zoom-out": ACTIONS["zoom-out"]!,
+  "viewer.window-original": () => preset("original"),
+  "viewer.window-lungs": () => preset("lungs"),
+  "viewer.window-mediastinum": () => preset("mediastinum"),
+  "viewer.heatmap": ACTIONS.heatmap!,
+  "viewer.image-previous": () => nextImage(-1),
+  "viewer.image-next": () => nextImage(1),
+  "study.finding-next": () => step(1),
+  "study.finding-previous": () => step(-1),
+  "study.agree": () => answer(selected(), "agree"),
+  "study.disagree": () => answer(selected(), "disagree"),
+  "study.unsure": () => answer(selected(), "unsure"),
+  "study.right": ACTIONS.right!,
+  "study.wrong": ACTIONS.wrong!,
+  "study.normal": callNormal,
+  "study.note": () => find<HTMLTextAreaElement>("#note")?.focus(),
+  "study.add": () => find<HTMLInputElement>("#another")?.focus(),
+  "study.next": next,
+  "study.sign": sign,
+  "study.worklist": () => find<HTMLAnchorElement>("#back")!.click(),
+  "study.refresh": () => {
     if (timer) save();
     void saving.then(() => location.reload());
   },
-  Escape: () => {
+  "study.cancel": () => {
     armed = false;
     say("");
   },
-};
-
-document.addEventListener("keydown", (event) => {
-  const target = event.target as HTMLElement;
-  if (event.key === "Escape" && target.matches("textarea, input")) target.blur();
-  if (taken(event)) return;
-  // Tab is next only while nothing has the focus; Shift+Tab always goes into the page's controls.
-  const freeTab = event.key === "Tab" && !event.shiftKey && target === document.body;
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const action = freeTab ? next : KEYS[key];
-  if (!action) return;
-  event.preventDefault();
-  void action();
 });
 
 document.addEventListener("click", (event) => {
@@ -373,7 +410,7 @@ window.addEventListener("pagehide", () => {
 function follow(): void {
   const events = new EventSource(`/events?after=${page.dataset.after ?? 0}`);
   const tell = (event: MessageEvent<string>) => {
-    if ((JSON.parse(event.data) as { study?: string }).study === study) say("There is something new about this study: g shows it.");
+    if ((JSON.parse(event.data) as { study?: string }).study === study && !refused) say("There is something new about this study: g shows it.");
   };
   const kinds = ["instance.stored", "instance.corrected", "instance.rejected", "instance.restored", "instance.quarantined",
     "study.corrected", "study.merged", "study.analysed", "study.refused"]; // prettier-ignore
@@ -391,13 +428,5 @@ drawScale();
 select(ranked ?? findings[0]);
 const images = all("[data-image]").map((button) => button.dataset.image!);
 if (images.length) {
-  try {
-    viewer = Viewer.start(find<HTMLDivElement>("#viewport")!);
-    overlay = new Overlay(viewer, find<HTMLCanvasElement>("#overlay")!);
-    viewer.onRendered(status);
-    void show(images[0]!).then(() => Promise.all(images.slice(1).map((image) => fetchFrame(image).catch(() => null))));
-  } catch (error) {
-    find("#failure")!.textContent = `The viewer cannot start: ${(error as Error).message}`;
-    find("#failure")!.hidden = false;
-  }
+  void show(images[0]!).then(() => Promise.all(images.slice(1).map((image) => fetchFrame(image).catch(() => null))));
 }

@@ -1,6 +1,7 @@
 /** The worklist: refreshes itself, never moves the row under the pointer or the focus, and takes files. */
 import htmx from "htmx.org";
-import { send, start, taken, tick } from "./page";
+import { on } from "./keys";
+import { send, start, tick } from "./page";
 
 const KINDS = ["instance.stored", "instance.quarantined", "study.reopened", "study.analysed", "study.refused", "study.claimed", "study.released", "study.overdue",
   "instance.corrected", "instance.rejected", "instance.restored", "study.corrected", "study.merged",
@@ -131,14 +132,13 @@ function move(step: number): void {
   row?.scrollIntoView({ block: "nearest" });
 }
 
-document.addEventListener("keydown", (event) => {
-  if (taken(event)) return;
-  const steps: Record<string, number> = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
-  if (event.key in steps) move(steps[event.key]!);
-  else if (event.key === "Enter") open(document.activeElement?.closest<HTMLTableRowElement>("#rows tr[data-study]"));
-  else if (event.key === "Escape") (document.activeElement as HTMLElement | null)?.blur();
-  else return;
-  event.preventDefault();
+on({
+  "worklist.next": () => move(1),
+  "worklist.previous": () => move(-1),
+  "worklist.first": () => move(-Infinity),
+  "worklist.last": () => move(Infinity),
+  "worklist.open": () => open(document.activeElement?.closest<HTMLTableRowElement>("#rows tr[data-study]")),
+  "worklist.leave": () => (document.activeElement as HTMLElement | null)?.blur(),
 });
 
 document.addEventListener("click", (event) => {

@@ -1,0 +1,185 @@
+/**
+ * Every action that has a key, in one table: what it is called, its keys as delivered, and where it holds. Whatever answers
+ * keys says so with `on`; the list on "?" and the hints on buttons are written from here, with the reader's own keys.
+ */
+
+export type Scope = "everywhere" | "worklist" | "study" | "viewer";
+
+export interface Action {
+  id: string;
+  /** As `keyOf` names them, the one that buttons show first. */
+  keys: readonly string[];
+  label: string;
+  scope: Scope;
+}
+
+export const ACTIONS = [
+  { id: "help", keys: ["?"], label: "this list", scope: "everywhere" },
+
+  { id: "worklist.next", keys: ["j", "ArrowDown"], label: "next row", scope: "worklist" },
+  { id: "worklist.previous", keys: ["k", "ArrowUp"], label: "row before", scope: "worklist" },
+  { id: "worklist.first", keys: ["Home"], label: "first row", scope: "worklist" },
+  { id: "worklist.last", keys: ["End"], label: "last row", scope: "worklist" },
+  { id: "worklist.open", keys: ["Enter"], label: "open the study", scope: "worklist" },
+  { id: "worklist.leave", keys: ["Escape"], label: "leave the row", scope: "worklist" },
+
+  { id: "study.finding-next", keys: ["j", "ArrowDown"], label: "next finding", scope: "study" },
+  { id: "study.finding-previous", keys: ["k", "ArrowUp"], label: "finding before", scope: "study" },
+  { id: "study.agree", keys: ["a"], label: "agree; again takes it back", scope: "study" },
+  { id: "study.disagree", keys: ["d"], label: "disagree", scope: "study" },
+  { id: "study.unsure", keys: ["u"], label: "unsure", scope: "study" },
+  { id: "study.right", keys: ["y"], label: "the model was right", scope: "study" },
+  { id: "study.wrong", keys: ["x"], label: "the model was wrong", scope: "study" },
+  { id: "study.normal", keys: ["0"], label: "the study is normal", scope: "study" },
+  { id: "study.add", keys: ["f"], label: "add a finding", scope: "study" },
+  { id: "study.note", keys: ["m"], label: "write a note; Esc leaves the field", scope: "study" },
+  { id: "study.sign", keys: ["Enter"], label: "sign", scope: "study" },
+  { id: "study.next", keys: ["n", "Tab"], label: "next study (Shift Tab goes into the page)", scope: "study" },
+  { id: "study.worklist", keys: ["w"], label: "worklist", scope: "study" },
+  { id: "study.refresh", keys: ["g"], label: "show what is new", scope: "study" },
+  { id: "study.cancel", keys: ["Escape"], label: "go back, leave a field", scope: "study" },
+
+  { id: "viewer.heatmap", keys: ["h"], label: "heatmap of the chosen finding", scope: "viewer" },
+  { id: "viewer.opacity-up", keys: ["o"], label: "heatmap stronger", scope: "viewer" },
+  { id: "viewer.opacity-down", keys: ["Shift+o"], label: "heatmap weaker", scope: "viewer" },
+  { id: "viewer.window-original", keys: ["1"], label: "window: as the sender meant it", scope: "viewer" },
+  { id: "viewer.window-lungs", keys: ["2"], label: "window: lungs", scope: "viewer" },
+  { id: "viewer.window-mediastinum", keys: ["3"], label: "window: mediastinum", scope: "viewer" },
+  { id: "viewer.window-full", keys: ["4"], label: "window: every value of the file", scope: "viewer" },
+  { id: "viewer.window-next", keys: ["5"], label: "the sender's next window", scope: "viewer" },
+  { id: "viewer.invert", keys: ["i"], label: "invert", scope: "viewer" },
+  { id: "viewer.reset", keys: ["r"], label: "reset: whole image, the sender's window and polarity", scope: "viewer" },
+  { id: "viewer.zoom-in", keys: ["+", "="], label: "zoom in", scope: "viewer" },
+  { id: "viewer.zoom-out", keys: ["-"], label: "zoom out", scope: "viewer" },
+  { id: "viewer.zoom-fit", keys: ["z"], label: "whole image", scope: "viewer" },
+  { id: "viewer.zoom-one", keys: ["Shift+z"], label: "one pixel of the image to one of the screen", scope: "viewer" },
+  { id: "viewer.rotate-right", keys: ["."], label: "turn right", scope: "viewer" },
+  { id: "viewer.rotate-left", keys: [","], label: "turn left", scope: "viewer" },
+  { id: "viewer.flip-sides", keys: ["s"], label: "flip side to side", scope: "viewer" },
+  { id: "viewer.flip-upside", keys: ["Shift+s"], label: "flip upside down", scope: "viewer" },
+  { id: "viewer.magnifier", keys: ["l"], label: "magnifier on the pointer, on and off", scope: "viewer" },
+  { id: "viewer.measure", keys: ["c"], label: "measure a length by dragging, on and off", scope: "viewer" },
+  { id: "viewer.measure-clear", keys: ["Shift+c"], label: "take all measurements away", scope: "viewer" },
+  { id: "viewer.image-previous", keys: ["["], label: "image before", scope: "viewer" },
+  { id: "viewer.image-next", keys: ["]"], label: "next image", scope: "viewer" },
+  { id: "viewer.beside", keys: ["b"], label: "all images of the study side by side", scope: "viewer" },
+  { id: "viewer.prior", keys: ["p"], label: "prior study beside, on and off", scope: "viewer" },
+  { id: "viewer.prior-older", keys: ["Shift+p"], label: "an older prior study", scope: "viewer" },
+  { id: "viewer.pane-next", keys: ["e"], label: "next pane", scope: "viewer" },
+  { id: "viewer.link", keys: ["v"], label: "link window and zoom of the panes, on and off", scope: "viewer" },
+  { id: "viewer.full-screen", keys: ["Shift+f"], label: "full screen, on and off", scope: "viewer" },
+] as const satisfies readonly Action[];
+
+export type ActionId = (typeof ACTIONS)[number]["id"];
+
+/** What the pointer does, for the list on "?". */
+export const GESTURES: readonly { how: string; label: string; scope: Scope }[] = [
+  { how: "drag", label: "window: sideways width, up and down level", scope: "viewer" },
+  { how: "wheel, right drag", label: "zoom", scope: "viewer" },
+  { how: "middle or Shift drag", label: "pan", scope: "viewer" },
+];
+
+/** What the list on "?" calls the scopes; also their order. */
+const HEADINGS: Record<Scope, string> = { worklist: "Worklist", study: "Reading", viewer: "Picture", everywhere: "Everywhere" };
+
+/** The reader's own keys: action → keys. The page brings them as JSON in `data-keys`; what names no action is ignored. */
+function chosen(): Record<string, readonly string[]> {
+  try {
+    return (JSON.parse(document.body.dataset.keys ?? "{}") ?? {}) as Record<string, readonly string[]>;
+  } catch {
+    return {};
+  }
+}
+
+/** The keys of an action as they are now. */
+export function keysOf(id: ActionId): readonly string[] {
+  return chosen()[id] ?? ACTIONS.find((action) => action.id === id)!.keys;
+}
+
+/** One name for a key: "i", "Shift+i", "+", "ArrowDown". Shift counts with letters and named keys only: signs differ by layout. */
+export function keyOf(event: KeyboardEvent): string {
+  const sign = event.key.length === 1;
+  const key = sign ? event.key.toLowerCase() : event.key;
+  const counts = !sign || event.key.toLowerCase() !== event.key.toUpperCase();
+  return event.shiftKey && counts ? `Shift+${key}` : key;
+}
+
+const SHOWN: Record<string, string> = { ArrowDown: "↓", ArrowUp: "↑", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", "-": "−", " ": "Space" };
+
+/** How a key is written on a button and in the list. */
+export function written(key: string): string {
+  const [last, ...held] = key === "+" ? ["+"] : key.split("+").reverse();
+  return [...held.reverse(), SHOWN[last!] ?? last].join(" ");
+}
+
+/** Whether a key belongs to what has the focus (a field, a button for Enter) and not to the page. */
+export function taken(event: KeyboardEvent): boolean {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return true;
+  if (document.querySelector("dialog[open]")) return true;
+  const target = event.target as HTMLElement;
+  // Tab is ours only while nothing has the focus; else it walks through the page's controls.
+  if (event.key === "Tab") return target !== document.body || event.shiftKey;
+  if (target.closest("textarea, select, input:not([type=range]):not([type=checkbox]):not([type=file])")) return true;
+  if (target.matches("input[type=range]")) return event.key.startsWith("Arrow");
+  return (event.key === "Enter" || event.key === " ") && target.closest("button, a, summary, label, input") !== null;
+}
+
+const answers = new Map<ActionId, () => unknown>();
+
+/** Answer actions: by their keys from now on, and by `run`. A later answer to the same action replaces the earlier one. */
+export function on(more: Partial<Record<ActionId, () => unknown>>): void {
+  for (const [id, answer] of Object.entries(more)) answers.set(id as ActionId, answer);
+  hint();
+}
+
+/** Do an action as its key would; false when nothing on this page answers it. */
+export function run(id: ActionId): boolean {
+  const answer = answers.get(id);
+  if (answer) void answer();
+  return answer !== undefined;
+}
+
+/** Write the keys as they are now on all that shows them: `<kbd data-key="viewer.invert">`. */
+export function hint(root: ParentNode = document): void {
+  for (const place of root.querySelectorAll<HTMLElement>("[data-key]")) {
+    const action = ACTIONS.find(({ id }) => id === place.dataset.key);
+    if (action) place.textContent = written(keysOf(action.id)[0] ?? "");
+  }
+}
+
+/** Fill the list on "?" with what this page answers. */
+export function list(target: HTMLElement): void {
+  const line = (keys: readonly string[], label: string) => {
+    const [term, words] = [document.createElement("dt"), document.createElement("dd")];
+    for (const key of keys) {
+      const shown = document.createElement("kbd");
+      shown.textContent = key;
+      term.append(shown, " ");
+    }
+    words.textContent = label;
+    return [term, words];
+  };
+  target.replaceChildren();
+  for (const [scope, heading] of Object.entries(HEADINGS)) {
+    const actions = ACTIONS.filter((action) => action.scope === scope && answers.has(action.id));
+    if (!actions.length) continue;
+    const title = document.createElement("dt");
+    title.className = "heading";
+    title.textContent = heading;
+    target.append(title, ...actions.flatMap((action) => line(keysOf(action.id).map(written), action.label)));
+    target.append(...GESTURES.filter((gesture) => gesture.scope === scope).flatMap(({ how, label }) => line([how], label)));
+  }
+}
+
+document.addEventListener("keydown", (event) => {
+  const target = event.target as HTMLElement;
+  if (event.key === "Escape" && target.matches("textarea, input")) target.blur();
+  if (taken(event)) return;
+  const key = keyOf(event);
+  for (const id of answers.keys()) {
+    if (!keysOf(id).includes(key)) continue;
+    event.preventDefault();
+    run(id);
+    return;
+  }
+});
