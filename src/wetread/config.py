@@ -103,6 +103,9 @@ class Settings(BaseModel):
     )
     url_timeout_s: float = Field(20.0, description="Longest time to fetch a URL, in s.", gt=0)
     watch: str = Field("", description="Folder to watch for incoming files; empty means none.")
+    watch_corrects: bool = Field(
+        False, description="Rejection notes and corrected headers from that folder are heeded."
+    )
     complete_after_s: float = Field(
         60.0, description="How long no image must come before a study counts as complete, in s.", ge=0
     )
@@ -116,14 +119,20 @@ class Settings(BaseModel):
     hl7_authority: str = Field(
         "", description="Assigning authority of our patient identifiers in them; empty takes the first identifier."
     )
+    hl7_tls: bool = Field(False, description="Receive them by TLS only.")
+    hl7_tls_certificate: str = Field("", description="Our certificate for MLLP, a PEM file.")
+    hl7_tls_key: str = Field("", description="Its key, a PEM file.")
+    hl7_tls_ca: str = Field(
+        "", description="Authority (PEM file) that MLLP peers' certificates must come from; senders then need one."
+    )
     dicom_port: int = Field(0, description="Port on which DICOM is received; 0 means not at all.", ge=0, le=65535)
     dicom_host: str = Field("0.0.0.0", description="Address on which DICOM is received.")  # noqa: S104
     dicom_ae_title: str = Field("WETREAD", description="Our application entity title.", min_length=1, max_length=16)
     dicom_check_called: bool = Field(True, description="Refuse associations that call another AE title than ours.")
     dicom_peers: list[str] = Field(
         [],
-        description="Who may send by DICOM: `AE@host`, `AE@host:port` where reports go back to, `=site` at the end; "
-        "`*` for any AE title or host. Empty means nobody.",
+        description="Who may send by DICOM: `AE@host`, `AE@host:port` where reports go back to, `+correct` for one whose "
+        "rejection notes and corrected headers are heeded, `=site` at the end; `*` for any AE title or host. Empty means nobody.",
     )
     dicom_private: bool = Field(False, description="Also accept private and unknown SOP classes and transfer syntaxes.")
     dicom_associations: int = Field(16, description="Most DICOM associations at a time.", ge=1, le=500)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BytesIO
+from pathlib import Path
 
+import certificates
 import hl7
 import pytest
 import sqlalchemy as sa
@@ -221,6 +225,131 @@ class TestListener:
         taken = Settings.model_validate({"hl7_host": "127.0.0.1", "hl7_port": listener.port})
         with pytest.raises(ConfigError, match="hl7_port"):
             adt.Listener(hand, taken).start()
+
+
+@contextmanager
+def listening(hand: Corrections, **settings: object) -> Iterator[adt.Listener]:
+    common = {"hl7_host": "127.0.0.1", "hl7_peers": ["127.0.0.0/8"]}
+    opened = adt.Listener(hand, Settings.model_validate({**common, **settings}))
+    opened.start()
+    try:
+        yield opened
+    finally:
+        opened.stop()
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return an authority's file, a server's and a client's certificate with key, and those of a stranger."""
+    folder = tmp_path_factory.mktemp("certificates")
+    authority, other = certificates.Authority(folder), certificates.Authority(folder, "Stranger")
+    found = {"ca": authority.certificate}
+    for name, by in (("server", authority), ("client", authority), ("mallory", other)):
+        found[name], found[f"{name}_key"] = by.issue(name)
+    return found
+
+
+class TestTls:
+    @staticmethod
+    def server(ours: dict[str, Path], **more: object) -> dict[str, object]:
+        return {
+            "hl7_tls": True,
+            "hl7_tls_certificate": str(ours["server"]),
+            "hl7_tls_key": str(ours["server_key"]),
+            **more,
+        }
+
+    @staticmethod
+    def client(ours: dict[str, Path], name: str | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=ours["ca"])
+        if name is not None:
+            context.load_cert_chain(ours[name], ours[f"{name}_key"])
+        return context
+
+    def exchange(self, opened: adt.Listener, tls: ssl.SSLContext, content: bytes, times: int = 1) -> bytes:
+        """Send a message several times over one connection; return what came back, up to the end or a reset."""
+        got = b""
+        with (
+            suppress(OSError),
+            socket.create_connection(("127.0.0.1", opened.port), timeout=60) as link,
+            tls.wrap_socket(link, server_hostname="localhost") as safe,
+        ):
+            for number in range(times):
+                safe.sendall(content)
+                while got.count(b"\x1c\r") <= number:
+                    if not (more := safe.recv(4096)):
+                        return got
+                    got += more
+        return got
+
+    def test_messages_come_by_tls(self, ward: Ward, hand: Corrections, ours: dict[str, Path]) -> None:
+        key = ward.take(dicom(0)).study
+        with listening(hand, **self.server(ours)) as opened:
+            got = self.exchange(opened, self.client(ours), b"\x0b" + A08.encode() + b"\x1c\r", times=3)
+        assert got.count(b"MSA|AA") == 3
+        assert worklist.row(ward.database, SITE, key).patient_name == "Roe, Jane"
+
+    def test_in_the_clear_nothing_gets_in(self, ward: Ward, hand: Corrections, ours: dict[str, Path]) -> None:
+        key = ward.take(dicom(0, PatientName="Ro^J")).study
+        block = b"\x0b" + A08.encode() + b"\x1c\r"
+        with listening(hand, **self.server(ours)) as opened:
+            assert b"MSA" not in send(opened, block)
+            assert worklist.row(ward.database, SITE, key).patient_name == "Ro, J"
+            assert b"MSA|AA" in self.exchange(opened, self.client(ours), block)  # and the next is served
+
+    def test_a_certificate_of_the_authority_is_asked_for(
+        self, ward: Ward, hand: Corrections, ours: dict[str, Path]
+    ) -> None:
+        key = ward.take(dicom(0, PatientName="Ro^J")).study
+        block = b"\x0b" + A08.encode() + b"\x1c\r"
+        with listening(hand, **self.server(ours, hl7_tls_ca=str(ours["ca"]))) as opened:
+            for name in (None, "mallory"):
+                assert self.exchange(opened, self.client(ours, name), block) == b""
+            assert worklist.row(ward.database, SITE, key).patient_name == "Ro, J"
+            assert b"MSA|AA" in self.exchange(opened, self.client(ours, "client"), block)
+        assert worklist.row(ward.database, SITE, key).patient_name == "Roe, Jane"
+
+    def test_old_protocols_are_refused(self, hand: Corrections, ours: dict[str, Path]) -> None:
+        context = self.client(ours)
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+        with listening(hand, **self.server(ours)) as opened:
+            assert self.exchange(opened, context, b"\x0b" + A08.encode() + b"\x1c\r") == b""
+
+    def test_strangers_and_too_many_do_not_get_as_far_as_the_handshake(
+        self, hand: Corrections, ours: dict[str, Path]
+    ) -> None:
+        block = b"\x0b" + A08.encode() + b"\x1c\r"
+        with listening(hand, **self.server(ours, hl7_peers=["10.0.0.1"])) as opened:
+            assert self.exchange(opened, self.client(ours), block) == b""
+        with listening(hand, **self.server(ours)) as opened:
+            silent = [socket.create_connection(("127.0.0.1", opened.port), timeout=60) for _ in range(adt.CONNECTIONS)]
+            # Connections are taken in the order in which they came: these hold every place.
+            assert self.exchange(opened, self.client(ours), block) == b""
+            for link in silent:
+                link.close()
+
+    @pytest.mark.parametrize(
+        ("settings", "says"),
+        [
+            ({"hl7_tls": True}, "hl7_tls_certificate names none"),
+            ({"hl7_tls": True, "hl7_tls_certificate": "/no/such.pem"}, "hl7_tls_certificate = '/no/such.pem'"),
+            ({"hl7_tls_key": "/no/such.key"}, "hl7_tls_key = '/no/such.key'"),
+            ({"hl7_tls_key": "{client_key}"}, "hl7_tls_certificate"),
+            ({"hl7_tls_ca": "/no/such.pem"}, "hl7_tls_ca = '/no/such.pem'"),
+            ({"hl7_tls_ca": "{server_key}"}, "hl7_tls_ca = "),
+        ],
+    )
+    def test_what_cannot_be_used_is_named(
+        self, hand: Corrections, ours: dict[str, Path], settings: dict[str, object], says: str
+    ) -> None:
+        given = {name: value.format(**ours) if isinstance(value, str) else value for name, value in settings.items()}
+        whole = given if "hl7_tls" in settings else self.server(ours, **given)
+        with pytest.raises(ConfigError) as caught:
+            adt.Listener(hand, Settings.model_validate(whole))
+        assert says in str(caught.value)
 
 
 def send(listener: adt.Listener, content: bytes) -> bytes:

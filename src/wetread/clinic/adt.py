@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import logging
 import re
+import ssl
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import hl7
 import hl7.mllp
 
+from wetread.clinic import listening_tls
 from wetread.clinic.corrections import Corrections
 from wetread.clinic.identity import clean
 from wetread.config import Settings
@@ -31,6 +33,7 @@ MAX_BYTES = 256 * 1024  # an ADT message has a few thousand
 CONNECTIONS = 16
 IDLE_S = 3600.0  # MLLP connections are kept
 MESSAGE_S = 30.0  # from its first byte to its last
+HANDSHAKE_S = 10.0  # of TLS
 _START, _END = b"\x0b", b"\x1c\r"
 _ENCODINGS = {"UNICODE UTF-8": "utf-8", "UNICODE": "utf-8", "ASCII": "ascii"} | {
     f"8859/{number}": f"iso8859-{number}" for number in (1, 2, 3, 4, 5, 6, 7, 8, 9, 15)
@@ -170,12 +173,12 @@ class Listener:
     ----------
     corrections : Corrections
     settings : Settings
-        `hl7_host`, `hl7_port`, `hl7_peers`, `hl7_authority` and `site`.
+        `hl7_host`, `hl7_port`, `hl7_peers`, `hl7_authority`, `hl7_tls…` and `site`.
 
     Raises
     ------
     ConfigError
-        When a peer is no address or network.
+        When a peer is no address or network, or a certificate cannot be used.
     """
 
     def __init__(self, corrections: Corrections, settings: Settings) -> None:
@@ -184,6 +187,7 @@ class Listener:
             self._peers = [ipaddress.ip_network(peer, strict=False) for peer in settings.hl7_peers]
         except ValueError as error:
             raise ConfigError(f"hl7_peers: {error}; write addresses or networks such as 10.1.0.0/16") from None
+        self._tls = listening_tls.server(settings, "hl7")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hl7", daemon=True)
         self._server: asyncio.Server | None = None
@@ -245,6 +249,8 @@ class Listener:
             log.warning("hl7: a connection was refused: %s", "too many" if self._knows(peer) else "not in hl7_peers")
             writer.transport.abort()
             return
+        if self._tls is not None:  # what comes now is for TLS, which begins only with who may send
+            writer.transport.pause_reading()
         task = self._loop.create_task(self._serve(reader, writer, peer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -259,6 +265,8 @@ class Listener:
 
     async def _serve(self, reader: Any, writer: Any, peer: str) -> None:
         try:
+            if self._tls is not None:
+                await writer.start_tls(self._tls, ssl_handshake_timeout=HANDSHAKE_S)
             while first := await asyncio.wait_for(reader.read(1), IDLE_S):
                 if first in b"\r\n":
                     continue
@@ -275,6 +283,8 @@ class Listener:
                 reply = await asyncio.shield(self._loop.run_in_executor(None, self._answer, block[:-2], peer))
                 writer.writeblock(reply)
                 await asyncio.wait_for(writer.drain(), MESSAGE_S)
+        except ssl.SSLError:
+            log.warning("hl7: a connection was refused: no TLS, or no certificate of hl7_tls_ca")
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             log.info("hl7: a connection ended in the middle of a message, or was idle")
         finally:

@@ -33,11 +33,11 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-from wetread.clinic import identity
+from wetread.clinic import identity, listening_tls
 from wetread.clinic.archive import CHUNK
 from wetread.clinic.commitment import Commitments
 from wetread.clinic.intake import Intake
-from wetread.clinic.peers import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, Caller, ae_title, load_certificate
+from wetread.clinic.peers import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, Caller, ae_title
 from wetread.clinic.receive import SPOOL_BYTES, Body, Receiver, Status, file_header
 from wetread.clinic.senders import Senders
 from wetread.config import Settings
@@ -63,10 +63,11 @@ _CONNECTIONS = 8  # connections for each allowed association, before even the re
 
 @dataclass(frozen=True)
 class _Guest:
-    """What is known of one association: who calls, and for which site."""
+    """What is known of one association: who calls, for which site, and whether what it sends may correct."""
 
     ae: str
     site: str
+    corrects: bool
 
 
 class Listener:
@@ -93,7 +94,7 @@ class Listener:
         self.senders = Senders(settings)
         caller = Caller.of(settings)
         self.commitments = Commitments(intake.database, intake.archive, self.senders.peer, caller)
-        self._tls = server_tls(settings)
+        self._tls = listening_tls.server(settings, "dicom")
         self._receiver = Receiver(intake)
         self._title = ae_title(settings.dicom_ae_title)
         self._guests: WeakKeyDictionary[Association, _Guest] = WeakKeyDictionary()
@@ -194,7 +195,7 @@ class Listener:
             if sum(other.is_alive() for other in list(self._guests)) >= self.settings.dicom_associations:
                 log.warning("DICOM: too many associations; %s was told to come later", ae)
                 return _reject(link, *_TOO_MANY)
-            self._guests[link] = _Guest(ae, line.site or self.settings.site)
+            self._guests[link] = _Guest(ae, line.site or self.settings.site, line.corrects)
         link.acceptor.supported_contexts = self._contexts(request.presentation_context_definition_list or [])
         return None
 
@@ -258,37 +259,13 @@ class Listener:
         guest = self._guests[event.assoc]
         self._busy.add(event.assoc)
         try:
-            return self._receiver.store(event, guest.ae, guest.site)
+            return self._receiver.store(event, guest.ae, guest.site, corrects=guest.corrects)
         finally:
             self._busy.discard(event.assoc)
 
     def _commit(self, event: Event) -> tuple[int, None]:
         guest = self._guests[event.assoc]
         return self.commitments.request(event, guest.ae, guest.site), None
-
-
-def server_tls(settings: Settings) -> ssl.SSLContext | None:
-    """Make the TLS context with which we listen; None when the setting `dicom_tls` is off.
-
-    Raises
-    ------
-    ConfigError
-        When there is no certificate, or a file cannot be used.
-    """
-    if not settings.dicom_tls:
-        return None
-    if not settings.dicom_tls_certificate:
-        raise ConfigError("dicom_tls is on, but dicom_tls_certificate names none; name our certificate and key")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load_certificate(context, settings)
-    if settings.dicom_tls_ca:
-        try:
-            context.load_verify_locations(settings.dicom_tls_ca)
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(f"dicom_tls_ca = {settings.dicom_tls_ca!r}: not usable ({error})") from None
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def _gone(event: Event) -> None:

@@ -25,7 +25,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import AssociationSocket
 
 from wetread import __version__
-from wetread.clinic import identity
+from wetread.clinic import identity, listening_tls
 from wetread.config import Settings
 from wetread.errors import ClinicError, ConfigError
 
@@ -162,30 +162,11 @@ def client_tls(settings: Settings) -> ssl.SSLContext | None:
     """
     if not (settings.dicom_tls_certificate or settings.dicom_tls_ca):
         return None
-    context = ssl.create_default_context(cafile=_file("dicom_tls_ca", settings.dicom_tls_ca))
+    context = ssl.create_default_context(cafile=listening_tls.file("dicom_tls_ca", settings.dicom_tls_ca))
     context.check_hostname = not settings.dicom_tls_ca
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load_certificate(context, settings)
+    listening_tls.load_certificate(context, settings, "dicom")
     return context
-
-
-def load_certificate(context: ssl.SSLContext, settings: Settings) -> None:
-    """Give a TLS context our own certificate, if there is one; raises ConfigError when it cannot be used."""
-    if not settings.dicom_tls_certificate:
-        return
-    certificate = _file("dicom_tls_certificate", settings.dicom_tls_certificate)
-    try:
-        context.load_cert_chain(str(certificate), _file("dicom_tls_key", settings.dicom_tls_key))
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(
-            f"dicom_tls_certificate {certificate}: not usable with dicom_tls_key ({error}); give PEM files"
-        ) from None
-
-
-def _file(setting: str, path: str) -> str | None:
-    if path and not Path(path).is_file():
-        raise ConfigError(f"{setting} = {path!r}: no such file; name a PEM file")
-    return path or None
 
 
 def echo(peer: Peer, caller: Caller | None = None) -> None:
