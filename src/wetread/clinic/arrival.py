@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, completion, corrections, identity, store
+from wetread.clinic import audit, completion, corrections, identity, keys, store
 from wetread.clinic.archive import Stored
 from wetread.clinic.corrections import NEW_IMAGE
 from wetread.clinic.identity import Identity
@@ -92,6 +92,7 @@ def find_or_add(connection: Connection, said: Identity, place: Place, cautions: 
             age_years=said.age_years,
             accession=said.accession,
             description=said.description,
+            title=said.description or said.body_part or "",
             acquired_at=said.acquired_at,
             study_date=said.study_date,
             study_time=said.study_time,
@@ -188,6 +189,7 @@ def add_to(
             "floor": str(min(Priority(row.floor), place.floor, key=ORDER.__getitem__)),
             "sex": row.sex or said.sex,
             "age_years": row.age_years if row.age_years is not None else said.age_years,
+            "title": row.title or said.description or said.body_part or "",
             "acquired_at": row.acquired_at or said.acquired_at,
             "study_date": row.study_date or said.study_date,
             "study_time": row.study_time or said.study_time,
@@ -203,7 +205,7 @@ def add_to(
             added.append(NEW_IMAGE)
             store.emit(connection, "study.reopened", row.site, row.id)
     if values:
-        connection.execute(store.study.update().where(store.study.c.id == row.id).values(values))
+        connection.execute(store.study.update().where(store.study.c.id == row.id).values(keys.keyed(values)))
     for text in dict.fromkeys(added):
         corrections.caution(connection, row.id, text)
 
@@ -251,7 +253,9 @@ def correct_header(
     connection.execute(images.insert().values(old))
     changed = {f: getattr(said, f) for f in (*_PATIENT, *_HEADER) if getattr(said, f) != getattr(before, f)}
     if rest := {name: value for name, value in changed.items() if name in _HEADER}:
-        connection.execute(studies.update().where(studies.c.id == row.id).values(rest))
+        if "description" in rest:
+            rest["title"] = said.description or said.body_part or ""
+        connection.execute(studies.update().where(studies.c.id == row.id).values(keys.keyed(rest)))
     corrections.caution(connection, row.id, "the header of an image was corrected after it came")
     study = row.id
     if patient := {name: value for name, value in changed.items() if name in _PATIENT}:

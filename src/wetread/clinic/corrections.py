@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, completion, identity, store, triage
+from wetread.clinic import audit, completion, identity, keys, store, triage
 from wetread.clinic.content import REASONS, Note
 from wetread.clinic.jobs import READ_ONLY, enqueue
 from wetread.clinic.priority import ORDER, Priority
@@ -247,11 +247,12 @@ def set_patient(
             rest = {name: value for name, value in changed.items() if name != "patient_id"}
             return set_patient(connection, follow(connection, target), rest, actor, reason) if rest else str(target.id)
         if twin is not None:  # one that was merged into this: the two change identifiers
-            connection.execute(table.update().where(table.c.id == twin.id).values(patient_id=f"merged {twin.id}"))
+            aside = keys.keyed({"patient_id": f"merged {twin.id}"})
+            connection.execute(table.update().where(table.c.id == twin.id).values(aside))
     born = changed.get("birth_date")
     if born is not None and (age := identity.age_between(born, row.acquired_at)) is not None:
         changed["age_years"] = age  # type: ignore[assignment]
-    connection.execute(table.update().where(table.c.id == row.id).values(changed))
+    connection.execute(table.update().where(table.c.id == row.id).values(keys.keyed(changed)))
     caution(connection, row.id, f"corrected after arrival: {words}")
     store.emit(connection, "study.corrected", row.site, row.id, {"fields": sorted(changed)})
     audit.record(connection, row.site, actor, "study.corrected", row.id, detail)
@@ -322,25 +323,40 @@ def merge(connection: Connection, source: Row[Any], target: Row[Any], actor: str
 
 def by_note(connection: Connection, site: str, note: Note, actor: str) -> set[str]:
     """Reject what a rejection note names, here or still to come, within a transaction; return the studies touched."""
-    images = store.instance
     reason, touched = REASONS[note.code], set()
-    named = {
-        identity.uid("SOPInstanceUID", image): identity.uid("StudyInstanceUID", study) for study, image in note.images
-    }
-    uids = list(named)
-    for start in range(0, len(uids), 500):
-        some = uids[start : start + 500]
-        there = connection.execute(
-            sa.select(images).where(images.c.site == site, images.c.sop_uid.in_(some), images.c.state == "stored")
-        ).all()
-        for row in there:
-            if belongs(connection, site, named[row.sop_uid], row.study):  # a note knows nothing of our merges
-                _withdraw(connection, row, note.code, reason, actor)
-                touched.add(str(row.study))
+    named = _named(note)
+    for row in _there(connection, site, named):
+        _withdraw(connection, row, note.code, reason, actor)
+        touched.add(str(row.study))
     if note.code != _EXPIRED:
         for sop_uid, study_uid in named.items():
             _remember(connection, site, sop_uid, study_uid, note.code, reason)
     return touched
+
+
+def caution_named(connection: Connection, site: str, note: Note, text: str) -> None:
+    """Add a caution to every study of which a rejection note that is not heeded names an image."""
+    for study in sorted({str(row.study) for row in _there(connection, site, _named(note))}):
+        caution(connection, study, text)
+
+
+def _named(note: Note) -> dict[str, str]:
+    """Return SOP Instance UID → Study Instance UID of the images that a note names, as they are kept here."""
+    return {identity.uid("SOPInstanceUID", image): identity.uid("StudyInstanceUID", study) for study, image in note.images}
+
+
+def _there(connection: Connection, site: str, named: Mapping[str, str]) -> list[Row[Any]]:
+    """Return those of the named images that are displayed."""
+    images, uids, found = store.instance, list(named), list[Row[Any]]()
+    for start in range(0, len(uids), 500):
+        some = uids[start : start + 500]
+        wanted = images.c.site == site, images.c.sop_uid.in_(some), images.c.state == "stored"
+        found += [
+            row
+            for row in connection.execute(sa.select(images).where(*wanted)).all()
+            if belongs(connection, site, named[row.sop_uid], row.study)  # a note knows nothing of our merges
+        ]
+    return found
 
 
 def rejected_before(connection: Connection, site: str, sop_uid: str, study_uid: str) -> str | None:

@@ -28,6 +28,7 @@ from sqlalchemy import Column, ForeignKey, Index, Table, UniqueConstraint
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from wetread.clinic import keys
 from wetread.errors import ClinicError, ConfigError, FullError
 
 metadata = sa.MetaData(
@@ -61,8 +62,17 @@ class Moment(sa.types.TypeDecorator[datetime]):
 
 Key = sa.String(36)
 Name = sa.String(64)
+# Compared by code points everywhere, as SQLite does, so that pages and prefixes mean the same.
+Folded = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 # SQLite numbers rows only under INTEGER, PostgreSQL should not run out of them.
 Serial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _key_of(name: str) -> Any:
+    """Return the default of a column of `keys.SOURCES`, from the value that it belongs to."""
+    source, fold = keys.SOURCES[name]
+    return lambda context: fold(context.get_current_parameters().get(source))
+
 
 site = Table(
     "site",
@@ -71,6 +81,7 @@ site = Table(
     Column("ai", sa.Boolean, nullable=False),
     Column("policy", sa.String(64), nullable=False),  # fingerprint of the rule by which the list is ordered now
     Column("created_at", Moment, nullable=False),
+    Column("turns", sa.JSON),  # where urgent and routine studies stand that take turns, see `turns`
 )
 account = Table(
     "account",
@@ -146,6 +157,20 @@ study = Table(
     Column("listed", sa.Boolean, nullable=False, default=True),  # false: only documents so far, or merged away
     Column("merged_into", Key),
     Column("complete_at", Moment),  # when it counts as complete unless something comes; null when that is said
+    Column("title", sa.Text, nullable=False, default="", server_default=""),  # description, or else the body part
+    # What the list is sorted and searched by, see `keys`; `place` is the study's within its rank.
+    *(
+        Column(name, Folded, nullable=False, default=_key_of(name), server_default="")
+        for name in ("name_key", "id_key", "accession_key", "title_key")
+    ),
+    Column("age_key", sa.Float, nullable=False, default=_key_of("age_key"), server_default=str(keys.AGELESS)),
+    Column(
+        "place",
+        sa.Float,
+        nullable=False,
+        default=lambda context: keys.place(context.get_current_parameters()["received_at"]),
+        server_default="0",
+    ),
     UniqueConstraint("site", "study_uid", "patient_id"),
     Index("ix_study_site_study_date", "site", "study_date"),
     Index("ix_study_site_patient_id", "site", "patient_id"),
@@ -153,22 +178,45 @@ study = Table(
 )
 _quiet = study.c.complete_at.is_not(None)
 Index("ix_study_complete_at", study.c.complete_at, sqlite_where=_quiet, postgresql_where=_quiet)
+# The list in each of its orders: one walk along an index, which also holds what the list is filtered by, so that rows
+# that are not wanted cost next to nothing. Unread and read studies are apart: history slows nobody down.
+UNREAD, READ = (sa.text(f"reading {sign} 'signed' AND listed") for sign in ("!=", "="))
+_FILTERED = ("priority", "analysis", "finding", "views", "overdue", "age_key", "received_at")
+ORDERS: dict[str, tuple[str, ...]] = {
+    "priority": ("rank", "place", "id"),
+    "due": ("overdue_at", "id"),
+    "arrived": ("received_at", "id"),
+    "patient": ("name_key", "received_at", "id"),
+    "age": ("age_key", "received_at", "id"),
+    "study": ("title_key", "received_at", "id"),
+    "view": ("views", "received_at", "id"),
+}
+READ_ORDERS = ("arrived", "patient", "age", "study", "view")
+
+
+def _listed(name: str, where: sa.TextClause, *columns: str) -> None:
+    Index(name, *(study.c[column] for column in columns), sqlite_where=where, postgresql_where=where)
+
+
+for _order, _columns in ORDERS.items():
+    _more = [column for column in _FILTERED if column not in _columns]
+    _listed(f"ix_study_unread_{_order}", UNREAD, "site", *_columns, *_more)
+    if _order in READ_ORDERS:
+        _listed(f"ix_study_read_{_order}", READ, "site", *_columns, *_more)
+for _column in ("priority", "analysis", "finding"):  # few of many: found by themselves
+    _listed(f"ix_study_unread_of_{_column}", UNREAD, "site", _column, "rank", "place", "id")
+_listed("ix_study_read_of_finding", READ, "site", "finding", "received_at", "id")
+_listed("ix_study_unread_counts", UNREAD, "site", "priority", "analysis", "overdue")
+for _column in ("id_key", "accession_key"):
+    Index(f"ix_study_site_{_column}", study.c.site, study.c[_column])
 _unread = study.c.reading != "signed"
-for _columns in (
-    ("site", "rank", "received_at", "id"),
-    ("site", "priority", "rank", "received_at", "id"),
-    ("site", "analysis", "rank", "received_at", "id"),
-    ("site", "priority", "analysis", "overdue"),
-    ("overdue", "overdue_at"),
-):
-    Index(
-        f"ix_study_unread_{'_'.join(_columns)}",
-        *(study.c[name] for name in _columns),
-        sqlite_where=_unread,
-        postgresql_where=_unread,
-    )
-_read = study.c.reading == "signed"
-Index("ix_study_read", study.c.site, study.c.received_at, study.c.id, sqlite_where=_read, postgresql_where=_read)
+Index(
+    "ix_study_unread_overdue_overdue_at",
+    study.c.overdue,
+    study.c.overdue_at,
+    sqlite_where=_unread,
+    postgresql_where=_unread,
+)
 series = Table(
     "series",
     metadata,
@@ -304,6 +352,19 @@ claim = Table(
     Column("reader", Name, nullable=False),
     Column("at", Moment, nullable=False),
     Column("expires_at", Moment, nullable=False),
+    Column("handed_by", Name),  # who handed the study over; none once the reader has opened it
+    Index("ix_claim_reader", "reader", "expires_at"),
+)
+saved_filter = Table(
+    "saved_filter",  # of the worklist; what was searched for is never kept
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("reader", Name, nullable=False),
+    Column("name", Name, nullable=False),
+    Column("query", sa.JSON, nullable=False),
+    Column("at", Moment, nullable=False),
+    UniqueConstraint("site", "reader", "name"),
 )
 review = Table(
     "review",

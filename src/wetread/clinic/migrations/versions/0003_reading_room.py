@@ -1,0 +1,119 @@
+"""The reading room: a worklist in any order, filters that are kept, studies handed over."""
+
+import unicodedata
+from datetime import UTC
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Add what the reading room needs to a database that may be full."""
+    _worklist()
+
+
+_UNREAD, _READ = "reading != 'signed' AND listed", "reading = 'signed' AND listed"
+_FILTERED = ["priority", "analysis", "finding", "views", "overdue", "age_key", "received_at"]
+_ORDERS = {
+    "priority": ["rank", "place", "id"],
+    "due": ["overdue_at", "id"],
+    "arrived": ["received_at", "id"],
+    "patient": ["name_key", "received_at", "id"],
+    "age": ["age_key", "received_at", "id"],
+    "study": ["title_key", "received_at", "id"],
+    "view": ["views", "received_at", "id"],
+}
+_KEYS = ("name_key", "id_key", "accession_key", "title_key")
+_AT_ONCE = 1000
+
+
+def _worklist() -> None:
+    """Keys to sort and search by beside the values, indexes for each order, claims handed over, kept filters."""
+    folded = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+    op.add_column("site", sa.Column("turns", sa.JSON()))
+    op.add_column("study", sa.Column("title", sa.Text(), nullable=False, server_default=""))
+    for name in _KEYS:
+        op.add_column("study", sa.Column(name, folded, nullable=False, server_default=""))
+    op.add_column("study", sa.Column("age_key", sa.Float(), nullable=False, server_default="999.0"))
+    op.add_column("study", sa.Column("place", sa.Float(), nullable=False, server_default="0"))
+    _fold()
+    for name in ("site_rank_received_at_id", "site_priority_rank_received_at_id", "site_analysis_rank_received_at_id",
+                 "site_priority_analysis_overdue"):  # fmt: skip
+        op.drop_index(f"ix_study_unread_{name}", "study")
+    op.drop_index("ix_study_read", "study")
+    for order, columns in _ORDERS.items():
+        more = [column for column in _FILTERED if column not in columns]
+        _index(f"ix_study_unread_{order}", ["site", *columns, *more], _UNREAD)
+        if order not in ("priority", "due"):
+            _index(f"ix_study_read_{order}", ["site", *columns, *more], _READ)
+    for column in ("priority", "analysis", "finding"):
+        _index(f"ix_study_unread_of_{column}", ["site", column, "rank", "place", "id"], _UNREAD)
+    _index("ix_study_read_of_finding", ["site", "finding", "received_at", "id"], _READ)
+    _index("ix_study_unread_counts", ["site", "priority", "analysis", "overdue"], _UNREAD)
+    for column in ("id_key", "accession_key"):
+        op.create_index(f"ix_study_site_{column}", "study", ["site", column])
+    op.add_column("claim", sa.Column("handed_by", sa.String(length=64)))
+    op.create_index("ix_claim_reader", "claim", ["reader", "expires_at"])
+    op.create_table(
+        "saved_filter",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("site", sa.String(length=64), nullable=False),
+        sa.Column("reader", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("query", sa.JSON(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["site"], ["site.name"], name=op.f("fk_saved_filter_site")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_saved_filter")),
+        sa.UniqueConstraint("site", "reader", "name", name=op.f("uq_saved_filter_site_reader_name")),
+    )
+
+
+def _index(name: str, columns: list[str], where: str) -> None:
+    op.create_index(name, "study", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+
+
+def _fold() -> None:
+    """Fill the keys of the studies that are there, some at a time. What folds them is as it was in this version."""
+
+    def words(text: str | None) -> str:
+        plain = (c for c in unicodedata.normalize("NFKD", text or "").casefold() if not unicodedata.combining(c))
+        return " ".join("".join(c if c.isalnum() else " " for c in plain).split())
+
+    connection, last = op.get_bind(), ""
+    texts = ("id", "patient_id", "patient_name", "accession", "description")
+    moment = sa.DateTime(timezone=True)
+    study = sa.table(
+        "study",
+        *(sa.column(name, sa.Text()) for name in (*texts, "title", *_KEYS)),
+        *(sa.column(name, sa.Float()) for name in ("age_years", "age_key", "place")),
+        sa.column("received_at", moment),
+    )
+    series = sa.table("series", sa.column("study"), sa.column("body_part"))
+    part = sa.select(sa.func.min(series.c.body_part)).where(series.c.study == study.c.id).scalar_subquery()
+    columns = [study.c[name] for name in (*texts, "age_years", "received_at")]
+    keys = ("title", *_KEYS, "age_key", "place")
+    fill = (
+        study.update()
+        .where(study.c.id == sa.bindparam("key"))
+        .values({name: sa.bindparam(f"new_{name}") for name in keys})
+    )
+    wanted = sa.select(*columns, part.label("part")).order_by(study.c.id).limit(_AT_ONCE)
+    while rows := connection.execute(wanted.where(study.c.id > last)).all():
+        last = rows[-1].id
+        values = []
+        for row in rows:
+            title, at = row.description or row.part or "", row.received_at
+            found = {
+                "title": title,
+                "name_key": words(row.patient_name),
+                "id_key": words(row.patient_id).replace(" ", ""),
+                "accession_key": words(row.accession).replace(" ", ""),
+                "title_key": words(title),
+                "age_key": 999.0 if row.age_years is None else row.age_years,
+                "place": (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp(),
+            }
+            values.append({"key": row.id, **{f"new_{name}": value for name, value in found.items()}})
+        connection.execute(fill, values)
