@@ -45,6 +45,9 @@ def test_it_says_what_the_models_said(ward: Ward) -> None:
     assert (again.Manufacturer, again.Modality, again.StudyInstanceUID) == ("Wetread", "SR", "1.2.2.1")
     assert (str(again.PatientName), again.PatientID, again.StudyDate) == ("Müller^Zoë", "P1", "20240102")
     assert again.SeriesInstanceUID != "1.2.2.2"
+    assert again.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+    assert again.ConceptNameCodeSequence[0].CodeMeaning == "AI triage result, research use only"
+    assert {e.value for e in again.iterall() if e.keyword == "ContinuityOfContent"} == {"SEPARATE"}
     groups = {g.finding_type.value: g for g in again.content.get_image_measurement_groups()}
     assert len(groups) == 5
     found = groups["36118008"]

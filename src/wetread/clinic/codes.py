@@ -55,6 +55,7 @@ def _own(value: str, meaning: str) -> Code:
 
 
 RESULT = _own("AITRIAGE", "AI triage result")
+TITLE = _own("TRIAGE", "AI triage result, research use only")
 KIND = _own("KIND", "Kind of result")
 UNVERIFIED = _own("UNVERIFIED", "AI triage result, unverified; research use only, not a report")
 CALL = _own("CALL", "Call")

@@ -20,7 +20,6 @@ from wetread.clinic.statement import NOTICE, Said, Statement
 from wetread.radiograph.dicom import quiet
 
 SERIES = 9001  # far above what modalities count to
-TITLE = "AI triage result, research use only"
 PROCEDURE = hd.sr.CodedConcept("399208008", "SCT", "Plain chest X-ray")
 # What the image library (TID 1600) says about a radiograph; not every modality gives it.
 _LIBRARY = {"Rows", "Columns", "PatientOrientation", "ImagerPixelSpacing"}
@@ -55,7 +54,8 @@ def build(statement: Statement) -> sr.ComprehensiveSR:
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=PROCEDURE,
         imaging_measurements=groups,
-        title=dicom_codes.DCM.ImagingMeasurementReport,  # the title by which viewers recognise TID 1500
+        # Under the title Imaging Measurement Report, OHIF draws coordinates and nothing else, and we have none.
+        title=_concept(codes.TITLE),
         referenced_images=[header for header in headers.values() if set(header.dir()) >= _LIBRARY] or None,
     )
     with quiet():
@@ -70,15 +70,24 @@ def build(statement: Statement) -> sr.ComprehensiveSR:
             manufacturer_model_name="Wetread",
             software_versions=__version__,
             device_serial_number=__version__,
-            series_description=TITLE,
+            series_description=codes.TITLE.meaning,
             is_complete=True,
             is_verified=False,
             transfer_syntax_uid=ExplicitVRLittleEndian,
             specific_character_set="ISO_IR 192",
         )
     del made.PreliminaryFlag
+    _separate(made)
     evidence.date_it(made, statement.at)
     return made
+
+
+def _separate(item: Dataset) -> None:
+    """Mark containers as lists of single statements, which viewers show line by line under their names."""
+    if item.ValueType == "CONTAINER":
+        item.ContinuityOfContent = "SEPARATE"
+    for inner in item.get("ContentSequence", ()):
+        _separate(inner)
 
 
 def _concept(code: Code) -> hd.sr.CodedConcept:
