@@ -167,6 +167,29 @@ def _inflate(data: bytes, name: str, limits: Limits) -> bytes:
 
 def _pixels(dataset: Dataset, name: str, limits: Limits, reduce_to: int | None) -> tuple[Pixels, tuple[int, int]]:
     """Decode and render; return the picture and the file's height and width."""
+    found, full_size, tables = decoded(dataset, name, limits, reduce_to)
+    return (render(found, dataset) if tables else found), full_size
+
+
+def decoded(
+    dataset: Dataset, name: str, limits: Limits, reduce_to: int | None = None
+) -> tuple[NDArray[Any], tuple[int, int], bool]:
+    """Decode the one frame.
+
+    Returns
+    -------
+    integer array, shape [H, W]
+        Stored values; of a coloured picture its luminance, 8 or 16 bits.
+    (int, int)
+        Height and width of the file's image.
+    bool
+        Whether the file's tables and windows apply to the values; they do not to luminance.
+
+    Raises
+    ------
+    ReadError
+        When it is no single frame, too large, or cannot be decoded.
+    """
     rows, columns = _number(dataset, "Rows"), _number(dataset, "Columns")
     samples = _number(dataset, "SamplesPerPixel", 1)
     frames = _number(dataset, "NumberOfFrames", 1) or 1
@@ -192,8 +215,8 @@ def _pixels(dataset: Dataset, name: str, limits: Limits, reduce_to: int | None) 
         depth = _number(dataset, "BitsStored", 8)
         stored = ramp(stored, 0, 2**depth - 1, 8 if depth <= 8 else 16)
         colour: Any = np.ascontiguousarray(stored[..., 2::-1])
-        return grey(colour, name), full_size
-    return render(stored, dataset), full_size
+        return grey(colour, name), full_size, False
+    return stored, full_size, True
 
 
 def _is_encapsulated(value: bytes) -> bool:
@@ -316,21 +339,19 @@ def render(stored: NDArray[Any], dataset: Dataset) -> Pixels:
     bits_stored = _number(dataset, "BitsStored", 16)
     bits = 8 if bits_stored <= 8 else 16
     values = np.arange(low, high + 1)
-    modality = _modality(values, dataset)
-    table = _voi(modality, dataset, bits)
+    inner = modality(values, dataset)
+    table = _voi(inner, dataset, bits)
     if table is None:
-        plain = modality is values and bits == 8 and _number(dataset, "PixelRepresentation", 0) == 0
+        plain = inner is values and bits == 8 and _number(dataset, "PixelRepresentation", 0) == 0
         if plain:
             table = ramp(values, 0, 2**bits_stored - 1, bits)
         else:
             present = np.bincount((stored.astype(np.int64) - low).ravel()) > 0
             padding = values == _number(dataset, "PixelPaddingValue", low - 1)
-            seen = modality[present & ~padding]
-            seen = seen if seen.size else modality
-            table = ramp(modality, float(seen.min()), float(seen.max()), bits)
-    photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
-    shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
-    if photometric == "MONOCHROME1" or shape == "INVERSE":
+            seen = inner[present & ~padding]
+            seen = seen if seen.size else inner
+            table = ramp(inner, float(seen.min()), float(seen.max()), bits)
+    if is_inverse(dataset):
         table = np.invert(table)
     # OpenCV's look-up is the faster; it takes a table for every value, and 16 bits from version 5 on.
     if (stored.dtype == np.uint8 and bits == 8) or (stored.dtype == np.uint16 and _LUT16):
@@ -340,7 +361,14 @@ def render(stored: NDArray[Any], dataset: Dataset) -> Pixels:
     return rendered
 
 
-def _modality(values: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+def is_inverse(dataset: Dataset) -> bool:
+    """Tell whether the smallest value is shown white: MONOCHROME1, Presentation LUT Shape INVERSE, or both."""
+    photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
+    shape = str(dataset.get("PresentationLUTShape", "")).strip().upper()
+    return photometric == "MONOCHROME1" or shape == "INVERSE"
+
+
+def modality(values: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
     """Apply the Modality LUT or rescale; a slope of zero, which would erase the picture, counts as none."""
     if dataset.get("ModalityLUTSequence") or float(dataset.get("RescaleSlope") or 0) != 0:
         result = np.asarray(apply_modality_lut(values, dataset))
@@ -350,26 +378,46 @@ def _modality(values: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
 
 
 def _voi(values: NDArray[Any], dataset: Dataset, bits: int) -> Pixels | None:
-    """Apply the VOI LUT or else the window; None when there is neither, or it makes no sense."""
-    top = 2**16 - 1
+    """Apply the first VOI LUT or else the first window; None when there is neither, or it makes no sense."""
     if dataset.get("VOILUTSequence"):
-        item = dataset.VOILUTSequence[0]
-        depth = int(item.LUTDescriptor[2])
-        whole = np.clip(np.rint(values), -(2**31), 2**31 - 1).astype(np.int64)
-        looked_up = np.asarray(apply_voi(whole, dataset), dtype=np.float64)
-        return ramp(looked_up, 0, max(2**depth - 1, float(looked_up.max())), bits)
+        return voi_table(values, dataset, bits)
+    return voi_window(values, dataset, bits)
+
+
+def voi_table(values: NDArray[Any], dataset: Dataset, bits: int, index: int = 0) -> Pixels:
+    """Apply an item of the VOI LUT Sequence."""
+    depth = int(dataset.VOILUTSequence[index].LUTDescriptor[2])
+    whole = np.clip(np.rint(values), -(2**31), 2**31 - 1).astype(np.int64)
+    looked_up = np.asarray(apply_voi(whole, dataset, index), dtype=np.float64)
+    return ramp(looked_up, 0, max(2**depth - 1, float(looked_up.max())), bits)
+
+
+def window_of(dataset: Dataset, index: int = 0) -> tuple[float, float, str] | None:
+    """Return center, width and function (LINEAR, LINEAR_EXACT, SIGMOID) of a window; None when the file has none."""
+    try:
+        center, width = (
+            float(dataset[keyword].value[index] if dataset[keyword].VM > 1 else dataset[keyword].value)
+            for keyword in ("WindowCenter", "WindowWidth")
+        )
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
+    return center, width, str(dataset.get("VOILUTFunction") or "LINEAR").strip()
+
+
+def voi_window(values: NDArray[Any], dataset: Dataset, bits: int, index: int = 0) -> Pixels | None:
+    """Apply a window; None when there is none, or it cannot be applied."""
+    found = window_of(dataset, index)
+    if found is None:
+        return None
     window = Dataset()  # unsigned 16-bit without rescale, so that pydicom's result lies in 0..65535
     window.PhotometricInterpretation, window.PixelRepresentation, window.BitsStored = "MONOCHROME2", 0, 16
     try:
-        for keyword in ("WindowCenter", "WindowWidth"):
-            value = dataset[keyword].value
-            setattr(window, keyword, float(value[0] if dataset[keyword].VM > 1 else value))
-        window.VOILUTFunction = str(dataset.get("VOILUTFunction") or "LINEAR").strip()
+        window.WindowCenter, window.WindowWidth, window.VOILUTFunction = found
         with np.errstate(over="ignore"):
             result = apply_windowing(values, window)
     except (KeyError, TypeError, ValueError, IndexError):
         return None
-    return ramp(result, 0, top, bits) if np.isfinite(result).all() else None
+    return ramp(result, 0, 2**16 - 1, bits) if np.isfinite(result).all() else None
 
 
 def view(dataset: Dataset) -> View | None:

@@ -90,21 +90,36 @@ def read(data: bytes, name: str, limits: Limits, reduce_to: int | None) -> Radio
     """
     from wetread.radiograph.read import Radiograph
 
-    seconds = limits.seconds or SECONDS
-    asked = {"name": name, "limits": asdict(limits), "reduce_to": reduce_to}
-    try:
-        reply, body = _ask(
-            {"read": asked, "seconds": seconds, "memory": limits.memory}, data, seconds, "file", "reader"
-        )
-    except DecodeError as error:
-        raise ReadError(f"{name}: {error}; export it again") from None
-    if "error" in reply:
-        raise ReadError(reply["error"], Code(reply["code"]))
+    reply, body = _read("read", data, name, limits, {"reduce_to": reduce_to})
     pixels = np.frombuffer(body, np.dtype(reply["dtype"])).reshape(reply["shape"])
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in reply["values"].items()
     }
     return Radiograph(pixels=pixels, **values)
+
+
+def present(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], bytearray]:
+    """Read a file as `wetread.radiograph.presentation.present` does, within the limits of time and memory.
+
+    Raises
+    ------
+    ReadError
+        As `read`.
+    """
+    reply, body = _read("present", data, name, limits, {})
+    return reply["values"], body
+
+
+def _read(what: str, data: bytes, name: str, limits: Limits, more: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
+    seconds = limits.seconds or SECONDS
+    asked = {what: {"name": name, "limits": asdict(limits), **more}, "seconds": seconds, "memory": limits.memory}
+    try:
+        reply, body = _ask(asked, data, seconds, "file", "reader")
+    except DecodeError as error:
+        raise ReadError(f"{name}: {error}; export it again") from None
+    if "error" in reply:
+        raise ReadError(reply["error"], Code(reply["code"]))
+    return reply, body
 
 
 def _ask(asked: dict[str, Any], data: bytes, seconds: float, what: str, whom: str) -> tuple[dict[str, Any], bytearray]:
@@ -226,8 +241,13 @@ def _answer(asked: dict[str, Any], data: bytes) -> tuple[dict[str, Any], NDArray
         if "frame" in asked:
             array = _decode(data, asked["frame"])
             return {}, array
-        wanted = asked["read"]
+        wanted = asked.get("read") or asked["present"]
         limits = reader.Limits(**wanted["limits"] | {"seconds": None})
+        if "present" in asked:
+            from wetread.radiograph import presentation
+
+            about, body = presentation.present(data, name=wanted["name"], limits=limits)
+            return {"values": about}, body
         radiograph = reader.read(data, name=wanted["name"], limits=limits, reduce_to=wanted["reduce_to"])
         values = {f.name: getattr(radiograph, f.name) for f in fields(radiograph) if f.name != "pixels"}
         return {"values": values}, np.ascontiguousarray(radiograph.pixels)

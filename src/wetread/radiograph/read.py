@@ -147,7 +147,7 @@ def read(
     """
     limits = limits or Limits()
     name = name or (source.name if isinstance(source, Path) else "bytes")
-    data = _bytes(source, name, limits)
+    data = source_bytes(source, name, limits)
     if limits.seconds is not None:
         return isolated.read(data, name, limits, reduce_to)
     kind = headers.sniff(data)
@@ -264,7 +264,7 @@ def write_png(file: Path, picture: NDArray[np.uint8]) -> None:
     file.write_bytes(encoded.tobytes())
 
 
-def _bytes(source: Path | bytes, name: str, limits: Limits) -> bytes:
+def source_bytes(source: Path | bytes, name: str, limits: Limits) -> bytes:
     """Return the file's bytes, never more than the limit."""
     too_large = f"{name}: more than {limits.max_bytes} bytes; raise max_bytes if the file is genuine"
     if not isinstance(source, Path):

@@ -6,6 +6,7 @@ An image never changes, but who may see it does: a browser asks again each time,
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from wetread.clinic.access import Caller
 from wetread.clinic.worker import unpack
 from wetread.errors import NotFoundError
 from wetread.infer import heatmap
+from wetread.radiograph import presentation
 from wetread.radiograph.read import Limits, Radiograph, read
 from wetread.web import schemas, security
 from wetread.web.api import clinic_of
@@ -40,6 +42,10 @@ _FRAME: dict[int | str, dict[str, Any]] = {
         "content": {"application/octet-stream": _BINARY},
         "headers": {name: {"schema": {"type": kind}, "description": text} for name, kind, text in _HEADERS},
     },
+    304: {"description": "The caller has it."},
+}
+_VALUES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": _BINARY}},
     304: {"description": "The caller has it."},
 }
 _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": _BINARY}}}
@@ -114,6 +120,25 @@ def get_frame(
     if radiograph.spacing_mm is not None:
         headers["Wetread-Spacing"] = ",".join(f"{spacing:.6g}" for spacing in radiograph.spacing_mm)
     return Response(pixels.tobytes(), media_type="application/octet-stream", headers=headers)
+
+
+@router.get("/{image}/values", response_class=Response, responses=_VALUES)
+def get_values(
+    request: Request, image: str, caller: Viewer, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    """Return every value of the file, larger is brighter, and the windows by which its sender meant it to be seen.
+
+    Little endian: the length of a JSON object (4 bytes), the object, then for each of its `tones` with a `table` that
+    table (`entries` × 16 bits: the grey of each value), and the values, row by row from the top, of `bits` each.
+    """
+    stored = _find(request, caller, image)
+    if if_none_match == stored.headers["ETag"]:
+        return Response(status_code=304, headers=stored.headers)
+    about, body = presentation.present(stored.path, name="image", limits=stored.limits)
+    told = json.dumps(about).encode()
+    told += b" " * (-len(told) % 4)  # so that what follows is aligned
+    content = b"".join((len(told).to_bytes(4, "little"), told, memoryview(body)))
+    return Response(content, media_type="application/octet-stream", headers=stored.headers)
 
 
 @router.get("/{image}/preview.png", response_class=Response, responses=_PNG)
