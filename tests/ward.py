@@ -105,7 +105,7 @@ class Ward:
         self.worker = Worker(self.database, self.archive, self.models, lambda connection, site: self.ranking)
 
     def take(self, content: bytes, name: str = "file", **more: Any) -> Received:
-        return self.intake.take(BytesIO(content), name, SITE, **more)
+        return self.intake.take(BytesIO(content), name, SITE, **{"corrects": True} | more)
 
     def lease(self) -> Job | None:
         """Take a job as a process would that is then killed."""

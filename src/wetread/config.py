@@ -101,6 +101,9 @@ class Settings(BaseModel):
     dicomweb_origins: list[Annotated[str, Field(pattern=r"^https?://[^/*\s]+$")]] = Field(
         [], description="Origins of viewers (`https://ohif.example`) whose pages may call `/dicomweb` with a token."
     )
+    ohif: Annotated[str, Field(pattern=r"^(https?://[^/?#\s]+)?(/[^?#\s]*)?$")] = Field(
+        "", description="Address of an OHIF viewer (`/ohif/viewer`) that study pages link to; empty means none."
+    )
     url_timeout_s: float = Field(20.0, description="Longest time to fetch a URL, in s.", gt=0)
     watch: str = Field("", description="Folder to watch for incoming files; empty means none.")
     watch_corrects: bool = Field(
@@ -131,8 +134,9 @@ class Settings(BaseModel):
     dicom_check_called: bool = Field(True, description="Refuse associations that call another AE title than ours.")
     dicom_peers: list[str] = Field(
         [],
-        description="Who may send by DICOM: `AE@host`, `AE@host:port` where reports go back to, `+correct` for one whose "
-        "rejection notes and corrected headers are heeded, `=site` at the end; `*` for any AE title or host. Empty means nobody.",
+        description="Who may send by DICOM: `AE@host`, `AE@host:port` where reports go back to, `+correct` for one "
+        "whose rejection notes and corrected headers are heeded, `=site` at the end; `*` for any AE title or host. "
+        "Empty means nobody.",
     )
     dicom_private: bool = Field(False, description="Also accept private and unknown SOP classes and transfer syntaxes.")
     dicom_associations: int = Field(16, description="Most DICOM associations at a time.", ge=1, le=500)

@@ -106,6 +106,28 @@ def document(seed: int = 0, kind: str = "1.2.840.10008.5.1.4.1.1.88.11", **eleme
 
 
 class TestHeaders:
+    def test_a_corrected_header_whose_sender_may_not_correct_is_kept_apart(self, ward: Ward) -> None:
+        before, after = dicom(0, PatientName="Ro^Jane"), dicom(0, PatientName="Doe^John", PatientID="P0")
+        first = ward.take(before, "edema.dcm")
+        held = ward.take(after, "edema.dcm", corrects=False, actor="modality")
+        assert (held.corrected, held.quarantined, held.study) == (False, True, first.study)
+        found = study(ward, first.study)
+        assert found.row.patient_name == "Ro, Jane"
+        assert {image.state: image.reason for image in found.images} == {
+            "stored": None,
+            "quarantined": "a corrected header whose sender may not correct",
+        }
+        assert "a corrected header came whose sender may not correct; it was kept apart, and nothing was changed" in (
+            found.cautions
+        )
+        assert kinds(ward, first.study).count("instance.quarantined") == 1
+        assert not {"image.corrected", "study.corrected"} & set(deeds(ward))
+        assert ward.archive.path(next(i.sha256 for i in found.images if i.image == held.image)).read_bytes() == after
+        heeded = ward.take(after, "edema.dcm")
+        assert (heeded.corrected, heeded.quarantined, heeded.image) == (True, False, first.image)
+        assert study(ward, first.study).row.patient_name == "Doe, John"
+        assert sorted(states(ward, first.study)) == ["stored", "superseded"]
+
     def test_a_corrected_header_is_an_update_and_both_files_stay(self, ward: Ward) -> None:
         before, after = dicom(0, PatientName="Ro^Jane"), dicom(0, PatientName="Roe^Jane", PatientBirthDate="19600229")
         first = ward.take(before, "edema.dcm")
@@ -201,7 +223,7 @@ class TestHeaders:
         assert (again.new, again.corrected, again.quarantined) == (False, False, False)
         assert states(ward, key) == ["stored", "copy"]
         assert study(ward, key).row.cautions == ()
-        assert ward.intake.adopt(SITE) == ([], [])
+        assert ward.intake.adopt(SITE) == ([], [], [])
 
     def test_a_corrected_header_does_not_open_a_signed_study(self, ward: Ward) -> None:
         key = ward.take(dicom(0)).study
@@ -356,6 +378,41 @@ class TestRejection:
         ward.take(note(bad))
         assert sorted(states(ward, first)) == ["document", "rejected", "stored"]
 
+    @pytest.mark.parametrize("first", ["note", "image"])
+    def test_a_note_whose_sender_may_not_correct_is_kept_and_heeded_when_one_who_may_sends_it(
+        self, ward: Ward, first: str
+    ) -> None:
+        bad = dicom(0)
+        if first == "image":
+            key = ward.take(bad).study
+        held = ward.take(sent := note(bad), corrects=False, actor="modality")
+        if first == "note":
+            key = ward.take(bad).study
+        assert held.quarantined
+        assert sorted(states(ward, key)) == ["quarantined", "stored"]
+        assert "instance.quarantined" in kinds(ward, held.study)
+        if first == "image":
+            assert any("a rejection note came whose sender may not correct" in c for c in study(ward, key).cautions)
+        assert "image.rejected" not in deeds(ward)
+        again = ward.take(sent, corrects=False)
+        assert (again.new, again.quarantined) == (False, True)
+        heeded = ward.take(sent)
+        assert (heeded.new, heeded.quarantined) == (True, False)
+        assert sorted(states(ward, key)) == ["document", "rejected"]
+        assert ward.take(sent).new is False
+
+    def test_a_note_whose_sender_may_not_correct_warns_of_every_image_that_it_names(self, ward: Ward) -> None:
+        """Also where the note itself belongs to another study than the image."""
+        key = ward.take(dicom(1)).study
+        sent = pydicom.dcmread(BytesIO(note(dicom(0))))
+        named = pydicom.dcmread(BytesIO(note(dicom(1)))).CurrentRequestedProcedureEvidenceSequence
+        sent.CurrentRequestedProcedureEvidenceSequence.extend(named)
+        sent.save_as(buffer := BytesIO())
+        held = ward.take(buffer.getvalue(), corrects=False)
+        assert held.study != key
+        assert states(ward, key) == ["stored"]
+        assert any("a rejection note came whose sender may not correct" in c for c in study(ward, key).cautions)
+
     def test_a_note_of_another_study_or_site_rejects_nothing(self, ward: Ward) -> None:
         key = ward.take(dicom(0)).study
         ward.take(note(dicom(0, StudyInstanceUID="1.2.99")))
@@ -505,11 +562,13 @@ def test_the_image_s_reason_is_for_people(ward: Ward) -> None:
 
 
 @pytest.mark.system
-def test_all_of_it_by_storescu(ward: Ward, tmp_path: Path) -> None:
+@pytest.mark.parametrize("may", [True, False])
+def test_all_of_it_by_storescu(ward: Ward, tmp_path: Path, may: bool) -> None:
     """DCMTK sends an image, its corrected header, our report and picture of it, and a note that rejects it."""
     image = dicom(0, PatientName="Ro^J")
     ward.intake.max_bytes = 2**24
-    with listening(ward, max_bytes=2**24) as listener:
+    line = "*@127.0.0.1+correct" if may else "*@127.0.0.1"
+    with listening(ward, max_bytes=2**24, dicom_peers=[line]) as listener:
 
         def sent(name: str, content: bytes) -> None:
             (tmp_path / name).write_bytes(content)
@@ -526,12 +585,14 @@ def test_all_of_it_by_storescu(ward: Ward, tmp_path: Path) -> None:
             buffer = BytesIO()
             made.save_as(buffer, enforce_file_format=True)
             sent(f"own {number}.dcm", buffer.getvalue())
-        assert sorted(states(ward, key)) == ["document", "document", "stored", "superseded"]
+        before = "superseded" if may else "quarantined"
+        assert sorted(states(ward, key)) == sorted(["document", "document", "stored", before])
         found = study(ward, key)
-        assert (found.row.patient_name, found.row.reading) == ("Roe, Jane", "signed")
+        assert (found.row.patient_name, found.row.reading) == ("Roe, Jane" if may else "Ro, J", "signed")
         assert listed(ward) == []
         sent("note.dcm", note(image, code="113037"))
-    assert sorted(states(ward, key)) == ["document", "document", "document", "rejected", "superseded"]
+    after = ["document", "rejected", "superseded"] if may else ["quarantined", "quarantined", "stored"]
+    assert sorted(states(ward, key)) == sorted(["document", "document", *after])
     assert worklist.page(ward.database, SITE, status="reviewed").rows[0].study == key
 
 

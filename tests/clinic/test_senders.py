@@ -14,3 +14,16 @@ def test_a_peer_is_that_of_its_own_site() -> None:
         assert peer.host == host
     assert senders.peer("CT1", "elsewhere") is None
     assert senders.peer("CT2", "home") is None
+
+
+def test_who_may_correct_is_said_in_its_line() -> None:
+    lines = ["PACS@10.1.0.5:104+tls+correct=north", "CT@10.1.0.6", "*@10.2.0.0/16+correct"]
+    senders = Senders(Settings(dicom_peers=lines))
+    pacs = senders.find("PACS", "10.1.0.5")
+    assert pacs is not None
+    assert (pacs.corrects, pacs.tls, pacs.port, pacs.site) == (True, True, 104, "north")
+    assert senders.find("PACS", "10.1.0.7") is None  # elsewhere the name alone is worth nothing
+    for ae, address, corrects in (("CT", "10.1.0.6", False), ("MR", "10.2.0.1", True)):
+        line = senders.find(ae, address)
+        assert line is not None
+        assert line.corrects is corrects

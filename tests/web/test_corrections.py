@@ -35,6 +35,19 @@ def test_a_corrected_header_is_said_in_the_receipt(client, taken) -> None:
     ]
 
 
+@pytest.mark.parametrize("role", ["service", "radiologist", "engineer"])
+def test_a_header_is_not_corrected_by_whoever_may_send(client, taken, role: str) -> None:
+    seed, study, _ = taken
+    file = ("edema.dcm", dicom(seed, PatientName="Doe^John"))
+    answer = client("POST", "/api/v1/studies", role, files=[("files", file)])
+    assert answer.status_code == 201
+    [image] = answer.json()["images"]
+    assert (image["study"], image["new"], image["quarantined"], image["corrected"]) == (study, True, True, False)
+    found = client("GET", f"/api/v1/studies/{study}").json()
+    assert found["patient_name"] == "Ro, Jane"
+    assert any("a corrected header came whose sender may not correct" in caution for caution in found["cautions"])
+
+
 def test_studies_are_merged(client, taken) -> None:
     seed, study, _ = taken
     second = client.send(("x.dcm", dicom(next(_seeds), PatientID=f"P{seed}")))["studies"][0]["study"]

@@ -20,6 +20,7 @@ from pydicom.uid import (
 from ward import SITE, dicom, png
 
 from wetread.clinic import access, store
+from wetread.web import wado
 
 JSON = "application/dicom+json"
 DICOM = 'multipart/related; type="application/dicom"'
@@ -522,6 +523,56 @@ def test_rendered_as_the_window_says(client, syntaxes) -> None:
         assert max(cv2.imdecode(np.frombuffer(small.content, np.uint8), 0).shape) == 128
 
 
+def test_all_pictures_of_a_study_or_series_at_once(client) -> None:
+    scenes = [films.scene(16, 16 + 2 * number, bits=8, seed=number) for number in range(3)]
+    uids = [("1.9.2", "1.9.21"), ("1.9.2", "1.9.22"), ("1.9.3", "1.9.31")]
+    files = [
+        films.dicom(scene, StudyInstanceUID="1.9.1", SeriesInstanceUID=series, SOPInstanceUID=instance)
+        for scene, (series, instance) in zip(scenes, uids, strict=True)
+    ]
+    named = {"StudyInstanceUID": "1.9.1", "SeriesInstanceUID": "1.9.4"}
+    report = films.dataset(scenes[0], SOPInstanceUID="1.9.41", Modality="SR", **named)
+    del report.PixelData
+    assert stow(client, *files, films.to_bytes(report)).status_code == 200
+    accept = 'multipart/related; type="image/png"'
+    for path, wanted in (("/studies/1.9.1", 3), ("/studies/1.9.1/series/1.9.2", 2), ("/studies/1.9.1/series/1.9.3", 1)):
+        answer = get(client, path + "/rendered", accept)
+        assert answer.status_code == 200
+        found = parts(answer)
+        assert len(found) == wanted
+        for head, content in found:
+            kind, _, place = head.partition("\r\nContent-Location: ")
+            assert kind == "image/png"
+            alone = client("GET", place, headers={"Accept": "image/png"})
+            assert alone.content == content
+    [small, *_] = parts(get(client, "/studies/1.9.1/rendered", "*/*", params={"viewport": "8,8"}))
+    assert small[0].startswith("image/jpeg")
+    assert max(cv2.imdecode(np.frombuffer(small[1], np.uint8), -1).shape) == 8
+    window = get(client, "/studies/1.9.1/series/1.9.3/rendered", "image/png", params={"window": "100,50"})
+    plain = get(client, "/studies/1.9.1/series/1.9.3/rendered", "image/png")
+    assert window.headers["content-type"] == plain.headers["content-type"] == "image/png"
+    assert window.content != plain.content
+    assert np.array_equal(cv2.imdecode(np.frombuffer(plain.content, np.uint8), -1), scenes[2])
+    # What is not one picture cannot go plain, what has none cannot be drawn.
+    for path, accepted in (("", "image/png"), ("", 'multipart/related; type="image/gif"'), ("/series/1.9.4", "*/*")):
+        assert get(client, f"/studies/1.9.1{path}/rendered", accepted).status_code == 406
+    assert get(client, "/studies/1.9.9/rendered", "*/*").status_code == 404
+    broken = films.dataset(scenes[0], SOPInstanceUID="1.9.23", StudyInstanceUID="1.9.1", SeriesInstanceUID="1.9.2")
+    broken.PixelData = bytes(10)
+    assert stow(client, films.to_bytes(broken)).status_code == 200
+    answer = get(client, "/studies/1.9.1/series/1.9.2/rendered", "*/*")
+    assert (answer.status_code, len(parts(answer))) == (206, 2)
+
+
+def test_more_pictures_than_go_into_one_answer(client, monkeypatch) -> None:
+    files = [dicom(960 + n, StudyInstanceUID="1.10.1", SeriesInstanceUID="1.10.2") for n in range(3)]
+    assert stow(client, *files).status_code == 200
+    monkeypatch.setattr(wado, "MAX_PICTURES", 2)
+    answer = get(client, "/studies/1.10.1/rendered", "*/*")
+    assert answer.status_code == 413
+    assert "3 pictures, more than 2" in answer.json()["detail"]
+
+
 def test_inverted_and_coloured_pictures_are_shown_right(client) -> None:
     scene = films.scene(16, 16, bits=8, seed=3)
     colour = np.stack([scene, 255 - scene, scene // 2], -1)
@@ -544,6 +595,10 @@ def test_frames_of_several(client) -> None:
     assert stow(client, films.to_bytes(dataset)).status_code == 200
     found = parts(get(client, "/studies/1.5.1/series/1.5.2/instances/1.5.3/frames/3,1", "*/*"))
     assert [content for _, content in found] == [frames[2].tobytes(), frames[0].tobytes()]
+    for number, frame in enumerate(frames, 1):
+        place = f"/studies/1.5.1/series/1.5.2/instances/1.5.3/frames/{number}/thumbnail"
+        small = get(client, place, "image/png", params={"viewport": "8,8"})
+        assert np.array_equal(cv2.imdecode(np.frombuffer(small.content, np.uint8), -1), frame)
 
 
 def test_broken_pixels_are_406_and_their_bytes_can_be_had(client) -> None:
@@ -655,6 +710,19 @@ def test_the_header_in_force_is_served(client) -> None:
     assert header["00100010"]["Value"] == [{"Alphabetic": "New^Name"}]
     assert stow(client, old).status_code in (200, 202)
     assert len(get(client, "/studies/1.2.751.1/instances").json()) == 1
+
+
+def test_a_corrected_header_from_who_may_not_correct_is_kept_with_a_warning(client) -> None:
+    old, new = dicom(755, PatientName="Old^Name"), dicom(755, PatientName="New^Name")
+    assert stow(client, old, role="service").status_code == 200
+    response = stow(client, new, role="service")
+    assert response.status_code == 202
+    assert references(response.json(), "00081199") == [("1.2.756.3", 0xB000)]
+    [header] = get(client, "/studies/1.2.756.1/metadata").json()
+    assert header["00100010"]["Value"] == [{"Alphabetic": "Old^Name"}]
+    assert stow(client, new).status_code == 200  # by an administrator
+    [header] = get(client, "/studies/1.2.756.1/metadata").json()
+    assert header["00100010"]["Value"] == [{"Alphabetic": "New^Name"}]
 
 
 def test_a_rejected_image_is_not_served(client) -> None:

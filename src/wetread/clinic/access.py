@@ -43,6 +43,7 @@ class Right(StrEnum):
     """What somebody may do."""
 
     UPLOAD = "upload"
+    CORRECT = "correct"  # rejection notes and corrected headers that one sends are heeded
     VIEW = "view"
     REVIEW = "review"
     INFER = "infer"
@@ -56,6 +57,8 @@ RIGHTS: dict[Role, frozenset[Right]] = {
     Role.ADMINISTRATOR: frozenset(Right),
     Role.SERVICE: frozenset({Right.UPLOAD, Right.VIEW, Right.INFER}),
 }
+# What a token of the role may have besides, when its scopes name it.
+GRANTABLE: dict[Role, frozenset[Right]] = {Role.SERVICE: frozenset({Right.CORRECT})}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class Caller:
 
     def may(self, right: Right) -> bool:
         """Return whether the caller's role has the right, and the token's scopes do not withhold it."""
-        return right in RIGHTS[self.role] and (self.scopes is None or right in self.scopes)
+        if self.scopes is None:
+            return right in RIGHTS[self.role]
+        return right in self.scopes and right in _most(self.role)
 
     def require(self, right: Right) -> None:
         """Raise `DeniedError` when the caller does not have the right."""
@@ -115,7 +120,7 @@ def create(
     Parameters
     ----------
     scopes : collection of str, optional
-        The rights of the role that the token may use; by default all of them.
+        The rights that the token may use, of those of the role and `GRANTABLE`; by default all of the role.
     days : float, optional
         After which it runs out; by default never.
 
@@ -130,7 +135,7 @@ def create(
         raise ClinicError(f"role {role!r}: not one of {', '.join(Role)}")
     if not 0 < len(name) <= 64 or not name.isprintable():
         raise ClinicError(f"token name {name[:80]!r}: must be 1 to 64 printable characters")
-    allowed = sorted(RIGHTS[Role(role)])
+    allowed = sorted(_most(Role(role)))
     for scope in scopes or ():
         if scope not in allowed:
             raise ClinicError(f"scope {scope!r}: role {role} has only {', '.join(allowed)}")
@@ -182,16 +187,46 @@ def tokens(database: Store) -> list[Token]:
         return [Token(**row | {"scopes": row["scopes"] and tuple(row["scopes"])}) for row in map(dict, rows.mappings())]
 
 
-def login_code(database: Store, name: str, role: Role, site: str) -> str:
-    """Make the code of a login link, good for one use within an hour."""
+def login_code(database: Store, name: str, role: Role, site: str, *, actor: str = "command line") -> str:
+    """Make the code of a login link, good for one use within an hour; the site's codes before it end."""
     with database.write() as connection:
         store.ensure_site(connection, site)
-        code, _ = _insert(connection, "login", name, role, site, store.now() + LOGIN_LIFE)
+        end_codes(connection, site)
+        code, key = _insert(connection, "login", name, role, site, store.now() + LOGIN_LIFE)
+        audit.record(connection, site, actor, "login.link", key, {"name": name, "role": str(role)})
     return code
 
 
-def login(database: Store, code: str, life: timedelta = SESSION_LIFE) -> str:
+def first_code(database: Store, name: str, site: str, *, actor: str = "command line") -> str | None:
+    """Make the code of an administrator's login link; None when the site has an administrator who can log in."""
+    with database.read() as connection:
+        if administered(connection, site):
+            return None
+    return login_code(database, name, Role.ADMINISTRATOR, site, actor=actor)
+
+
+def administered(connection: Connection, site: str) -> bool:
+    """Return whether a site has an administrator who can log in, by password or at the identity provider."""
+    table = store.account.c
+    able = sa.and_(table.disabled_at.is_(None), sa.or_(table.password.is_not(None), table.issuer.is_not(None)))
+    there = sa.select(table.id).where(table.site == site, table.role == Role.ADMINISTRATOR.value, able)
+    return connection.execute(there.limit(1)).first() is not None
+
+
+def end_codes(connection: Connection, site: str) -> None:
+    """End the site's login links that nobody used yet."""
+    table = store.token
+    unused = (table.c.site == site, table.c.kind == "login", table.c.revoked_at.is_(None))
+    connection.execute(table.update().where(*unused).values(revoked_at=store.now()))
+
+
+def login(database: Store, code: str, life: timedelta = SESSION_LIFE, *, address: str = "") -> str:
     """Turn a login code into a session and return the session's secret.
+
+    Parameters
+    ----------
+    address : str
+        Where it comes from; for the audit.
 
     Raises
     ------
@@ -209,19 +244,39 @@ def login(database: Store, code: str, life: timedelta = SESSION_LIFE) -> str:
                 table.c.expires_at > store.now(),
             )
             .values(revoked_at=store.now())
-            .returning(table.c.name, table.c.role, table.c.site)
+            .returning(table.c.id, table.c.name, table.c.role, table.c.site)
         ).first()
-        if row is None:
-            raise DeniedError("login link: unknown, used already, or older than an hour; restart `wetread serve`")
-        return open_session(connection, row.name, row.role, row.site, life, by="link")
+        if row is not None:
+            return open_session(connection, row.name, row.role, row.site, life, by="link", link=row.id)
+        old = connection.execute(
+            sa.select(table.c.id, table.c.name, table.c.site).where(
+                table.c.hash == _hash(code), table.c.kind == "login"
+            )
+        ).first()
+        site, who, key = ("", "unknown", "") if old is None else (old.site, old.name, old.id)
+        failed(connection, site, who, key, by="link", address=address)
+    raise DeniedError("login link: unknown, used already, or out of date; restart `wetread serve`")
+
+
+def failed(connection: Connection, site: str, who: str, subject: str, *, by: str, address: str, **more: str) -> None:
+    """Audit an attempt to come in that was refused."""
+    audit.record(connection, site, who, "login.failed", subject, {"by": by, "address": address[:64], **more})
 
 
 def open_session(
-    connection: Connection, name: str, role: str, site: str, life: timedelta, *, by: str, account: str | None = None
+    connection: Connection,
+    name: str,
+    role: str,
+    site: str,
+    life: timedelta,
+    *,
+    by: str,
+    account: str | None = None,
+    **more: str,
 ) -> str:
     """Open a session, in the transaction of what gave the right to it, and return its secret."""
     secret, key = _insert(connection, "session", name, role, site, store.now() + life, account=account)
-    audit.record(connection, site, name, "session.opened", key, {"by": by})
+    audit.record(connection, site, name, "session.opened", key, {"by": by, **more})
     return secret
 
 
@@ -292,6 +347,11 @@ def _in_force(row: sa.Row[Any], idle: timedelta) -> bool:
 def login_name(name: str) -> str:
     """Return a name as names are compared: letters that look or mean the same are one."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _most(role: Role) -> frozenset[Right]:
+    """Return what a token of a role may at most be given."""
+    return RIGHTS[role] | GRANTABLE.get(role, frozenset())
 
 
 def _insert(

@@ -252,7 +252,8 @@ def set_patient(
     born = changed.get("birth_date")
     if born is not None and (age := identity.age_between(born, row.acquired_at)) is not None:
         changed["age_years"] = age  # type: ignore[assignment]
-    connection.execute(table.update().where(table.c.id == row.id).values(keys.keyed(changed)))
+    values = keys.keyed(changed) | _revised(table.c.revision + 1)
+    connection.execute(table.update().where(table.c.id == row.id).values(values))
     caution(connection, row.id, f"corrected after arrival: {words}")
     store.emit(connection, "study.corrected", row.site, row.id, {"fields": sorted(changed)})
     audit.record(connection, row.site, actor, "study.corrected", row.id, detail)
@@ -314,11 +315,19 @@ def merge(connection: Connection, source: Row[Any], target: Row[Any], actor: str
     caution(connection, source.id, "merged into another study")
     if source.listed and source.images and source.reading != "signed":
         reopen(connection, target.id)
+    both = studies.c.id.in_([source.id, target.id])
+    newest = connection.execute(sa.select(sa.func.max(studies.c.revision)).where(both)).scalar_one()
+    connection.execute(studies.update().where(studies.c.id == target.id).values(_revised(newest + 1)))
     touch(connection, target.id)
     store.emit(connection, "study.merged", source.site, source.id, {"into": target.id})
     store.emit(connection, "study.merged", source.site, target.id, {"from": source.id})
     detail = {"into": target.id, "images": moved, "reason": reason}
     audit.record(connection, source.site, actor, "study.merged", source.id, detail)
+
+
+def _revised(number: Any) -> dict[str, Any]:
+    """Return what says that a study is no longer told under the identity of before; see `superseding`."""
+    return {"revision": number, "revised_at": store.now()}
 
 
 def by_note(connection: Connection, site: str, note: Note, actor: str) -> set[str]:
@@ -342,7 +351,9 @@ def caution_named(connection: Connection, site: str, note: Note, text: str) -> N
 
 def _named(note: Note) -> dict[str, str]:
     """Return SOP Instance UID → Study Instance UID of the images that a note names, as they are kept here."""
-    return {identity.uid("SOPInstanceUID", image): identity.uid("StudyInstanceUID", study) for study, image in note.images}
+    return {
+        identity.uid("SOPInstanceUID", image): identity.uid("StudyInstanceUID", study) for study, image in note.images
+    }
 
 
 def _there(connection: Connection, site: str, named: Mapping[str, str]) -> list[Row[Any]]:

@@ -8,6 +8,7 @@ sees. Objects without a picture, and our own that come back, are kept beside the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from wetread.clinic.jobs import READ_ONLY, enqueue
 from wetread.clinic.priority import Priority
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
-from wetread.errors import ClinicError
+from wetread.errors import BusyError, ClinicError, NotFoundError
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Intake:
         site: str,
         *,
         actor: str = "intake",
+        corrects: bool = False,
         study: str | None = None,
         requested: str | None = None,
     ) -> Received:
@@ -125,6 +127,9 @@ class Intake:
             Where it belongs.
         actor : str
             Who sends it; for the audit.
+        corrects : bool
+            Whether its sender may change what is here already. If not, a rejection note or a corrected header is kept
+            apart with a caution, and heeded when somebody who may sends it again.
         study : str, optional
             Which study a file without a Study Instance UID belongs to: the id of a study, or any label of up to 64
             characters, which stands for one study of the site. By default it is a study of its own.
@@ -143,14 +148,16 @@ class Intake:
         floor = priority.parse(requested) if requested is not None else None
         if study is not None and not 0 < len(study) <= 64:
             raise ClinicError(f"study {study[:80]!r}: must be the id of a study or a label of 1 to 64 characters")
-        stored = self.archive.put(source, limit=self.max_bytes)
+        origin = {"site": site, "actor": actor, "corrects": corrects, "study": study, "requested": requested}
+        stored = self.archive.put(source, limit=self.max_bytes, origin=json.dumps(origin))
         said = identity.of(self.archive.path(stored.sha256), stored.head)
         try:
-            received = self._register(stored, said, name, site, actor, study, floor)
+            received = self._register(stored, said, name, site, actor, corrects, study, floor)
         except ClinicError:  # refused: its bytes must not come back as a file that was forgotten
             with suppress(ClinicError, SQLAlchemyError), self.database.write() as connection:
                 retention.discard(connection, stored.sha256)
             raise
+        self.archive.settle(stored.sha256)
         if received.new:
             self._wake()
         return received
@@ -162,6 +169,7 @@ class Intake:
         name: str,
         site: str,
         actor: str,
+        corrects: bool,
         study: str | None,
         floor: Priority | None,
     ) -> Received:
@@ -186,7 +194,10 @@ class Intake:
                 sa.select(store.instance).where(store.instance.c.site == site, store.instance.c.sop_uid == sop_uid)
             ).all()
             name = identity.clean(name) or "file"
-            if same := next((row for row in known if row.sha256 == stored.sha256), None):
+            same = next((row for row in known if row.sha256 == stored.sha256), None)
+            if same and corrects and same.reason in HELD:  # now from somebody who may: it begins anew
+                connection.execute(store.instance.delete().where(store.instance.c.id == same.id))
+            elif same:
                 return Received(name, same.study, same.id, False, same.state == "quarantined", same.format)
             retention.arrived(connection, self.archive, stored.sha256)
             patient = target.patient_id if target else said.patient_id
@@ -197,9 +208,10 @@ class Intake:
                 self._copy(connection, current, stored, name)
                 return Received(name, current.study, current.id, False, False, said.format)
             digest = rival.same_picture(current)
-            if current is not None and digest and corrections.belongs(connection, site, study_uid, current.study):
+            header = current is not None and corrections.belongs(connection, site, study_uid, current.study) and digest
+            if current is not None and header and corrects:
                 key = arrival.correct_header(
-                    connection, current, stored, rival.before, said, place, digest, self._models(), actor
+                    connection, current, stored, rival.before, said, place, header, self._models(), actor
                 )
                 triage.refresh(connection, key, self._policy(connection, site), place.now)
                 if key != current.study:
@@ -210,6 +222,10 @@ class Intake:
             else:
                 row = target or arrival.find_or_add(connection, said, place, cautions)
             state, reason = _state(connection, place, sop_uid, said, current)
+            if not corrects and header and state == "quarantined":
+                reason = HELD_HEADER
+            if not corrects and said.rejects and state == "document":
+                state, reason = "quarantined", HELD_NOTE
             image = {
                 "id": store.new_id(),
                 "site": site,
@@ -228,13 +244,19 @@ class Intake:
             }
             connection.execute(store.instance.insert().values(image))
             if state == "quarantined":
-                cautions.append("another image came under a UID of this study with other content and was quarantined")
+                cautions.append(HELD.get(str(reason), _OTHER))
             if state == "stored":
                 enqueue(connection, image["id"], self._models() or [READ_ONLY], floor, place.now)
-            store.emit(connection, _EVENTS.get(state, "instance.stored"), site, row.id, {"image": image["id"]})
-            audit.record(connection, site, actor, "image.received", row.id, {"image": image["id"], "state": state})
+            why = {"reason": reason} if reason in HELD else {}
+            store.emit(connection, _EVENTS.get(state, "instance.stored"), site, row.id, {"image": image["id"], **why})
+            detail = {"image": image["id"], "state": state, **why}
+            audit.record(connection, site, actor, "image.received", row.id, detail)
             arrival.add_to(connection, row, said, place, cautions, state)
-            touched = corrections.by_note(connection, site, said.rejects, actor) if said.rejects else set()
+            touched = set[str]()
+            if said.rejects and reason == HELD_NOTE:
+                corrections.caution_named(connection, site, said.rejects, HELD[HELD_NOTE])
+            elif said.rejects and state == "document":
+                touched = corrections.by_note(connection, site, said.rejects, actor)
             for each in sorted({row.id, *touched}):
                 if each in touched:
                     completion.renew(connection, each, self._models(), place.now)
@@ -248,13 +270,15 @@ class Intake:
         values |= {"sha256": stored.sha256, "bytes": stored.size, "name": name, "received_at": store.now()}
         connection.execute(store.instance.insert().values(values))
 
-    def adopt(self, site: str, older_than_s: float = 0.0) -> tuple[list[str], list[str]]:
+    def adopt(self, site: str, older_than_s: float = 0.0) -> tuple[list[str], list[str], list[str]]:
         """Set right what a crash between disk and database left.
+
+        Each file goes where it was sent to: its note in the archive says so.
 
         Parameters
         ----------
         site : str
-            To which the files go.
+            To which files go that have no note.
         older_than_s : float
             Leave alone what came since: another process may be about to make its row.
 
@@ -264,24 +288,41 @@ class Intake:
             Ids of the studies made for files that had no row.
         missing : list of str
             Ids of the images whose file is gone.
+        unreadable : list of str
+            Files without a row that could not be taken in, each with the reason; they stay for the next time.
         """
         with self.database.read() as connection:
             rows = connection.execute(sa.select(store.instance.c.sha256, store.instance.c.id)).all()
             leaving = set(connection.execute(sa.select(store.removal.c.sha256)).scalars())
         known = {row.sha256 for row in rows} | leaving
         on_disk = set(self.archive.names())
-        adopted = []
+        adopted, unreadable = [], []
         for sha256 in sorted(on_disk - known):
-            if older_than_s and self.archive.age_s(sha256) < older_than_s:
-                continue
-            path = self.archive.path(sha256)
-            with path.open("rb") as file:
-                head = file.read(4096)
-            stored = Stored(sha256, path.stat().st_size, head)
-            adopted.append(
-                self._register(stored, identity.of(path, head), "recovered file", site, "recovery", None, None).study
-            )
-        return adopted, sorted(row.id for row in rows if row.sha256 not in on_disk)
+            try:
+                if not older_than_s or self.archive.age_s(sha256) >= older_than_s:
+                    adopted.append(self._adopt(sha256, site))
+            except (OSError, ClinicError, BusyError) as error:  # of this file; the others must not wait for it
+                unreadable.append(f"{sha256}: {error}")
+        for sha256 in self.archive.noted():
+            if sha256 in known:  # the crash came after its row
+                self.archive.settle(sha256)
+        return adopted, sorted(row.id for row in rows if row.sha256 not in on_disk), unreadable
+
+    def _adopt(self, sha256: str, site: str) -> str:
+        """Make the row of a file that has none; return its study."""
+        path, said = self.archive.path(sha256), self.archive.origin(sha256)
+        note = {"site": site, "actor": "recovery", **(json.loads(said) if said else {})}
+        with path.open("rb") as file:
+            head = file.read(4096)
+        stored, found = Stored(sha256, path.stat().st_size, head), identity.of(path, head)
+        floor = priority.parse(note["requested"]) if note.get("requested") else None
+        to = "recovered file", note["site"], note["actor"], bool(note.get("corrects"))
+        try:
+            received = self._register(stored, found, *to, note.get("study"), floor)
+        except NotFoundError:  # the study that it was meant for is gone: then it is one of its own
+            received = self._register(stored, found, *to, None, floor)
+        self.archive.settle(sha256)
+        return received.study
 
     def backfill(self, others: Collection[str] = ()) -> int:
         """Queue what a change of models left undone, and drop what waits for a model no longer in service.
@@ -319,6 +360,14 @@ class Intake:
         return count
 
 
+HELD_NOTE = "a rejection note whose sender may not correct"
+HELD_HEADER = "a corrected header whose sender may not correct"
+# Why a file was kept apart that would change what is here → the caution that readers see.
+HELD = {
+    HELD_NOTE: "a rejection note came whose sender may not correct; it was kept apart, and nothing was rejected",
+    HELD_HEADER: "a corrected header came whose sender may not correct; it was kept apart, and nothing was changed",
+}
+_OTHER = "another image came under a UID of this study with other content and was quarantined"
 _EVENTS = {
     "quarantined": "instance.quarantined",
     "document": "instance.document",

@@ -147,7 +147,7 @@ class DimseSource:
         return "; ".join(dict.fromkeys(reason for reason in reasons if reason))
 
     def _take(self, event: evt.Event) -> Dataset:
-        return cast(Receiver, self.receiver).store(event, self.peer.ae, self.site)
+        return cast(Receiver, self.receiver).store(event, self.peer.ae, self.site, corrects=True)
 
     def _bring(self, link: Association, model: Any, study_uid: str, series: str, kept: Mapping[str, str]) -> str:
         query = Dataset()
@@ -244,7 +244,7 @@ class WebSource:
                 path = _path(studies=study_uid, series=series, instances=uid)
                 try:
                     with self._instance(path) as file:
-                        self.intake.take(file, f"{uid}.dcm", self.site, actor="pull")
+                        self.intake.take(file, f"{uid}.dcm", self.site, actor="pull", corrects=True)
                 except ClinicError as error:
                     reasons.append(str(error))
         return "; ".join(dict.fromkeys(reasons))

@@ -45,7 +45,8 @@ class Status(IntEnum):
 
 STATUS_MEANS: Mapping[Status, str] = {
     Status.SUCCESS: "the instance is on disk and in the database; also for the same bytes again, and for other bytes "
-    "under a known SOP Instance UID, which are kept apart with an event and a caution",
+    "under a known SOP Instance UID, and for corrections by a peer that may not correct, which are kept apart with an "
+    "event and a caution",
     Status.PROCESSING_FAILURE: "an unforeseen fault; nothing was kept, send again later",
     Status.OUT_OF_RESOURCES: "no room on disk, or the database is away; nothing was kept, send again later",
     Status.TOO_LARGE: "the data set is larger than the setting `max_bytes`; nothing was kept",
@@ -111,19 +112,24 @@ class Receiver:
     def __init__(self, intake: Intake) -> None:
         self.intake = intake
 
-    def store(self, event: Event, ae: str, site: str) -> Dataset:
-        """Take the instance of a C-STORE request; return the answer, with a comment when it is no success."""
+    def store(self, event: Event, ae: str, site: str, *, corrects: bool = False) -> Dataset:
+        """Take the instance of a C-STORE request; return the answer, with a comment when it is no success.
+
+        `corrects` as `Intake.take` has it.
+        """
         request = cast(Any, event.request)
         body = request.DataSet
         try:
-            status, comment = self._store(request, body, str(event.context.transfer_syntax), ae, site)
+            status, comment = self._store(request, body, str(event.context.transfer_syntax), ae, site, corrects)
         finally:
             body.close()
         if status != Status.SUCCESS:
             log.warning("DICOM: instance from %s refused with 0x%04X: %s", ae, status, comment)
         return answer(status, comment)
 
-    def _store(self, request: Any, body: BytesIO, syntax: str, ae: str, site: str) -> tuple[Status, str]:
+    def _store(
+        self, request: Any, body: BytesIO, syntax: str, ae: str, site: str, corrects: bool
+    ) -> tuple[Status, str]:
         sop_class, sop_uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
         if isinstance(body, Body):
             if body.size > body.limit:
@@ -137,7 +143,7 @@ class Receiver:
             return refused
         file.seek(0)
         try:
-            self.intake.take(file, f"{sop_uid}.dcm", site, actor=f"AE {ae}")
+            self.intake.take(file, f"{sop_uid}.dcm", site, actor=f"AE {ae}", corrects=corrects)
         except TooLargeError:
             return Status.TOO_LARGE, "larger than this system accepts"
         except (ClinicError, BusyError):  # no room, or the disk refuses

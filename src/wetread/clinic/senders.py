@@ -27,6 +27,8 @@ class Sender:
         Where it listens, for reports of storage commitment.
     tls : bool
         Whether it listens by TLS.
+    corrects : bool
+        Whether its rejection notes and corrected headers are heeded.
     site : str
         Empty for the site of the settings.
     """
@@ -35,12 +37,14 @@ class Sender:
     network: ipaddress.IPv4Network | ipaddress.IPv6Network | str | None
     port: int | None
     tls: bool
+    corrects: bool
     site: str
 
     @classmethod
     def parse(cls, text: str) -> Sender:
-        """Read ``AE@host[:port][+tls][=site]``; raises ConfigError when it is written otherwise."""
+        """Read ``AE@host[:port][+tls][+correct][=site]``; raises ConfigError when it is written otherwise."""
         body, _, site = text.strip().partition("=")
+        body, corrects = body.removesuffix("+correct"), body.endswith("+correct")
         body, tls = body.removesuffix("+tls"), body.endswith("+tls")
         ae, at, address = body.partition("@")
         host, port = address, ""
@@ -61,7 +65,7 @@ class Sender:
                 network = host
         if port and (ae == "*" or host == "*" or "/" in host):
             raise ConfigError(f"dicom_peers = {text[:120]!r}: a port needs one AE title and one host")
-        return cls(ae if ae == "*" else ae_title(ae), network, int(port) if port else None, tls, site.strip())
+        return cls(ae if ae == "*" else ae_title(ae), network, int(port) if port else None, tls, corrects, site.strip())
 
     def allows(self, ae: str, address: str) -> bool:
         """Return whether this line lets that AE title call from that address."""

@@ -76,7 +76,9 @@ class Result:
         return dict(sorted(answer.items()))
 
 
-def take(intake: Intake, path: Path, site: str, actor: str, study_uid: str | None, result: Result) -> None:
+def take(
+    intake: Intake, path: Path, site: str, actor: str, study_uid: str | None, result: Result, *, corrects: bool = False
+) -> None:
     """Take in one part of a request and add what became of it to `result`.
 
     Parameters
@@ -88,6 +90,8 @@ def take(intake: Intake, path: Path, site: str, actor: str, study_uid: str | Non
     study_uid : str or None
         The study that the address names; an instance of another one is refused.
     result : Result
+    corrects : bool
+        As `Intake.take` has it.
     """
     said = _uids(path)
     if said is None:
@@ -99,7 +103,7 @@ def take(intake: Intake, path: Path, site: str, actor: str, study_uid: str | Non
         return
     try:
         with path.open("rb") as file:
-            received = intake.take(file, "instance.dcm", site, actor=actor)
+            received = intake.take(file, "instance.dcm", site, actor=actor, corrects=corrects)
     except FullError:
         result.failed.append(Failure(sop_class, sop_uid, NO_ROOM))
         return

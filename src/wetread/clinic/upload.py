@@ -54,6 +54,7 @@ def take(
     site: str,
     *,
     actor: str,
+    corrects: bool = False,
     study: str | None = None,
     requested: str | None = None,
     max_files: int,
@@ -65,7 +66,7 @@ def take(
     ----------
     files : iterable of (str, binary file)
         Seekable.
-    site, actor, study, requested
+    site, actor, corrects, study, requested
         As `Intake.take` has them.
     max_files : int
         Most members of one archive.
@@ -73,7 +74,7 @@ def take(
         Most bytes that one archive may unpack to.
     """
     receipt = Receipt()
-    into = partial(intake.take, site=site, actor=actor, study=study, requested=requested)
+    into = partial(intake.take, site=site, actor=actor, corrects=corrects, study=study, requested=requested)
     for name, file in files:
         head = file.read(4096)
         file.seek(0)

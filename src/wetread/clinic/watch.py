@@ -95,6 +95,7 @@ class Watch:
                     [(path.name, file)],
                     self.settings.site,
                     actor="watched folder",
+                    corrects=self.settings.watch_corrects,
                     max_files=self.settings.max_files,
                     max_total=self.settings.max_upload_bytes,
                 )

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from wetread.clinic import fetch, reviews, upload, worklist
-from wetread.clinic.access import Caller
+from wetread.clinic.access import Caller, Right
 from wetread.clinic.service import Clinic
 from wetread.clinic.upload import Receipt
 from wetread.errors import ClinicError
@@ -102,6 +102,7 @@ def _add(
             [*files, *fetched],
             caller.site,
             actor=caller.name,
+            corrects=caller.may(Right.CORRECT),
             study=study,
             requested=priority,
             max_files=settings.max_files,
@@ -193,7 +194,10 @@ def release_study(request: Request, study: str, caller: Reviewer) -> schemas.Row
 
 @router.post("/studies/{study}/reviews", status_code=201, tags=["reviews"])
 def add_review(request: Request, study: str, body: schemas.ReviewIn, caller: Reviewer) -> schemas.ReviewOut:
-    """Keep a draft, or sign. A signed study cannot be changed; a new image opens it again."""
+    """Keep a draft, or sign. A signed study cannot be changed; a new image opens it again.
+
+    With `seen`, what arrived unseen is not signed over: the answer is 409, with the new images' ids under `images`.
+    """
     database = clinic_of(request).database
     key = reviews.save(
         database,
@@ -206,6 +210,7 @@ def add_review(request: Request, study: str, body: schemas.ReviewIn, caller: Rev
         normal=body.normal,
         note=body.note,
         sign=body.state == "signed",
+        seen=body.seen,
     )
     found = worklist.study(database, caller.site, study)
     return schemas.review_out(next(review for review in found.reviews if review.review == key))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path as File
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from wetread.clinic import query, stow
-from wetread.clinic.access import Caller
+from wetread.clinic.access import Caller, Right
 from wetread.errors import ClinicError
 from wetread.web import multipart, negotiate, problems, wado
 from wetread.web.api import clinic_of
@@ -46,6 +47,12 @@ _LIST = {JSON: {"schema": {"type": "array", "items": _DATA_SET}}}
 _FOUND: dict[int | str, dict[str, Any]] = {200: {"content": _LIST}}
 _PARTS: dict[int | str, dict[str, Any]] = {200: {"content": {MULTIPART: _BINARY, DICOM: _BINARY, OCTETS: _BINARY}}}
 _IMAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": _BINARY, "image/png": _BINARY}}}
+_DRAWN = {MULTIPART: _BINARY, "image/jpeg": _BINARY, "image/png": _BINARY}
+_IMAGES: dict[int | str, dict[str, Any]] = {
+    200: {"content": _DRAWN},
+    206: {"description": "Some images cannot be drawn.", "content": _DRAWN},
+    **_said(413),
+}
 _STORED = {JSON: {"schema": _DATA_SET}}
 _STOW: dict[int | str, dict[str, Any]] = {
     200: {"description": "All instances are stored.", "content": _STORED},
@@ -115,7 +122,9 @@ async def _store(request: Request, caller: Caller, study: str | None) -> Respons
             if part.media not in ("", DICOM):
                 raise HTTPException(415, f"a part of another type than {DICOM}; what came before it was stored")
             path = File(part.file.name)
-            await run_in_threadpool(stow.take, clinic.intake, path, caller.site, caller.name, study, result)
+            corrects = caller.may(Right.CORRECT)
+            args = (clinic.intake, path, caller.site, caller.name, study, result)
+            await run_in_threadpool(partial(stow.take, *args, corrects=corrects))
     if not result.stored and not result.failed:
         raise HTTPException(400, "nothing was sent: the body has no part")
     answer = result.as_json(wado.root_of(request))
@@ -314,6 +323,33 @@ def render_frame(
     )
 
 
+@router.get("/studies/{study}/rendered", responses=_IMAGES, response_class=StreamingResponse)
+def render_study(
+    request: Request,
+    study: Uid,
+    caller: Viewer,
+    window: Windowing = None,
+    viewport: Viewport = None,
+    quality: Quality = 90,
+) -> Response:
+    """Return the first frame of each image of a study as pictures for a screen."""
+    return wado.render_all(request, wado.find(request, caller, study), window, viewport, quality)
+
+
+@router.get("/studies/{study}/series/{series}/rendered", responses=_IMAGES, response_class=StreamingResponse)
+def render_series(
+    request: Request,
+    study: Uid,
+    series: Uid,
+    caller: Viewer,
+    window: Windowing = None,
+    viewport: Viewport = None,
+    quality: Quality = 90,
+) -> Response:
+    """Return the first frame of each image of a series as pictures for a screen."""
+    return wado.render_all(request, wado.find(request, caller, study, series), window, viewport, quality)
+
+
 @router.get("/studies/{study}/thumbnail", responses=_IMAGE, response_class=Response)
 def study_thumbnail(request: Request, study: Uid, caller: Viewer, viewport: Viewport = None) -> Response:
     """Return a small picture of a study."""
@@ -334,3 +370,21 @@ def instance_thumbnail(
 ) -> Response:
     """Return a small picture of an instance."""
     return wado.thumbnail(request, wado.find(request, caller, study, series, instance), viewport)
+
+
+@router.get(
+    "/studies/{study}/series/{series}/instances/{instance}/frames/{number}/thumbnail",
+    responses=_IMAGE,
+    response_class=Response,
+)
+def frame_thumbnail(
+    request: Request,
+    study: Uid,
+    series: Uid,
+    instance: Uid,
+    number: Annotated[int, Path(ge=1, le=10**9)],
+    caller: Viewer,
+    viewport: Viewport = None,
+) -> Response:
+    """Return a small picture of a frame."""
+    return wado.thumbnail(request, wado.find(request, caller, study, series, instance), viewport, number)

@@ -36,7 +36,9 @@ class ReceivedImage(_Out):
     image: str
     study: str
     new: bool
-    quarantined: bool = Field(description="Other bytes are known under its UID; it is kept apart.")
+    quarantined: bool = Field(
+        description="Kept apart: other bytes are known under its UID, or its sender may not correct."
+    )
     corrected: bool = Field(False, description="A new header around the pixels of a known image, now in force.")
 
 
@@ -252,6 +254,12 @@ class ReviewIn(BaseModel):
     model_verdict: Literal["right", "wrong"] | None = Field(None, description="The model over all.")
     normal: bool = Field(False, description="The reader calls the study normal.")
     note: str = Field("", max_length=10_000)
+    seen: list[Annotated[str, Field(max_length=64)]] | None = Field(
+        None,
+        max_length=2000,
+        description="Ids of the images that the reader has seen. When others are in the study, signing is answered with "
+        "409 and their ids under `images`. Without it nothing is compared.",
+    )
 
 
 class SwitchIn(BaseModel):
