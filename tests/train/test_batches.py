@@ -49,6 +49,20 @@ def test_smoothing_from_1_to_1_is_ones_and_from_0_to_0_zeros():
     assert made(labels, uncertain="zeros-lsr", zeros_lsr=(0, 0)) == made(labels, uncertain="zeros")
 
 
+def test_spans_of_soft_targets_are_by_finding():
+    labels = dict.fromkeys(("Edema", "Fracture", "Pneumothorax", "Cardiomegaly"), -1.0)
+    kinds = {"default": "ones-lsr", "Fracture": "zeros-lsr", "Pneumothorax": "zeros-lsr"}
+    values = {"uncertain": kinds, "ones_lsr": {"Edema": (0.9, 0.95)}, "zeros_lsr": {"default": (0.4, 0.45)}}
+    for seed in range(20):
+        result = made(labels, seed, **values, close_up=False)
+        assert 0.9 <= result["Edema"] <= 0.95
+        assert 0.55 <= result["Cardiomegaly"] <= 0.85  # in neither table: as published
+        assert 0.4 <= result["Fracture"] <= 0.45
+        assert 0.4 <= result["Pneumothorax"] <= 0.45
+    with pytest.raises(ConfigError, match=r"labels\.ones_lsr: 'Oedema'"):
+        made({}, ones_lsr={"Oedema": (0, 1)})
+
+
 def test_drawn_targets_fill_their_span_and_follow_the_seed():
     labels = np.full((5000, 14), -1, np.float32)
     chosen = LabelsRecipe.model_validate({"uncertain": "ones-lsr"})

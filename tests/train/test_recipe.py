@@ -67,13 +67,29 @@ def test_set_changes_any_key(file):
         ("optimise.precision=fp8", "precision"),
         ("name.x=1", "is a value"),
         ("epochs", "key=value"),
-        ("labels.uncertain=maybe", "uncertain"),
+        ("labels.uncertain=maybe", r"r\.toml: labels\.uncertain = 'maybe'"),
+        ("labels.ones_lsr=[0.9, 0.1]", r"labels\.ones_lsr = \[0\.9, 0\.1\]: .*lower one first"),
+        ("labels.ones_lsr={ Edema = [0.9, 0.1] }", r"labels\.ones_lsr\.Edema = \[0\.9, 0\.1\]: .*lower one first"),
     ],
 )
 def test_a_bad_change_is_named(file, change, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load(file, [change])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["asymmetric", "auc-margin"])
+def test_a_loss_that_cannot_use_class_weights_refuses_them(file, kind):
+    with pytest.raises(ConfigError, match=rf"r\.toml: labels\.balance = true .*'{kind}'.*set labels\.balance = false"):
+        load(file, ["labels.balance=true", f"loss.kind={kind}"])
+    for good in (["labels.balance=true", "loss.kind=focal"], [f"loss.kind={kind}"]):
+        assert load(file, good)
+
+
+def test_values_that_do_not_go_together_are_named_without_the_rest(file):
+    with pytest.raises(ConfigError) as caught:
+        load(file, ["optimise.localise=1", "augment.mixup=0.2"])
+    assert str(caught.value).startswith(f"recipe {file}: augment.mixup blends")
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b""])

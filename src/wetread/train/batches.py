@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from wetread.findings import Task
 from wetread.train.augment import augment, change, move, placement
 from wetread.train.losses import labelled, pointed
 from wetread.train.recipe import LabelsRecipe, Recipe
+
+T = TypeVar("T")
 
 
 def targets(
@@ -53,12 +55,14 @@ def targets(
         result = label_rules.close_up(task, result)
     if recipe.close_down and task.parents:
         result = label_rules.close_down(task, result)
-    spans = dict(label_rules.POLICIES) | {"ones-lsr": recipe.ones_lsr, "zeros-lsr": recipe.zeros_lsr}
-    uncertain = _by_finding(task, "uncertain", recipe.uncertain)
-    missing = _by_finding(task, "missing", recipe.missing)
+    uncertain = _by_finding(task, "uncertain", recipe.uncertain, "ignore")
+    missing = _by_finding(task, "missing", recipe.missing, "ignore")
+    ones = _by_finding(task, "ones_lsr", recipe.ones_lsr, label_rules.POLICIES["ones-lsr"])
+    zeros = _by_finding(task, "zeros_lsr", recipe.zeros_lsr, label_rules.POLICIES["zeros-lsr"])
     for column, finding in enumerate(task.findings):
         # Absent labels count as such before uncertain ones are ignored: only what was never mentioned is missing.
         unmentioned = np.isnan(result[:, column])
+        spans = {**label_rules.POLICIES, "ones-lsr": ones[finding], "zeros-lsr": zeros[finding]}
         result[:, column] = label_rules.resolve(result[:, column], uncertain[finding], rng, spans)
         if missing[finding] == "zeros":
             result[unmentioned, column] = 0.0
@@ -66,13 +70,13 @@ def targets(
     return np.asarray(result * (1 - 2 * recipe.smoothing) + 2 * recipe.smoothing * share, np.float32)
 
 
-def _by_finding(task: Task, key: str, chosen: str | Mapping[str, str]) -> dict[str, str]:
-    """Return the policy of each finding; in a table those that it does not name are ignored, or as ``default`` says."""
-    if isinstance(chosen, str):
+def _by_finding(task: Task, key: str, chosen: T | Mapping[str, T], other: T) -> dict[str, T]:
+    """Return the choice of each finding; of those that a table does not name its ``default``, or else `other`."""
+    if not isinstance(chosen, Mapping):
         return dict.fromkeys(task.findings, chosen)
     if unknown := sorted(set(chosen) - {*task.findings, "default"}):
         raise ConfigError(f"labels.{key}: {unknown[0]!r} is no finding of task {task.name!r}")
-    return dict.fromkeys(task.findings, chosen.get("default", "ignore")) | {
+    return dict.fromkeys(task.findings, chosen.get("default", other)) | {
         f: p for f, p in chosen.items() if f != "default"
     }
 

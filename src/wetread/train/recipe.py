@@ -72,8 +72,12 @@ class LabelsRecipe(_Section):
     missing: Missing | dict[str, Missing] = Field(
         "ignore", description="What a finding that is not mentioned means: ignore, zeros; or a table by finding."
     )
-    ones_lsr: Span = Field((0.55, 0.85), description="From where to where ones-lsr draws its soft targets.")
-    zeros_lsr: Span = Field((0.0, 0.3), description="From where to where zeros-lsr draws its soft targets.")
+    ones_lsr: Span | dict[str, Span] = Field(
+        (0.55, 0.85), description="From where to where ones-lsr draws its soft targets; or a table by finding."
+    )
+    zeros_lsr: Span | dict[str, Span] = Field(
+        (0.0, 0.3), description="From where to where zeros-lsr draws its soft targets; or a table by finding."
+    )
     redraw: Literal["once", "epoch"] = Field("once", description="When soft targets are drawn: for the run, or anew.")
     close_up: bool = Field(True, description="A positive finding makes its ancestors positive.")
     close_down: bool = Field(False, description="A negative finding makes its descendants negative.")
@@ -242,6 +246,12 @@ class Recipe(_Section):
     def _agree(self) -> Self:
         if self.optimise.localise and self.augment.mixup:
             raise ValueError("augment.mixup blends images, so optimise.localise has no mask for them; leave one out")
+        if self.labels.balance and self.loss.kind in ("asymmetric", "auc-margin"):
+            own = "its two exponents" if self.loss.kind == "asymmetric" else "balanced batches"
+            raise ValueError(
+                f"labels.balance = true with loss.kind = {self.loss.kind!r}: this loss weighs by {own} and would ignore"
+                " it; set labels.balance = false, or loss.kind to 'cross-entropy' or 'focal'"
+            )
         return self
 
 
@@ -296,8 +306,10 @@ def check(values: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a value that may be a table the one inside it
+        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # and not which kind was tried
+        if not key:  # values that do not go together: the message names them
+            raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{where}: unknown key {key!r}; see docs/training.md for the known ones") from None
         raise ConfigError(f"{where}: {key} = {first['input']!r}: {first['msg']}") from None
