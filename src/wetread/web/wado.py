@@ -20,11 +20,14 @@ from wetread.errors import NotFoundError, ReadError
 from wetread.radiograph.read import Limits
 from wetread.web import multipart, negotiate
 from wetread.web.api import clinic_of
+from wetread.web.multipart import Piece
 from wetread.web.negotiate import DICOM, FRAMES, JSON, MULTIPART, NATIVE, OCTETS
 from wetread.web.security import saw
 
 ROOT = "/dicomweb"
 THUMBNAIL = 128
+PICTURES = ("image/jpeg", "image/png")
+MAX_PICTURES = 100  # in one answer, as of frames
 
 
 class Decoding:
@@ -106,8 +109,8 @@ def _available(wanted: set[str], own: str) -> bool:
     return bool(wanted & {"*", NATIVE, own})
 
 
-def _instance(request: Request, held: Held, wanted: set[str], strict: bool = True) -> tuple[str, Iterable[bytes]]:
-    """Return type and bytes of an instance; one that cannot be decompressed is given as it came unless `strict`."""
+def _instance(request: Request, held: Held, wanted: set[str], strict: bool = True) -> Piece:
+    """Return an instance with its media type; one that cannot be decompressed is given as it came unless `strict`."""
     own, archive, limits = _syntax(request, held), clinic_of(request).archive, limits_of(request)
     path = archive.path(held.sha256)
     try:
@@ -120,11 +123,11 @@ def _instance(request: Request, held: Held, wanted: set[str], strict: bool = Tru
     if not original:
         try:
             data = decompressed(dicomweb.read(archive, held, limits), limits)
-            return f"{DICOM}; transfer-syntax={NATIVE}", [data]
+            return Piece(f"{DICOM}; transfer-syntax={NATIVE}", [data])
         except ReadError:
             if strict:
                 raise
-    return f"{DICOM}; transfer-syntax={own}" if UID(own).is_valid else DICOM, _pieces(path)
+    return Piece(f"{DICOM}; transfer-syntax={own}" if UID(own).is_valid else DICOM, _pieces(path))
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -155,14 +158,14 @@ def form_of(request: Request, found: Frames, wanted: Sequence[int]) -> tuple[str
     )
 
 
-def deliver(form: str, media: str, pieces: Iterable[tuple[str, Iterable[bytes]]]) -> Response:
+def deliver(form: str, media: str, pieces: Iterable[Piece], status: int = 200) -> Response:
     """Return parts as multipart, or the only one plain."""
     if form == MULTIPART:
         boundary = multipart.new_boundary()
         kind = f'{MULTIPART}; type="{media}"; boundary={boundary}'
-        return StreamingResponse(multipart.write(pieces, boundary), media_type=kind)
-    kind, content = next(iter(pieces))
-    return StreamingResponse(iter(content), media_type=kind)
+        return StreamingResponse(multipart.write(pieces, boundary), status, media_type=kind)
+    only = next(iter(pieces))
+    return StreamingResponse(iter(only.content), status, media_type=only.media)
 
 
 def frames(request: Request, held: Held, wanted: Sequence[int]) -> Response:
@@ -172,7 +175,7 @@ def frames(request: Request, held: Held, wanted: Sequence[int]) -> Response:
         form, media, syntax = form_of(request, found, wanted)
         limits_of(request).check("frames", found.rows, found.columns, found.samples, len(wanted))
         give = found.native if syntax == NATIVE else found.original
-        return deliver(form, media, [(f"{media}; transfer-syntax={syntax}", [give(number)]) for number in wanted])
+        return deliver(form, media, [Piece(f"{media}; transfer-syntax={syntax}", [give(number)]) for number in wanted])
 
 
 def bulk_data(request: Request, held: Held, tag: str) -> Response:
@@ -194,7 +197,7 @@ def bulk_data(request: Request, held: Held, tag: str) -> Response:
     for one in negotiate.accepted(request):
         if one.takes(NATIVE, OCTETS):
             form = MULTIPART if negotiate.matches(one.media, MULTIPART) else OCTETS
-            return deliver(form, OCTETS, [(f"{OCTETS}; transfer-syntax={NATIVE}", [value])])
+            return deliver(form, OCTETS, [Piece(f"{OCTETS}; transfer-syntax={NATIVE}", [value])])
     raise negotiate.unacceptable([f'{MULTIPART}; type="{OCTETS}"', OCTETS])
 
 
@@ -202,17 +205,49 @@ def render(
     request: Request, held: Held, number: int, window: str | None, viewport: str | None, quality: int
 ) -> Response:
     """Return a frame (from 1) as JPEG or PNG."""
-    media, found = negotiate.single(request, ("image/jpeg", "image/png")), frames_of(request, held)
+    media, found = negotiate.single(request, PICTURES), frames_of(request, held)
     with Decoding():
         picture = found.picture(number, _window(window))
     return Response(encode(picture, media, quality=quality, size=_size(viewport)), media_type=media)
 
 
-def thumbnail(request: Request, found: Sequence[Held], viewport: str | None) -> Response:
-    """Return the first instance that has a picture, small."""
+def render_all(
+    request: Request, found: Sequence[Held], window: str | None, viewport: str | None, quality: int
+) -> Response:
+    """Return the first frame of each image of a study or series; 206 when some cannot be drawn."""
+    headers, root, drawn = headers_of(request), root_of(request), []
+    images = [one for one in found if dicomweb.PIXELS in headers.get(one)]
+    form, media = _form_of_pictures(request, len(images))
+    if len(images) > MAX_PICTURES:
+        raise HTTPException(413, f"{len(images)} pictures, more than {MAX_PICTURES}; ask for a series or an instance")
+    for one in images:
+        try:
+            frame = Frames(dicomweb.read(clinic_of(request).archive, one, limits_of(request)), limits_of(request))
+            content = encode(frame.picture(1, _window(window)), media, quality=quality, size=_size(viewport))
+            drawn.append(Piece(media, [content], f"{root}{one.path}/rendered"))
+        except ReadError:
+            continue
+    if not drawn:
+        raise HTTPException(406, "no image of it can be drawn; it can be retrieved as it came, with transfer-syntax=*")
+    return deliver(form, media, drawn, 200 if len(drawn) == len(images) else 206)
+
+
+def _form_of_pictures(request: Request, count: int) -> tuple[str, str]:
+    """Return (form, media type) of so many pictures: a single one may go plain."""
+    for one in negotiate.accepted(request):
+        for media in PICTURES:
+            if count == 1 and not one.part and negotiate.matches(one.media, media):
+                return media, media
+            if negotiate.matches(one.media, MULTIPART) and negotiate.matches(one.part or "*/*", media):
+                return MULTIPART, media
+    raise negotiate.unacceptable([f'{MULTIPART}; type="{media}"' for media in PICTURES])
+
+
+def thumbnail(request: Request, found: Sequence[Held], viewport: str | None, number: int = 1) -> Response:
+    """Return a frame of the first instance that has a picture, small."""
     headers = headers_of(request)
     shown = next((one for one in found if dicomweb.PIXELS in headers.get(one)), found[0])
-    return render(request, shown, 1, None, viewport or f"{THUMBNAIL},{THUMBNAIL}", 80)
+    return render(request, shown, number, None, viewport or f"{THUMBNAIL},{THUMBNAIL}", 80)
 
 
 def _window(text: str | None) -> Window | None:
