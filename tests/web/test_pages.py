@@ -6,6 +6,7 @@ import html
 import re
 
 import pytest
+import ward
 from fastapi.testclient import TestClient
 from web.oracle import Oracle
 
@@ -132,6 +133,34 @@ def test_a_study_says_who_it_is_and_what_the_model_called(client):
     assert len(re.findall(r"data-image=", text)) == 2
     level = re.search(r'data-finding="Pneumonia"[^>]*?data-level="(\d)"', text)
     assert level[1] == "2"
+
+
+def test_a_study_opens_in_ohif_where_there_is_one(client, app, monkeypatch):
+    [served] = client.get("/dicomweb/studies", params={"PatientID": "phantom00000001", "limit": "1"}).json()
+    uid = served["0020000D"]["Value"][0]
+    study = next(
+        row["study"]
+        for row in client.get("/api/v1/worklist").json()["studies"]
+        if row["patient_id"] == "phantom00000001"
+    )
+    assert uid not in client.get(f"/studies/{study}").text
+    for address in ("/ohif/viewer", "https://ohif.example/viewer"):
+        settings = app.state.clinic.settings.model_copy(update={"ohif": address})
+        monkeypatch.setattr(app.state.clinic, "settings", settings)
+        page = client.get(f"/studies/{study}").text
+        link = re.search(r"<a [^>]*ohif[^>]*>", page)[0]
+        assert f'href="{address}?StudyInstanceUIDs={uid}"' in link
+        assert 'target="_blank"' in link
+        assert 'rel="noopener noreferrer"' in link
+        assert page.count(uid) == 1
+    picture = send(client, "1.png", ward.png(1))
+    assert "OHIF" not in client.get(f"/studies/{picture}").text
+
+
+@pytest.mark.parametrize("address", ["javascript:alert(1)", "ohif.example", "https://ohif.example/viewer?x=1", "/a b"])
+def test_what_is_no_address_of_an_ohif_is_refused(address):
+    with pytest.raises(ValueError, match="ohif"):
+        Settings(ohif=address)
 
 
 def test_looking_at_a_study_is_audited(client, app):

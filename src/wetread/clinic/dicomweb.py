@@ -229,6 +229,14 @@ def find(
     return held(rows)
 
 
+def uid(database: Store, site: str, study: str) -> str | None:
+    """Return the Study Instance UID by which a study can be had here; None when nothing of it is DICOM."""
+    wanted = _joined().where(store.instance.c.site == site, EXISTING, store.instance.c.study == study)
+    with database.read() as connection:
+        row = connection.execute(wanted.limit(1)).first()
+    return None if row is None else str(row.study_uid)
+
+
 def held(rows: Iterable[Row[Any]]) -> list[Held]:
     """Return rows of `COLUMNS` as instances."""
     return [Held(*tuple(row)) for row in rows]

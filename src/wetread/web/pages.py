@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from wetread import __version__
-from wetread.clinic import delivery, worklist
+from wetread.clinic import delivery, dicomweb, worklist
 from wetread.clinic.access import Caller, Right
 from wetread.errors import ClinicError, NotFoundError
 from wetread.web import events, security, view
@@ -142,5 +142,13 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         seq=seq,
         may_review=caller.may(Right.REVIEW),
         set_aside=view.set_aside(found) if caller.may(Right.OPERATE) else {},
+        ohif=_ohif(request, caller.site, study),
         **view.reading(found, caller.name),
     )
+
+
+def _ohif(request: Request, site: str, study: str) -> str:
+    """Return the address of a study in the OHIF of the setting `ohif`; empty without one, or when it is no DICOM."""
+    clinic = request.app.state.clinic
+    uid = dicomweb.uid(clinic.database, site, study) if clinic.settings.ohif else None
+    return f"{clinic.settings.ohif}?{urlencode({'StudyInstanceUIDs': uid})}" if uid else ""
