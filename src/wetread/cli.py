@@ -828,7 +828,8 @@ def serve(
 ) -> None:
     """Serve the worklist: take studies in, analyse them, order the list, keep what readers decide.
 
-    Prints a login link that is good for one use within an hour. Ctrl-C ends it; nothing is lost.
+    Prints its address; until there is an administrator (`wetread account create`), as a login link that is good for one
+    use within an hour. Ctrl-C ends it; nothing is lost.
 
     Examples: `wetread serve --data clinic`; `wetread serve --data clinic --dicom-port 11112 --ae-title TRIAGE`
     """

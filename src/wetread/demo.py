@@ -63,7 +63,8 @@ def run(data: Path, port: int, settings: Settings, rate: float, seed: int, *, sa
     def ready(link: str) -> None:
         nonlocal url
         url = link.split("/login")[0]
-        say(f"\nWetread is open. Log in with this link, good for one use within an hour:\n\n    {link}\n")
+        how = "Log in with this link, good for one use within an hour" if "?code=" in link else "Log in here"
+        say(f"\nWetread is open. {how}:\n\n    {link}\n")
         say(f"Phantom patients arrive, about {rate:g} a minute; a radiograph that you upload joins them.")
         say(f"Ctrl-C closes the department. Its data stay in {data}.")
         arriving.start()

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from ward import SITE, Ward
 
-from wetread.clinic import access, store
+from wetread.clinic import access, accounts, audit, store
 from wetread.clinic.access import RIGHTS, Right, Role
 from wetread.errors import ClinicError, ConflictError, DeniedError, NotFoundError
 
@@ -68,8 +68,8 @@ def test_a_login_link_works_once(ward: Ward) -> None:
 
 
 def test_links_and_sessions_run_out(ward: Ward) -> None:
-    code = access.login_code(ward.database, "operator", Role.ADMINISTRATOR, SITE)
     session = access.login(ward.database, access.login_code(ward.database, "o", Role.RADIOLOGIST, SITE))
+    code = access.login_code(ward.database, "operator", Role.ADMINISTRATOR, SITE)
     with ward.database.write() as connection:
         connection.execute(
             store.token.update()
@@ -89,6 +89,71 @@ def test_roles_have_only_their_rights(ward: Ward) -> None:
     assert caller is not None
     with pytest.raises(DeniedError, match="service may not review"):
         caller.require(Right.REVIEW)
+
+
+def test_a_service_corrects_only_when_its_scopes_say_so(ward: Ward) -> None:
+    whole, narrow, wide = (
+        access.identify(ward.database, access.create(ward.database, name, "service", SITE, scopes=scopes), kind="api")
+        for name, scopes in (("a", None), ("b", ["upload"]), ("c", ["upload", "correct"]))
+    )
+    assert whole is not None
+    assert narrow is not None
+    assert wide is not None
+    assert [caller.may(Right.CORRECT) for caller in (whole, narrow, wide)] == [False, False, True]
+    assert wide.may(Right.UPLOAD)
+    assert not wide.may(Right.VIEW)
+    with pytest.raises(ClinicError, match="scope 'correct': role engineer has only"):
+        access.create(ward.database, "d", "engineer", SITE, scopes=["correct"])
+
+
+def test_a_new_link_ends_the_one_before(ward: Ward) -> None:
+    old = access.login_code(ward.database, "operator", Role.ADMINISTRATOR, SITE)
+    elsewhere = access.login_code(ward.database, "operator", Role.ADMINISTRATOR, "elsewhere")
+    new = access.login_code(ward.database, "operator", Role.ADMINISTRATOR, SITE)
+    with pytest.raises(DeniedError):
+        access.login(ward.database, old, address="10.0.0.9")
+    access.login(ward.database, new)
+    access.login(ward.database, elsewhere)
+    with pytest.raises(DeniedError):
+        access.login(ward.database, "made up", address="10.0.0.9")
+    said = [(row["action"], row["actor"], row["detail"]) for row in audit.rows(ward.database)]
+    made = {"name": "operator", "role": "administrator"}
+    assert said[:3] == [("login.link", "command line", made)] * 3
+    address = {"by": "link", "address": "10.0.0.9"}
+    assert said[3] == ("login.failed", "operator", address)
+    assert [(action, actor) for action, actor, _ in said[4:6]] == [("session.opened", "operator")] * 2
+    links = [row["object"] for row in audit.rows(ward.database) if row["action"] == "login.link"]
+    assert [detail["link"] for _, _, detail in said[4:6]] == [links[2], links[1]]
+    assert said[6] == ("login.failed", "unknown", address)
+
+
+def test_the_first_link_is_made_while_nobody_can_administer(ward: Ward) -> None:
+    def link() -> str | None:
+        return access.first_code(ward.database, "operator", SITE)
+
+    code = link()
+    assert code is not None
+    accounts.create(ward.database, "Dr N", "radiologist", SITE, "correct horse battery")
+    accounts.create(ward.database, "Root", "administrator", "elsewhere", "correct horse battery")
+    code = link()
+    assert code is not None
+    root = accounts.create(ward.database, "Admin", "administrator", SITE, "correct horse battery")
+    assert link() is None
+    with pytest.raises(DeniedError):  # what was made before is over, too
+        access.login(ward.database, code)
+    accounts.change(ward.database, SITE, root.id, disabled=True)
+    code = link()
+    assert code is not None
+    accounts.change(ward.database, SITE, root.id, disabled=False)
+    with pytest.raises(DeniedError):
+        access.login(ward.database, code)
+    accounts.change(ward.database, SITE, root.id, role="engineer")
+    code = link()
+    assert code is not None
+    accounts.enter(ward.database, "https://id.example", "1", "Ms A", Role.ADMINISTRATOR, SITE)
+    assert link() is None
+    with pytest.raises(DeniedError):
+        access.login(ward.database, code)
 
 
 def test_scopes_narrow_what_a_role_may(ward: Ward) -> None:

@@ -131,6 +131,7 @@ def change(
         if changes:
             connection.execute(table.update().where(table.c.id == key).values(**changes))
             access.end_sessions(connection, key)
+            _links(connection, site)
         return _account(_row(connection, site, key))
 
 
@@ -157,6 +158,7 @@ def set_password(
     with database.write() as connection:
         connection.execute(store.account.update().where(store.account.c.id == key).values(password=hashed))
         access.end_sessions(connection, key, but=keep)
+        _links(connection, site)
         audit.record(connection, site, actor, "account.password", key)
 
 
@@ -258,6 +260,7 @@ def enter(
             values = {"name": name, "login": access.login_name(name), "role": role, "site": site}
             store.ensure_site(connection, site)
             connection.execute(table.update().where(table.c.id == key).values(**values))
+            _links(connection, site)
         connection.execute(table.update().where(table.c.id == key).values(seen_at=store.now()))
         return access.open_session(connection, name, role, site, life, by="identity provider", account=key)
 
@@ -292,7 +295,14 @@ def _insert(connection: Connection, name: str, role: str, site: str, actor: str,
     row = {"id": key, "site": site, "name": name, "login": access.login_name(name), "role": str(role)}
     connection.execute(store.account.insert().values(**row, created_at=store.now(), **more))
     audit.record(connection, site, actor, "account.created", key, {"name": name, "role": str(role)})
+    _links(connection, site)
     return key
+
+
+def _links(connection: Connection, site: str) -> None:
+    """End the login links that were for the first administrator, once there is one."""
+    if access.administered(connection, site):
+        access.end_codes(connection, site)
 
 
 def _row(connection: Connection, site: str, key: str) -> Row[Any]:

@@ -16,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from wetread.clinic import access, audit
-from wetread.clinic.access import Role
 from wetread.clinic.service import Clinic
 from wetread.config import Settings
 from wetread.errors import ConfigError
@@ -50,7 +49,8 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
         Where to listen; port 0 takes a free one.
     settings : Settings
     say : callable
-        Takes the line with the one-time login link, once the server listens.
+        Takes the line with the address, once the server listens: a one-time login link as long as nobody can log in
+        as administrator, else the login page. It goes to who started us, not into the log.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
     clinic: Clinic = app.state.clinic
     clinic.start()
     port = listener.getsockname()[1]
-    code = access.login_code(clinic.database, "operator", Role.ADMINISTRATOR, settings.site)
+    code = access.first_code(clinic.database, "operator", settings.site, actor="serve")
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -83,7 +83,7 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
     config.ssl = secure
     server = _Server(config)
     log.info("audit: the head of the chain is %s", audit.head(clinic.database))
-    say(f"{'https' if secure else 'http'}://{_shown(host)}:{port}/login?code={code}")
+    say(f"{'https' if secure else 'http'}://{_shown(host)}:{port}/login{f'?code={code}' if code else ''}")
     # uvicorn raises the signal again after an orderly end, which would end the process as if it had been killed.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with suppress(KeyboardInterrupt):
