@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
-from ward import SITE, Ward, png
+from ward import SITE, Ward, dicom, png
 
 from wetread.clinic import audit, reviews, store, worklist
 from wetread.errors import ClinicError, ConflictError, NotFoundError
@@ -116,6 +116,30 @@ def test_normal_agrees_with_no_finding_devices_and_what_the_model_called_unlikel
     answers = {"No Finding": "agree", "Support Devices": "agree", "Edema": "disagree", "Pneumothorax": "agree"}
     reviews.save(ward.database, SITE, key, "dr", answers=answers, normal=True, sign=True)
     assert worklist.study(ward.database, SITE, key).reviews[0].normal
+
+
+def test_nothing_that_came_unseen_is_signed_over(ward: Ward) -> None:
+    first = ward.take(png(1), "edema.png", study="two")
+    second = ward.take(png(2), "late.png", study="two")
+    assert first.study == second.study
+    ward.work()
+    reviews.save(ward.database, SITE, first.study, "dr", note="typed", seen=[first.image])  # a draft may be kept
+    with pytest.raises(reviews.UnseenError, match="an image came that you have not seen") as error:
+        reviews.save(ward.database, SITE, first.study, "dr", note="typed", sign=True, seen=[first.image, "other"])
+    assert error.value.images == [second.image]
+    found = worklist.study(ward.database, SITE, first.study)
+    assert [(review.state, review.note) for review in found.reviews] == [("draft", "typed")]
+    reviews.save(ward.database, SITE, first.study, "dr", sign=True, seen=[second.image, first.image])
+    with ward.database.read() as connection:
+        signed = sa.select(store.audit.c.detail).where(store.audit.c.action == "review.signed")
+        assert connection.execute(signed).scalar_one()["images"] == [first.image, second.image]
+
+
+def test_what_is_not_shown_need_not_be_seen(ward: Ward) -> None:
+    first = ward.take(dicom(1))
+    assert ward.take(dicom(1, PatientComments="new pixels", Rows=16)).quarantined
+    reviews.save(ward.database, SITE, first.study, "dr", sign=True, seen=[first.image])
+    assert worklist.row(ward.database, SITE, first.study).reading == "signed"
 
 
 def test_no_such_study(ward: Ward) -> None:

@@ -179,6 +179,20 @@ def test_reading_a_study(client) -> None:
     assert key in [s["study"] for s in read]
 
 
+def test_what_arrived_unseen_is_not_signed_over(client) -> None:
+    first = client.send(("edema.png", png(82)), study="seen and unseen")
+    path = f"/api/v1/studies/{first['studies'][0]['study']}/reviews"
+    second = client.send(("late.png", png(83)), study="seen and unseen")
+    body = {"note": "typed", "seen": [first["images"][0]["image"]]}
+    answer = client("POST", path, json=body)
+    assert is_problem(answer, 409, "you have not seen")
+    assert answer.json()["images"] == [second["images"][0]["image"]]
+    assert client("POST", path, json={**body, "state": "draft"}).status_code == 201
+    body["seen"] += answer.json()["images"]
+    assert client("POST", path, json=body).json()["state"] == "signed"
+    assert is_problem(client("POST", path, json={"seen": [1]}), 422, "seen")
+
+
 @pytest.mark.parametrize(
     "body",
     [

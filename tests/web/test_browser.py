@@ -569,6 +569,29 @@ class TestReview:
         page.keyboard.press("g")
         page.locator("[data-image]").nth(1).wait_for()
 
+    def test_what_arrived_unseen_is_shown_before_it_is_signed(self, server, session):
+        study = server.send(phantom.dicom(phantom.make(14, size=SIZE)), "14.dcm")
+        with watched(session, server.url, allow="409") as page:
+            open_study(page, server, study)
+            page.keyboard.press("a")
+            page.keyboard.press("m")
+            page.keyboard.type("every typed word")
+            page.keyboard.press("Escape")
+            lateral = phantom.make(14, view="LATERAL", size=SIZE)
+            assert server.send(phantom.dicom(lateral, number=2), "14-lateral.dcm") == study
+            late = server.api.get(f"/studies/{study}").json()["images"][1]["image"]
+            page.keyboard.press("Enter")
+            until(page, "image => document.body.dataset.shown === image", late)
+            assert "Not signed" in page.inner_text("#message")
+            assert page.locator("[data-image]").count() == 2
+            assert page.locator("#note").input_value() == "every typed word"
+            assert page.locator('.finding[data-answer="agree"]').count() == 1
+            assert server.api.get(f"/studies/{study}").json()["reading"] == "draft"
+            page.keyboard.press("Enter")
+            page.wait_for_selector('body[data-signed="true"]')
+            (review,) = server.api.get(f"/studies/{study}").json()["reviews"]
+            assert (review["state"], review["note"]) == ("signed", "every typed word")
+
     def test_opening_claims_and_leaving_gives_back(self, server, page):
         study = server.send(phantom.dicom(phantom.make(12, size=SIZE)), "12.dcm")
         open_study(page, server, study)

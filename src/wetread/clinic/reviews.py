@@ -6,7 +6,7 @@ never changed; a new image after the signature opens the study again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -20,6 +20,22 @@ from wetread.errors import ClinicError, ConflictError, NotFoundError
 CLAIM_LIFE = timedelta(minutes=15)
 ANSWERS = ("agree", "disagree", "unsure")
 Verdict = Literal["right", "wrong"]
+
+
+class UnseenError(ConflictError):
+    """A reader signs a study that has images which they have not seen.
+
+    Parameters
+    ----------
+    study : str
+    images : sequence of str
+        Ids of these images, in order of arrival.
+    """
+
+    def __init__(self, study: str, images: Sequence[str]) -> None:
+        count = "an image" if len(images) == 1 else f"{len(images)} images"
+        super().__init__(f"study {study}: {count} came that you have not seen; look, then sign again")
+        self.images = list(images)
 
 
 def claim(database: Store, site: str, study: str, reader: str, *, now: datetime | None = None) -> datetime:
@@ -68,6 +84,7 @@ def save(
     normal: bool = False,
     note: str = "",
     sign: bool = False,
+    seen: Collection[str] | None = None,
     now: datetime | None = None,
 ) -> str:
     """Save a reader's draft, or sign it; return the review's id.
@@ -86,6 +103,9 @@ def save(
         Free text, at most 10,000 characters.
     sign : bool
         Make it final.
+    seen : collection of str, optional
+        Ids of the images that the reader has seen: none of the study's other images may be signed over. By default
+        this is not checked.
 
     Raises
     ------
@@ -93,6 +113,8 @@ def save(
         When the site has no such study.
     ConflictError
         When it is signed already, or another reader holds it.
+    UnseenError
+        When it is to be signed and has an image that is not among `seen`; nothing is changed then.
     ClinicError
         For an answer, finding or note that cannot be.
     """
@@ -111,7 +133,10 @@ def save(
     with database.write() as connection:
         row = _open_study(connection, site, study)
         _hold(connection, site, study, reader, now)
-        said = _said(connection, study)
+        images = _images(connection, study)
+        if sign and seen is not None and (unseen := [image for image in images if image not in set(seen)]):
+            raise UnseenError(study, unseen)
+        said = _said(connection, images)
         if unknown := sorted(set(answers) - set(said)):
             raise ClinicError(f"answers: {unknown[0]!r} is no finding of this study's models; put it into `added`")
         if normal and sign:
@@ -146,7 +171,7 @@ def save(
         if sign:
             connection.execute(store.claim.delete().where(store.claim.c.study == study))
             store.emit(connection, "review.signed", row.site, study, {"review": review, "verdict": verdict})
-            audit.record(connection, site, reader, "review.signed", study, detail)
+            audit.record(connection, site, reader, "review.signed", study, {**detail, "images": images})
         else:
             store.emit(connection, "review.saved", row.site, study, {"review": review})
             audit.record(connection, site, reader, "review.saved", study, detail)
@@ -206,13 +231,15 @@ def _hold(connection: Connection, site: str, study: str, reader: str, now: datet
     return until
 
 
-def _said(connection: Connection, study: str) -> dict[str, dict[str, Any]]:
+def _images(connection: Connection, study: str) -> list[str]:
+    """Return the ids of the images that a reader of this study has to see, in order of arrival."""
+    table = store.instance.c
+    wanted = sa.select(table.id).where(table.study == study, table.state == "stored")
+    return list(connection.execute(wanted.order_by(table.received_at, table.id)).scalars())
+
+
+def _said(connection: Connection, images: list[str]) -> dict[str, dict[str, Any]]:
     """Return what the models said: finding → call, probability and model; the highest of several models."""
-    images = list(
-        connection.execute(
-            sa.select(store.instance.c.id).where(store.instance.c.study == study, store.instance.c.state == "stored")
-        ).scalars()
-    )
     said: dict[str, dict[str, Any]] = {}
     for model in triage.merge([r for r in triage.latest(connection, images) if r["suitable"]]):
         for finding in model["findings"]:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from wetread.clinic.archive import TooLargeError
 from wetread.clinic.attempts import ThrottledError
+from wetread.clinic.reviews import UnseenError
 from wetread.errors import (
     BusyError,
     ClinicError,
@@ -79,9 +80,11 @@ def install(app: FastAPI) -> None:
         if isinstance(error, ThrottledError):
             return problem(429, str(error), {"Retry-After": str(error.seconds)})
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-        more = also(request.url.path, str(error))
+        more: dict[str, Any] = also(request.url.path, str(error))
         if isinstance(error, ReadError):
             more["code"] = str(error.code)
+        if isinstance(error, UnseenError):
+            more["images"] = error.images
         return problem(status, str(error), {"Retry-After": "2"} if status == 503 else None, **more)
 
     @app.exception_handler(RequestValidationError)
