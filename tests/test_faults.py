@@ -261,9 +261,16 @@ def test_file_folder_and_log_are_flushed_before_the_acknowledgement(tmp_path, wa
         if name in ("sendto", "sendmsg", "write") and f":{port}->" in rest and begins in rest and i > moved
     ]  # fmt: skip
     before = done[: answers[0]]
-    file_flushed = [i for i, (name, rest) in enumerate(before[:moved]) if name in _FLUSHES and "/archive/" in rest]
+    file_flushed = [
+        i
+        for i, (name, rest) in enumerate(before[:moved])
+        if name in _FLUSHES and "/archive/" in rest and ".from>" not in rest
+    ]
     folder_flushed = [i for i, (name, rest) in enumerate(before) if name in _FLUSHES and f"<{kept.parent}>" in rest]
     log_flushed = [i for i, (name, rest) in enumerate(before) if name in _FLUSHES and "clinic.db-wal>" in rest]
+    noted = next(i for i, (name, rest) in enumerate(before[:moved]) if name in _MOVES and f'"{kept}.from"' in rest)
+    note_flushed = [i for i, (name, rest) in enumerate(before[:noted]) if name in _FLUSHES and ".from>" in rest]
+    assert note_flushed, "whose file it is was not on disk before the file"
     assert file_flushed, "the file was moved into its place before its bytes were on disk"
     assert any(i > moved for i in folder_flushed), "the folder's new entry was not on disk at the acknowledgement"
     assert any(i > max(folder_flushed) for i in log_flushed), "the row was not on disk at the acknowledgement"

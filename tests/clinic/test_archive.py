@@ -108,6 +108,34 @@ def test_file_then_folder_are_flushed_before_it_returns(archive: Archive, monkey
     assert flushed[1] == str(archive.path(stored.sha256).parent)
 
 
+def test_a_note_is_flushed_before_its_file_has_a_name_and_goes_with_it(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    flush, move = os.fsync, Path.replace
+
+    def flushing(handle: int) -> None:
+        done.append("flush " + Path(f"/proc/self/fd/{handle}").readlink().suffix)
+        flush(handle)
+
+    def moving(self: Path, target: Path) -> Path:
+        done.append("move " + Path(target).suffix)
+        return move(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", flushing)
+        patch.setattr(Path, "replace", moving)
+        sha256 = archive.put(BytesIO(b"1"), limit=4, origin="nørth").sha256
+    assert done == ["flush ", "flush .from", "move .from", "move ", "flush "]
+    assert (archive.origin(sha256), list(archive.noted()), incoming(archive)) == ("nørth", [sha256], [])
+    assert list(archive.names()) == [sha256]
+    archive.settle(sha256)
+    assert (archive.origin(sha256), list(archive.noted())) == ("", [])
+    archive.put(BytesIO(b"1"), limit=4, origin="south")
+    archive.remove(sha256)
+    assert list(archive.noted()) == []
+
+
 def test_clean_removes_half_copies_only(archive: Archive) -> None:
     stored = archive.put(BytesIO(b"1"), limit=4)
     (archive.root / "incoming" / "half").write_bytes(b"x")

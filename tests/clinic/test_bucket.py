@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -174,6 +175,25 @@ def test_many_put_the_same_at_a_time(tmp_path: Path, settings: Settings) -> None
 
 
 @pytest.mark.system
+def test_after_a_crash_objects_go_where_they_were_sent_and_a_changed_one_keeps_no_other_out(
+    tmp_path: Path, settings: Settings, client: tuple
+) -> None:
+    s3, bucket = client
+    ward = Ward(tmp_path / "clinic")
+    ward.archive = ward.intake.archive = open_archive(tmp_path / "clinic", settings)
+    origin = json.dumps({"site": "nørth", "actor": "AE XRAY"})
+    stored = [ward.archive.put(BytesIO(png(seed)), limit=2**20, origin=origin).sha256 for seed in range(3)]
+    changed = sorted(stored)[0]
+    s3.put_object(Bucket=bucket, Key=f"clinic/a/{changed[:2]}/{changed}", Body=b"other bytes")
+    ward.intake.archive = open_archive(tmp_path / "elsewhere", settings)  # without copies
+    adopted, missing, unreadable = ward.intake.adopt(SITE)
+    assert (len(adopted), missing) == (2, [])
+    assert [line.partition(":")[0] for line in unreadable] == [changed]
+    assert "other bytes" in unreadable[0]
+    assert {worklist.row(ward.database, "nørth", key).study for key in adopted} == set(adopted)
+
+
+@pytest.mark.system
 def test_a_clinic_lives_in_s3(tmp_path: Path, settings: Settings) -> None:
     """Taken in on one machine, analysed on another, read, backed up, restored, verified and removed."""
     ward = Ward(tmp_path / "clinic", [NameReader()])
@@ -186,7 +206,7 @@ def test_a_clinic_lives_in_s3(tmp_path: Path, settings: Settings) -> None:
     ward.worker = Worker(ward.database, elsewhere, ward.models, lambda c, s: ward.ranking)
     assert ward.work() == 1
     assert worklist.row(ward.database, SITE, key).priority == "urgent"
-    assert ward.intake.adopt(SITE) == ([], [])
+    assert ward.intake.adopt(SITE) == ([], [], [])
     assert verify.run(tmp_path / "clinic", settings).whole
     backup.backup(tmp_path / "clinic", settings, tmp_path / "backup")
     assert verify.run(tmp_path / "backup", settings).whole

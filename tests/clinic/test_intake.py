@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -144,12 +145,12 @@ def test_files_without_rows_are_adopted_and_rows_without_files_reported(ward: Wa
     stored = ward.archive.put(BytesIO(png(1)), limit=2**20)  # killed before its row was committed
     lost = ward.take(png(2))
     ward.archive.path(study(ward, lost.study).images[0].sha256).unlink()
-    adopted, missing = ward.intake.adopt(SITE)
+    adopted, missing, _ = ward.intake.adopt(SITE)
     assert missing == [lost.image]
     assert len(adopted) == 1
     assert study(ward, adopted[0]).images[0].sha256 == stored.sha256
     assert kept.study not in adopted
-    assert ward.intake.adopt(SITE) == ([], missing)
+    assert ward.intake.adopt(SITE) == ([], missing, [])
     assert ward.take(png(1)).study == adopted[0]  # the sender tries again: idempotent success
 
 
@@ -162,8 +163,64 @@ def test_a_commit_that_fails_is_no_success(ward: Ward, monkeypatch: pytest.Monke
         with pytest.raises(sa.exc.OperationalError):
             ward.take(png())
     assert worklist.page(ward.database, SITE).rows == ()
-    adopted, _ = ward.intake.adopt(SITE)
+    adopted, _, _ = ward.intake.adopt(SITE)
     assert len(adopted) == 1
+
+
+@pytest.mark.parametrize("label", [None, "two views"])
+def test_what_a_crash_left_without_a_row_goes_where_it_was_sent(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch, label: str | None
+) -> None:
+    sent = {"actor": "AE XRAY", "study": label, "requested": "urgent"}
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ward.intake, "_register", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ward.intake.take(BytesIO(png()), "file", "north", **sent)
+    assert len(list(ward.archive.names())) == len(list(ward.archive.noted())) == 1
+    (adopted,), _, _ = ward.intake.adopt(SITE)
+    assert list(ward.archive.noted()) == []
+    assert worklist.page(ward.database, SITE).rows == ()
+    assert worklist.row(ward.database, "north", adopted).priority == "urgent"
+    with ward.database.read() as connection:
+        assert connection.execute(sa.select(store.audit.c.actor)).scalars().all() == ["AE XRAY"]
+    again = ward.intake.take(BytesIO(png()), "file", "north", **sent)
+    assert (again.study, again.new) == (adopted, False)
+
+
+def test_a_study_that_is_gone_meanwhile_keeps_no_file_out(ward: Ward) -> None:
+    note = {"site": "north", "actor": "upload", "study": store.new_id(), "requested": None}
+    ward.archive.put(BytesIO(png()), limit=2**20, origin=json.dumps(note))
+    (adopted,), _, _ = ward.intake.adopt(SITE)
+    assert worklist.row(ward.database, "north", adopted).study == adopted
+
+
+def test_a_note_that_outlived_its_crash_is_dropped(ward: Ward) -> None:
+    content = png()
+    key = ward.take(content).study
+    ward.archive.put(BytesIO(content), limit=2**20, origin="not even JSON")
+    assert ward.intake.adopt(SITE) == ([], [], [])
+    assert list(ward.archive.noted()) == []
+    assert worklist.row(ward.database, SITE, key).study == key
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_out(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = [ward.archive.put(BytesIO(png(seed)), limit=2**20).sha256 for seed in range(3)]
+    path, broken = ward.archive.path, sorted(stored)[0]
+
+    def failing(sha256: str) -> Path:
+        if sha256 == broken:
+            raise ClinicError("came back with other bytes")
+        return path(sha256)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ward.archive, "path", failing)
+        adopted, missing, unreadable = ward.intake.adopt(SITE)
+    assert (len(adopted), missing, unreadable) == (2, [], [f"{broken}: came back with other bytes"])
+    assert len(ward.intake.adopt(SITE)[0]) == 1  # it was left for the next time
 
 
 def test_many_senders_of_the_same_and_of_different_files(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_crash_between_rows_and_bytes_neither_brings_the_study_back_nor_leaves
         patch.setattr(retention, "empty", lambda *_: None)  # killed here
         retention.remove(ward.database, ward.archive, [key])
     assert files(ward) == 1
-    assert ward.intake.adopt(SITE) == ([], [])
+    assert ward.intake.adopt(SITE) == ([], [], [])
     assert verify.verify(ward.database, ward.archive, grace_s=0.0).whole
     assert retention.empty(ward.database, ward.archive) == 1
     assert files(ward) == 0
@@ -172,4 +172,4 @@ def test_a_refused_file_does_not_come_back(ward: Ward, caplog: pytest.LogCapture
         ward.take(png(0), "a.png", study="00000000-0000-0000-0000-000000000000")
     retention.empty(ward.database, ward.archive)
     assert files(ward) == 0
-    assert ward.intake.adopt(SITE) == ([], [])
+    assert ward.intake.adopt(SITE) == ([], [], [])

@@ -2,7 +2,8 @@
 
 `Archive.put` returns only after the file *and* its folder have been flushed (``fsync``); the caller then
 commits the row and only then acknowledges. A crash in between leaves a file without a row, which
-`Intake.adopt` finds later. Before the disk is full, at the reserve, nothing more is taken.
+`Intake.adopt` finds later, with a note beside it that says for whom it came. Before the disk is full, at the
+reserve, nothing more is taken.
 `wetread.clinic.bucket` keeps the same promises in S3.
 """
 
@@ -26,6 +27,7 @@ from wetread.errors import ClinicError, ConfigError, FullError
 
 CHUNK = 2**20
 _NAME = re.compile(r"[0-9a-f]{64}")
+_NOTE = ".from"
 
 
 class TooLargeError(ClinicError):
@@ -96,6 +98,7 @@ class Archive:
         """Remove a file that no row needs; see `wetread.clinic.retention`, which alone may say so."""
         path = self.path(sha256)
         path.unlink(missing_ok=True)
+        self.settle(sha256)
         flush(path.parent)
 
     def export(self, sha256: str, target: Path) -> None:
@@ -128,7 +131,7 @@ class Archive:
                 if not older_than_s or left.stat().st_mtime < time.time() - older_than_s:
                     left.unlink()
 
-    def put(self, source: BinaryIO, *, limit: int, check: Callable[[], None] | None = None) -> Stored:
+    def put(self, source: BinaryIO, *, limit: int, check: Callable[[], None] | None = None, origin: str = "") -> Stored:
         """Copy a stream to disk and make it last.
 
         Parameters
@@ -139,6 +142,8 @@ class Archive:
             Most bytes.
         check : callable, optional
             Called after each piece; may raise, to give up.
+        origin : str
+            What the method `origin` says of the file until `settle`, also after a crash; at most 1 KiB of UTF-8.
 
         Raises
         ------
@@ -170,7 +175,7 @@ class Archive:
                 target.flush()
                 os.fsync(target.fileno())
             sha256 = digest.hexdigest()
-            self._keep(Path(temporary), sha256)
+            self._keep(Path(temporary), sha256, origin)
             return Stored(sha256, size, head)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -183,11 +188,42 @@ class Archive:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
 
-    def _keep(self, temporary: Path, sha256: str) -> None:
-        """Give a flushed file its name, and flush that too."""
+    def _keep(self, temporary: Path, sha256: str, origin: str) -> None:
+        """Give a flushed file its name, after its note has one, and flush both names."""
         target = Archive.path(self, sha256)
+        if origin:
+            note = temporary.with_name(f"{temporary.name}{_NOTE}")
+            try:
+                with note.open("w", encoding="utf-8") as file:
+                    file.write(origin)
+                    file.flush()
+                    os.fsync(file.fileno())
+                note.replace(target.with_name(f"{sha256}{_NOTE}"))
+            finally:
+                note.unlink(missing_ok=True)
         temporary.replace(target)
         flush(target.parent)
+
+    def origin(self, sha256: str) -> str:
+        """Return the note that came with a file whose row was never made; empty when there is none."""
+        try:
+            return self._note(sha256).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def settle(self, sha256: str) -> None:
+        """Drop the note of a file: a row says now whose it is, or the file goes."""
+        self._note(sha256).unlink(missing_ok=True)
+
+    def noted(self) -> Iterator[str]:
+        """Yield the SHA-256 of every file with a note."""
+        for file in self.root.glob(f"??/*{_NOTE}"):
+            if _NAME.fullmatch(file.stem):
+                yield file.stem
+
+    def _note(self, sha256: str) -> Path:
+        path = Archive.path(self, sha256)
+        return path.with_name(f"{path.name}{_NOTE}")
 
     def _full(self, why: str) -> FullError:
         return FullError(f"archive {self.root}: {why}; the file was not accepted, make room and send it again")

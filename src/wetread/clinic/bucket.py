@@ -7,6 +7,7 @@ the same. What comes back is checked against its name, since a copy goes through
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 IN_USE_S = 600.0  # a copy that was asked for since is never removed: somebody may be reading it
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/*")
+_ORIGIN = "wetread-origin"
 _TROUBLE = (BotoCoreError, ClientError, ConnectionError, TimeoutError)
 
 
@@ -158,11 +160,30 @@ class Bucket(Archive):
     def _key(self, sha256: str) -> str:
         return f"{self._folder(super().path(sha256).name)}/{sha256}"
 
-    def _keep(self, temporary: Path, sha256: str) -> None:
+    def origin(self, sha256: str) -> str:
+        """Return the note that the object was made with; it stays with it."""
+        try:
+            return base64.urlsafe_b64decode(self._s3.metadata(self._key(sha256)).get(_ORIGIN, "")).decode()
+        except FileNotFoundError:
+            return ""
+        except (OSError, *_TROUBLE) as error:
+            raise self._trouble(error) from None
+
+    def settle(self, sha256: str) -> None:
+        """Do nothing: an object cannot be changed."""
+
+    def noted(self) -> Iterator[str]:
+        """Yield nothing: there is no note to drop."""
+        return iter(())
+
+    def _keep(self, temporary: Path, sha256: str, origin: str) -> None:
         """Put the object unless it is there, and keep the file as its copy."""
         size = temporary.stat().st_size
+        more: dict[str, Any] = {"ContentType": "application/octet-stream"}
+        if origin:
+            more["Metadata"] = {_ORIGIN: base64.urlsafe_b64encode(origin.encode()).decode()}
         try:
-            self._s3.put_file(str(temporary), self._key(sha256), mode="create", ContentType="application/octet-stream")
+            self._s3.put_file(str(temporary), self._key(sha256), mode="create", **more)
         except FileExistsError:
             pass
         except (OSError, *_TROUBLE) as error:

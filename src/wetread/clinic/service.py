@@ -321,9 +321,11 @@ class Clinic:
     def _set_right(self, careful: bool) -> None:
         """Put away what a crash left; `careful` leaves alone what another process may be writing just now."""
         self.archive.clean(UPLOAD_S if careful else 0.0)
-        adopted, missing = self.intake.adopt(self.settings.site, ADOPTED_S if careful else 0.0)
+        adopted, missing, unreadable = self.intake.adopt(self.settings.site, ADOPTED_S if careful else 0.0)
         if adopted:
             log.warning("%d files without a row were taken in: studies %s", len(adopted), ", ".join(adopted))
+        for file in unreadable:
+            log.error("a file without a row was not taken in: %s", file)
         for image in missing:
             log.error("image %s: its file is missing from the archive; restore it from a backup", image)
 
