@@ -46,7 +46,20 @@ def test_names_of_this_server(client, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8080", "", "[", "a b"]
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:8080",
+        "",
+        "[",
+        "a b",
+        "evil.example@localhost",
+        "localhost/evil.example",
+        "localhost?x",
+        "localhost#x",
+        "localhost:8080:1",
+    ],
 )
 def test_other_names_are_dns_rebinding(client, host: str) -> None:
     response = client.http.get("/healthz", headers={"Host": host})

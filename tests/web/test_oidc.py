@@ -187,6 +187,10 @@ def refused(app: FastAPI, browser: Browser, answer: httpx.Response, why: str = "
     assert why in answer.text
     assert not any(c.startswith(f"__Host-{security.COOKIE}=") for c in answer.headers.get_list("set-cookie"))
     assert browser.http.get("/").status_code == 303
+    row = last(app)
+    assert (row["action"], row["actor"]) == ("login.failed", "unknown")
+    assert (row["detail"]["by"], row["detail"]["address"]) == ("identity provider", "testclient")
+    assert why in row["detail"]["why"]
 
 
 def test_signatures(app: FastAPI, browser: Browser, provider: IdentityProvider) -> None:
@@ -236,6 +240,26 @@ def test_an_answer_for_another_browser_or_time_leads_nowhere(
     refused(app, browser, browser.http.get(stolen), "did not begin in this browser")  # with one of its own
     assert other.http.get(stolen).status_code == 200
     other.provider.close()
+
+
+def test_who_was_turned_away_is_in_the_audit(app: FastAPI, browser: Browser, provider: IdentityProvider) -> None:
+    """By their name at the provider: an account that is disabled here, or a name that is taken."""
+    browser.sign_in()
+    account = accounts.find(app.state.clinic.database, SITE, "Dr Q")
+    accounts.change(app.state.clinic.database, SITE, account.id, disabled=True)
+    try:
+        refused(app, browser, browser.sign_in(), "disabled here")
+        assert last(app)["detail"]["person"] == provider.person["sub"]
+    finally:
+        accounts.change(app.state.clinic.database, SITE, account.id, disabled=False)
+
+
+def test_while_the_provider_is_slow_one_thread_waits_for_it(app: FastAPI, browser: Browser) -> None:
+    """Otherwise strangers who begin to sign in could take every thread."""
+    with app.state.oidc._lock:
+        answer = browser.http.get("/login/provider")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert browser.http.get("/login/provider").status_code == 303
 
 
 def test_a_code_is_good_once(app: FastAPI, browser: Browser, provider: IdentityProvider) -> None:

@@ -108,6 +108,48 @@ class TestLogin:
         assert answer.status_code == 403
         assert "set-cookie" not in answer.headers
 
+    def test_every_refusal_is_audited(self, app: FastAPI) -> None:
+        http, database = browser(app, client="10.4.0.1"), app.state.clinic.database
+        code = access.login_code(database, "operator", Role.ADMINISTRATOR, SITE)
+        newer = access.login_code(database, "operator", Role.ADMINISTRATOR, SITE)
+        tries: list[tuple[dict[str, str], dict[str, str], str, str]] = [
+            ({"name": NAME, "password": "wrong password"}, {}, NAME, "password"),
+            ({"name": "nobody", "password": PASSWORD}, {}, "unknown", "password"),
+            ({}, {}, "unknown", "password"),
+            ({"code": "made up"}, {}, "unknown", "link"),
+            ({"code": code}, {}, "operator", "link"),
+            ({"name": NAME, "password": PASSWORD}, {"Origin": "http://evil.example"}, "unknown", "page"),
+        ]
+        for data, headers, who, by in tries:
+            before = len(actions(app))
+            assert http.post("/login", data=data, headers=headers).status_code == 403
+            [row] = list(audit.rows(database))[before:]
+            assert (row["action"], row["actor"], row["detail"]["by"]) == ("login.failed", who, by)
+            assert row["detail"]["address"] == "10.4.0.1"
+        assert http.post("/login", data={"code": newer}).status_code == 303
+        assert actions(app)[-1] == "session.opened"
+
+    def test_pages_of_other_sites_fill_no_audit(self, app: FastAPI) -> None:
+        """Nor do they keep the people at the browser's address from logging in."""
+        http, before = browser(app, client="10.4.0.2"), len(actions(app))
+        for _ in range(attempts.ADDRESS.burst + 2):
+            assert http.post("/login", headers={"Origin": "http://evil.example"}).status_code == 403
+        assert actions(app)[before:] == ["login.failed"] * attempts.ADDRESS.burst
+        assert http.post("/login", data={"name": NAME, "password": PASSWORD}).status_code == 303
+
+    def test_a_login_ends_the_session_that_the_browser_had(self, app: FastAPI) -> None:
+        http = entered(app)
+        old = http.cookies[security.COOKIE]
+        assert http.post("/login", data={"name": "Admin", "password": PASSWORD}).status_code == 303
+        http.cookies.clear()
+        http.cookies.set(security.COOKIE, old)
+        assert http.get("/api/v1/worklist").status_code == 401
+        rows = list(audit.rows(app.state.clinic.database))[-2:]
+        assert {(row["action"], row["actor"]) for row in rows} == {
+            ("session.opened", "Admin"),
+            ("session.closed", NAME),
+        }
+
     def test_each_login_gives_a_new_secret(self, app: FastAPI) -> None:
         http = browser(app)
         http.cookies.set(security.COOKIE, "chosen by somebody else")
@@ -176,13 +218,13 @@ class TestProxy:
         answer = http.post("/login", data={"name": NAME, "password": "wrong password"}, headers=FORWARDED)
         assert answer.status_code == 403
         assert answer.headers["strict-transport-security"]
-        assert list(audit.rows(app.state.clinic.database))[-1]["detail"] == {"address": "203.0.113.9"}
+        assert list(audit.rows(app.state.clinic.database))[-1]["detail"]["address"] == "203.0.113.9"
 
     def test_others_are_not_believed(self, app: FastAPI) -> None:
         http = browser(app, client="10.2.2.3")
         answer = http.post("/login", data={"name": NAME, "password": "wrong password"}, headers=FORWARDED)
         assert "strict-transport-security" not in answer.headers
-        assert list(audit.rows(app.state.clinic.database))[-1]["detail"] == {"address": "10.2.2.3"}
+        assert list(audit.rows(app.state.clinic.database))[-1]["detail"]["address"] == "10.2.2.3"
 
 
 class TestPassword:

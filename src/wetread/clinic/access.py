@@ -258,9 +258,9 @@ def login(database: Store, code: str, life: timedelta = SESSION_LIFE, *, address
     raise DeniedError("login link: unknown, used already, or out of date; restart `wetread serve`")
 
 
-def failed(connection: Connection, site: str, who: str, subject: str, *, by: str, address: str, **more: str) -> None:
+def failed(connection: Connection, site: str, who: str, what: str, *, by: str, address: str, **more: str) -> None:
     """Audit an attempt to come in that was refused."""
-    audit.record(connection, site, who, "login.failed", subject, {"by": by, "address": address[:64], **more})
+    audit.record(connection, site, who, "login.failed", what, {"by": by, "address": address[:64], **more})
 
 
 def open_session(
@@ -285,6 +285,17 @@ def logout(database: Store, caller: Caller) -> None:
     with database.write() as connection:
         connection.execute(store.token.update().where(store.token.c.id == caller.token).values(revoked_at=store.now()))
         audit.record(connection, caller.site, caller.name, "session.closed", caller.token)
+
+
+def end(database: Store, secret: str) -> None:
+    """End the session with this secret, if there is one: another takes its place."""
+    table = store.token
+    theirs = (table.c.hash == _hash(secret), table.c.kind == "session", table.c.revoked_at.is_(None))
+    with database.write() as connection:
+        ended = table.update().where(*theirs).values(revoked_at=store.now())
+        row = connection.execute(ended.returning(table.c.id, table.c.site, table.c.name)).first()
+        if row is not None:
+            audit.record(connection, row.site, row.name, "session.closed", row.id, {"by": "another login"})
 
 
 def end_sessions(connection: Connection, account: str, but: str = "") -> None:

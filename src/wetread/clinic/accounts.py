@@ -217,10 +217,11 @@ def log_in(database: Store, name: str, password: str, *, address: str = "", life
             .where(table.c.id == row.id, table.c.password == row.password, table.c.disabled_at.is_(None))
             .values(seen_at=store.now(), password=renewed)
         )
-        if not changed.rowcount:  # disabled, or given another password, in this very moment
-            raise DeniedError(_WRONG)
-        attempts.forgive(connection, keys)
-        return access.open_session(connection, row.name, row.role, row.site, life, by="password", account=row.id)
+        if changed.rowcount:
+            attempts.forgive(connection, keys)
+            return access.open_session(connection, row.name, row.role, row.site, life, by="password", account=row.id)
+    _failed(database, row, address)  # disabled, or given another password, in this very moment
+    raise DeniedError(_WRONG)
 
 
 def enter(
@@ -317,7 +318,7 @@ def _failed(database: Store, row: Row[Any] | None, address: str) -> None:
     """Audit a failed attempt; a name that nobody has is not kept, since it may be a password in the wrong field."""
     with database.write() as connection:
         site, who, key = ("", "unknown", "") if row is None else (row.site, row.name, row.id)
-        audit.record(connection, site, who, "login.failed", key, {"address": address[:64]})
+        access.failed(connection, site, who, key, by="password", address=address)
 
 
 def _account(row: Row[Any]) -> Account:

@@ -63,10 +63,11 @@ def limits(login: str, address: str) -> dict[str, Limit]:
     return {_digest(f"account {login}"): ACCOUNT, **from_address(address)}
 
 
-def from_address(address: str) -> dict[str, Limit]:
+def from_address(address: str, way: str = "address") -> dict[str, Limit]:
     """Return the bucket of an address alone, for attempts that name no account.
 
-    Addresses of one IPv6 network (/64) count as one: a single machine has them all.
+    Addresses of one IPv6 network (/64) count as one: a single machine has them all. What any page of another site can
+    make a browser do is a `way` with a bucket of its own: it must not fill that of the reading room's log-ins.
     """
     try:
         ip = ipaddress.ip_address(address)
@@ -76,7 +77,7 @@ def from_address(address: str) -> dict[str, Limit]:
         if isinstance(ip, ipaddress.IPv6Address):
             ip = ip.ipv4_mapped or ip
         address = str(ipaddress.ip_network(f"{ip}/64", strict=False)) if ip.version == 6 else str(ip)
-    return {_digest(f"address {address}"): ADDRESS}
+    return {_digest(f"{way} {address}"): ADDRESS}
 
 
 def take(database: Store, keys: Mapping[str, Limit]) -> None:

@@ -22,10 +22,8 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 
-from wetread.clinic import audit
 from wetread.clinic.access import Role
 from wetread.clinic.accounts import ROLES
-from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import BusyError, ConfigError, DeniedError, NotFoundError
 
@@ -36,6 +34,7 @@ LEEWAY_S = 60  # by which the provider's clock may differ from ours
 TIMEOUT_S = 10.0
 _FRESH_S = 3600.0  # how long the provider's description and keys are believed
 _PATIENCE_S = 30.0  # at least so long between two looks for a key that we do not know
+_TURN_S = 0.5  # how long others wait while one looks
 _REFUSED = "the identity provider's answer was refused; log in again"
 
 
@@ -124,8 +123,8 @@ class Provider:
             )
         return secret, str(where)
 
-    def finish(self, redirect: str, secret: str, answer: Mapping[str, str], database: Store) -> Person:
-        """Return whom the provider's answer vouches for; a refusal is audited.
+    def finish(self, redirect: str, secret: str, answer: Mapping[str, str]) -> Person:
+        """Return whom the provider's answer vouches for.
 
         Parameters
         ----------
@@ -135,8 +134,6 @@ class Provider:
             From the browser's cookie.
         answer : mapping
             The query with which the provider sent the browser back.
-        database : Store
-            For the audit.
 
         Raises
         ------
@@ -145,13 +142,7 @@ class Provider:
         BusyError
             When the provider does not answer.
         """
-        try:
-            return self._person(self._claims(redirect, secret, answer))
-        except DeniedError as error:
-            with database.write() as connection:
-                why = {"by": "identity provider", "why": str(error)}
-                audit.record(connection, self.settings.site, "unknown", "login.failed", "", why)
-            raise
+        return self._person(self._claims(redirect, secret, answer))
 
     def _claims(self, redirect: str, secret: str, answer: Mapping[str, str]) -> Mapping[str, Any]:
         """Exchange the code for an identity token and check everything about it."""
@@ -238,7 +229,10 @@ class Provider:
         from joserfc.errors import JoseError
         from joserfc.jwk import KeySet
 
-        with self._lock:
+        # A stranger can begin as often as they like: when the provider is slow, one thread waits for it and no more.
+        if not self._lock.acquire(timeout=_TURN_S):
+            raise BusyError("the identity provider is being asked already; try again later")
+        try:
             age = time.monotonic() - self._known[0] if self._known else float("inf")
             if self._known and age < (_PATIENCE_S if anew else _FRESH_S):
                 return self._known[1:]
@@ -256,6 +250,8 @@ class Provider:
                     raise BusyError("the identity provider cannot be used at the moment; try again later") from None
             self._known = (time.monotonic(), description, keys)
             return self._known[1:]
+        finally:
+            self._lock.release()
 
     def _get(self, client: Any, url: str) -> dict[str, Any]:
         answer = self._ask(client.request, "GET", url, withhold_token=True)

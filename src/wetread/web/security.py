@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import re
 import traceback
 from collections.abc import Mapping
 from datetime import timedelta
@@ -47,6 +48,7 @@ HEADERS = {
 }
 # Once seen over TLS, a browser never goes back to plain HTTP, for a year.
 STRICT_TRANSPORT = "max-age=31536000"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]{0,5})?", re.ASCII)
 SMALL_BODY = 2**20
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -124,6 +126,8 @@ class Guard:
 
     def _ours(self, host: str) -> bool:
         """Tell whether a Host header names this server: a name of ours, or an address, which no DNS can rebind."""
+        if not _HOST.fullmatch(host):  # what looks like more would end up in the addresses that we make of it
+            return False
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Request, Response
@@ -31,26 +32,30 @@ def login_page(request: Request, code: str = "") -> Response:
 @router.post("/login")
 def login(request: Request, code: _Text = "", name: _Text = "", password: _Text = "") -> Response:
     """Open a session, by a login link or by name and password."""
-    security.ours(request)
-    database, life = request.app.state.clinic.database, security.life(request)
-    keys = attempts.from_address(security.address(request))
-    if code:
-        attempts.take(database, keys)
-        try:
-            session = access.login(database, code, life)
-        except DeniedError as error:
+    database, life, address = request.app.state.clinic.database, security.life(request), security.address(request)
+    keys = attempts.from_address(address)
+    try:
+        security.ours(request)
+    except DeniedError:
+        with suppress(ThrottledError):  # then it is in the audit often enough
+            attempts.take(database, attempts.from_address(address, "other page"))
+            _failed(request, "page", "of another site")
+        raise
+    try:
+        if code:
+            attempts.take(database, keys)
+            session = access.login(database, code, life, address=address)
+            _forgive(request, keys)
+        else:
+            session = accounts.log_in(database, name, password, address=address, life=life)
+    except ThrottledError as error:
+        answer = _login_page(request, 429, error=str(error), who=name[:64])
+        answer.headers["Retry-After"] = str(error.seconds)
+        return answer
+    except DeniedError as error:
+        if code:
             return render(request, "problem.html", 403, title="Not logged in", detail=str(error))
-    else:
-        try:
-            session = accounts.log_in(database, name, password, address=security.address(request), life=life)
-        except ThrottledError as error:
-            answer = _login_page(request, 429, error=str(error), who=name[:64])
-            answer.headers["Retry-After"] = str(error.seconds)
-            return answer
-        except DeniedError as error:
-            return _login_page(request, 403, error=str(error), who=name[:64])
-    if code:
-        _forgive(request, keys)
+        return _login_page(request, 403, error=str(error), who=name[:64])
     return _signed_in(request, RedirectResponse("/", 303), session)
 
 
@@ -75,12 +80,11 @@ def provider_login(request: Request) -> Response:
 def provider_done(request: Request) -> Response:
     """Take what the identity provider says, and open a session."""
     flow, clinic = security.cookie_name(request, _FLOW), request.app.state.clinic
-    provider, keys = oidc.of(request.app), attempts.from_address(security.address(request))
+    provider, keys = oidc.of(request.app), attempts.from_address(security.address(request), "provider")
     attempts.take(clinic.database, keys)  # each is written down, and asks the provider
+    person = None
     try:
-        person = provider.finish(
-            _callback(request), request.cookies.get(flow, ""), request.query_params, clinic.database
-        )
+        person = provider.finish(_callback(request), request.cookies.get(flow, ""), request.query_params)
         session = accounts.enter(
             clinic.database,
             person.issuer,
@@ -91,6 +95,7 @@ def provider_done(request: Request) -> Response:
             life=security.life(request),
         )
     except ClinicError as error:
+        _failed(request, "identity provider", str(error)[:200], **({"person": person.subject} if person else {}))
         answer = render(request, "problem.html", 403, title="Not logged in", detail=str(error))
     else:
         _forgive(request, keys)
@@ -143,12 +148,22 @@ def _forgive(request: Request, keys: Mapping[str, attempts.Limit]) -> None:
         attempts.forgive(connection, keys)
 
 
+def _failed(request: Request, by: str, why: str, **more: str) -> None:
+    """Audit an attempt to come in that was refused."""
+    clinic, address = request.app.state.clinic, security.address(request)
+    with clinic.database.write() as connection:
+        access.failed(connection, clinic.settings.site, "unknown", "", by=by, address=address, why=why, **more)
+
+
 def _callback(request: Request) -> str:
     """Return where the provider sends the browser back to, by the name that the browser called us by."""
     return str(request.url.replace(path="/login/provider/done", query="", fragment=""))
 
 
 def _signed_in(request: Request, answer: Response, session: str) -> Response:
+    """Give the browser its new session; the one that it had, of whomever, ends."""
+    if old := security.session_of(request):
+        access.end(request.app.state.clinic.database, old)
     answer.set_cookie(
         security.cookie_name(request),
         session,
