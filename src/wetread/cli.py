@@ -1016,7 +1016,7 @@ def export_learning(
         out,
         site=site,
         since=since.replace(tzinfo=UTC) if since else None,
-        limits=Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels),
+        limits=Limits.of(settings),
     )
     if as_json:
         typer.echo(json.dumps(asdict(found)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import stat
+import sys
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +27,8 @@ from wetread.clinic.deidentify import deidentify
 from wetread.clinic.pseudonyms import Pseudonyms
 from wetread.dataset import sources
 from wetread.errors import ConfigError, ReadError
-from wetread.radiograph.read import read
+from wetread.radiograph import isolated
+from wetread.radiograph.read import Limits, read
 
 SECRETS = ("Zebedee", "Quixote", "MRN-55512", "ACC-99871", "19610412", "1961", "Saint Elsewhere", "Strangelove")
 NAMES = Pseudonyms(b"k" * 32, SITE)
@@ -184,6 +186,36 @@ def run(ward: Ward, tmp_path: Path, name: str = "out", **more: object) -> tuple[
     found = export.run(ward.database, ward.archive, tmp_path, tmp_path / name, **more)  # type: ignore[arg-type]
     with (tmp_path / name / export.LABELS).open(encoding="utf-8") as file:
         return found, list(csv.DictReader(file))
+
+
+@pytest.mark.system
+def test_files_are_read_and_cleaned_in_a_process_apart(
+    ward: Ward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files come out; and one that crashes a decoder is left out, with the others exported."""
+    for seed in range(2):
+        sign(ward, dicom(seed, PatientName="Roe^Jane"))
+    sign(ward, png(1), "edema.png")
+    _, here = run(ward, tmp_path, "here")
+    limits = Limits(seconds=60.0)
+    _, there = run(ward, tmp_path, "there", limits=limits)
+    assert there == here
+    for row in here:
+        assert (tmp_path / "there" / row["image"]).read_bytes() == (tmp_path / "here" / row["image"]).read_bytes()
+
+    def never(*_: object) -> None:
+        raise AssertionError("in this process")
+
+    isolated._close()
+    code = "import os; from wetread.clinic import deidentify; from wetread.radiograph import isolated; "
+    code += "deidentify._deidentified = lambda *_: os.abort(); isolated.serve()"
+    with monkeypatch.context() as patched:
+        patched.setattr(isolated, "_COMMAND", (sys.executable, "-P", "-c", code))
+        patched.setattr("wetread.clinic.deidentify._deidentified", never)
+        found, rows = run(ward, tmp_path, "crashed", limits=limits)
+    isolated._close()
+    assert found.refused == {"UNREADABLE": 2}
+    assert [row["image"][-4:] for row in rows] == [".png"]
 
 
 def test_labels_are_what_the_reader_said(ward: Ward, tmp_path: Path) -> None:

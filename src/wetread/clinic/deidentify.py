@@ -23,6 +23,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from wetread.clinic.pseudonyms import Pseudonyms
 from wetread.errors import ReadError
+from wetread.radiograph import isolated
+from wetread.radiograph.read import Limits
 
 EDITION = "dicomfields_2026c"
 OLDEST = 90  # years; the few who are older are told apart by it
@@ -49,7 +51,13 @@ Rule = Callable[[Dataset, Any], None]
 
 
 def deidentify(
-    content: bytes, pseudonyms: Pseudonyms, *, patient: str, age_years: float | None, sex: str | None
+    content: bytes,
+    pseudonyms: Pseudonyms,
+    *,
+    patient: str,
+    age_years: float | None,
+    sex: str | None,
+    limits: Limits | None = None,
 ) -> bytes:
     """Return a DICOM file without what tells who the patient is.
 
@@ -62,18 +70,28 @@ def deidentify(
         The patient's pseudonym.
     age_years, sex
         As the clinic knows them: the age goes into the file, because the dates that it follows from do not stay.
+    limits : Limits, optional
+        With `seconds`, it is done in a process apart: what is in the file may crash a decoder.
 
     Raises
     ------
     ReadError
         When the file cannot be read or its pixels cannot be decoded; nothing else, whatever the bytes.
     """
+    said = {"patient": patient, "age_years": age_years, "sex": sex}
+    if limits is not None and limits.seconds is not None:
+        return isolated.call(f"{__name__}:apart", content, "DICOM file", limits, said | pseudonyms.told())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom quotes what it finds odd, names included
             return _deidentified(content, pseudonyms, patient, age_years, sex)
     except Exception as error:  # hostile bytes raise nearly anything, and messages quote values
         raise ReadError(f"DICOM file: cannot be de-identified ({type(error).__name__}); it is left out") from None
+
+
+def apart(content: bytes, *, key: str, site: str, patient: str, age_years: float | None, sex: str | None) -> bytes:
+    """Do the same in the process apart."""
+    return deidentify(content, Pseudonyms(bytes.fromhex(key), site), patient=patient, age_years=age_years, sex=sex)
 
 
 def _deidentified(

@@ -81,6 +81,8 @@ def run(
         Only this site's studies.
     since : datetime, optional
         Only studies signed at or after this instant.
+    limits : Limits, optional
+        Of each file; with `seconds` they are read and de-identified in a process apart.
     progress : callable
         Told how many more images are done.
 
@@ -247,7 +249,8 @@ def _write(
         return f"BURNED_IN: writing in the picture at {left:.0%}, {top:.0%} from the left and top; look at it"
     if image.format == "dicom":
         try:
-            clean = deidentify(content, names, patient=row["patient"], age_years=study.age_years, sex=study.sex)
+            about = {"patient": row["patient"], "age_years": study.age_years, "sex": study.sex}
+            clean = deidentify(content, names, **about, limits=limits)
             _same(radiograph, read(clean, name="image", limits=limits))
         except ReadError as error:
             return f"UNREADABLE: {error}"

@@ -33,6 +33,10 @@ class Pseudonyms:
     def __init__(self, key: bytes, site: str) -> None:
         self._key, self._site = key, site
 
+    def told(self) -> dict[str, str]:
+        """Return what makes the same pseudonyms in another process of ours."""
+        return {"key": self._key.hex(), "site": self._site}
+
     def name(self, kind: str, value: str) -> str:
         """Return a pseudonym of 32 hexadecimal digits."""
         return self._digest(kind, value).hex()[:32]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import struct
@@ -108,6 +109,23 @@ def present(data: bytes, name: str, limits: Limits) -> tuple[dict[str, Any], byt
     """
     reply, body = _read("present", data, name, limits, {})
     return reply["values"], body
+
+
+def call(function: str, data: bytes, name: str, limits: Limits, options: dict[str, Any]) -> bytes:
+    """Have the child call a function of ours that makes bytes of a file's, within the limits of time and memory.
+
+    Parameters
+    ----------
+    function : str
+        ``module:name``; takes the bytes and `options`, which are JSON-ready, as keywords.
+
+    Raises
+    ------
+    ReadError
+        As the function does, and as `read`.
+    """
+    _, body = _read("call", data, name, limits, {"function": function, "options": options})
+    return bytes(body)
 
 
 def _read(what: str, data: bytes, name: str, limits: Limits, more: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
@@ -241,6 +259,10 @@ def _answer(asked: dict[str, Any], data: bytes) -> tuple[dict[str, Any], NDArray
         if "frame" in asked:
             array = _decode(data, asked["frame"])
             return {}, array
+        if "call" in asked:
+            module, _, function = asked["call"]["function"].partition(":")
+            made = getattr(importlib.import_module(module), function)(data, **asked["call"]["options"])
+            return {}, np.frombuffer(made, np.uint8)
         wanted = asked.get("read") or asked["present"]
         limits = reader.Limits(**wanted["limits"] | {"seconds": None})
         if "present" in asked:
