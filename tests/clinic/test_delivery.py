@@ -5,46 +5,29 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import hl7
 import pytest
 import receivers
 import sqlalchemy as sa
+from fhir.resources.R4B.bundle import Bundle
+from owing import OK, complete, drain, outbox, rows
 from ward import SITE, Ward, dicom, png
 
 from wetread.clinic import delivery, reviews, store
 from wetread.clinic.corrections import Corrections
-from wetread.clinic.delivery import Delivery, Outbox
+from wetread.clinic.delivery import Outbox
 from wetread.config import Settings
 from wetread.errors import ConfigError, ConflictError, NotFoundError
 
-OK = (200, b"{}")
 DOWN = (503, b"")
-
-
-def outbox(ward: Ward, **settings: Any) -> Outbox:
-    return Outbox(ward.database, ward.archive, Settings(outputs_retry_s=0.000001, **settings))
-
-
-def rows(ward: Ward) -> list[Delivery]:
-    return delivery.listing(ward.database, SITE, states=("queued", "failed", "sent", "given_up", "nothing"))
-
-
-def drain(box: Outbox) -> int:
-    """Send what is due, as the threads do; return how many tries that took."""
-    return sum(1 for to in box.destinations for _ in iter(lambda to=to: box.step(to), False))
-
-
-def complete(ward: Ward) -> None:
-    """Let every study count as complete, as the sweep does after the quiet time."""
-    with ward.database.write() as connection:
-        for row in connection.execute(sa.select(store.study)).all():
-            connection.execute(store.study.update().where(store.study.c.id == row.id).values(complete_at=None))
-            store.emit(connection, "study.completed", row.site, row.id)
 
 
 def events(ward: Ward) -> list[str]:
@@ -350,3 +333,125 @@ def test_secrets_stay_out_of_the_database(ward: Ward, tmp_path: Path) -> None:
         assert "secret" not in row.destination
         content = b"".join(file.read_bytes() for file in tmp_path.glob("clinic.db*"))
         assert b"swordfish" not in content
+
+
+class TestSites:
+    @pytest.mark.parametrize("kind", ["hl7", "fhir", "sr", "webhook"])
+    def test_a_site_s_destination_gets_that_site_s_studies_alone(self, ward: Ward, kind: str) -> None:
+        secret = ward.archive.root.parent / "secret"
+        secret.write_text("swordfish")
+        form = {
+            "hl7": "mllp://127.0.0.1:{}",
+            "fhir": "fhir+http://127.0.0.1:{}/fhir",
+            "sr": "dicomweb+http://127.0.0.1:{}/dicom-web",
+            "webhook": f"http://127.0.0.1:{{}}/in#secret-file={secret}",
+        }[kind]
+        open_ = receivers.mllp if kind == "hl7" else lambda _: receivers.http(OK)
+        with open_("AA") as north, open_("AA") as here, open_("AA") as everybody:
+            lines = [
+                f"{form.format(north.port)} =north",
+                f"{form.format(here.port)}  = {SITE}",
+                form.format(everybody.port),
+            ]
+            box = outbox(ward, **{f"outputs_{kind}": lines}, outputs_tries=1)
+            ward.take(dicom(1), "pneumothorax.dcm")
+            ward.intake.take(BytesIO(dicom(2)), "pneumothorax.dcm", "north")
+            ward.intake.take(BytesIO(dicom(3)), "pneumothorax.dcm", "south")
+            ward.work()
+            complete(ward)
+            with ward.database.read() as connection:
+                owed = connection.execute(
+                    sa.select(store.study.c.site, store.delivery.c.destination).join_from(store.delivery, store.study)
+                ).all()
+            ports = {
+                str(receiver.port): name for name, receiver in (("north", north), (SITE, here), ("all", everybody))
+            }
+            found = {(site, next(name for port, name in ports.items() if f":{port}" in to)) for site, to in owed}
+            assert found == {("north", "north"), (SITE, SITE), *((site, "all") for site in ("north", SITE, "south"))}
+            drain(box)
+            assert (len(north.got), len(here.got), len(everybody.got)) == (1, 1, 3)
+
+    def test_one_address_may_serve_two_sites_with_secrets_of_their_own(self, ward: Ward, tmp_path: Path) -> None:
+        for name in ("north", SITE):
+            (tmp_path / name).write_text(f"token of {name}")
+        with receivers.http(OK) as receiver:
+            address = f"fhir+http://127.0.0.1:{receiver.port}/fhir#token-file={tmp_path}/"
+            box = outbox(ward, outputs_fhir=[f"{address}north =north", f"{address}{SITE} ={SITE}"], outputs_tries=1)
+            for seed, site in ((1, "north"), (2, SITE), (3, "south")):
+                ward.intake.take(BytesIO(dicom(seed)), "edema.dcm", site)
+            ward.work()
+            complete(ward)
+            drain(box)
+            sent = {
+                (request.headers["Authorization"], re.findall(r'"value": "(P\d)"', request.body.decode())[0])
+                for request in receiver.got
+            }
+        assert sent == {("Bearer token of north", "P1"), (f"Bearer token of {SITE}", "P2")}
+
+    def test_what_waits_for_another_site_s_destination_is_given_up(self, ward: Ward) -> None:
+        outbox(ward, outputs_hl7=["mllp://127.0.0.1:9"])
+        ward.take(dicom(1), "edema.dcm")
+        ward.work()
+        complete(ward)
+        bound = outbox(ward, outputs_hl7=["mllp://127.0.0.1:9 =north"])
+        assert drain(bound) == 0
+        bound.start()
+        bound.stop()
+        assert [row.state for row in rows(ward)] == ["given_up"]
+
+    @pytest.mark.parametrize(
+        ("lines", "says"),
+        [
+            (["mllp://h:1 =north", "mllp://h:1 =north"], "twice"),
+            (["mllp://h:1", "mllp://h:1 =north"], "twice"),
+            (["mllp://h:1 ="], "names no site"),
+            (["mllp://h:1=north"], "not an address"),
+        ],
+    )
+    def test_lines_that_cannot_be(self, ward: Ward, lines: list[str], says: str) -> None:
+        with pytest.raises(ConfigError, match=says):
+            outbox(ward, outputs_hl7=lines)
+
+
+class TestReaderAlone:
+    """A study that no model analysed: refused, or AI off. What its reader signs is told, and no AI beside it."""
+
+    @pytest.mark.parametrize("why", ["refused", "off"])
+    def test_a_report_without_ai(self, tmp_path: Path, why: str) -> None:
+        ward = Ward(tmp_path, [] if why == "off" else None)
+        try:
+            with receivers.mllp("AA") as ris, receivers.http(OK) as fhir, receivers.http(OK) as pacs:
+                box = outbox(
+                    ward,
+                    outputs_hl7=[f"mllp://127.0.0.1:{ris.port}"],
+                    outputs_fhir=[f"fhir+http://127.0.0.1:{fhir.port}/fhir"],
+                    outputs_sr=[f"dicomweb+http://127.0.0.1:{pacs.port}/dicom-web"],
+                    outputs_tries=1,
+                )
+                study = ward.take(dicom(1), "lateral.dcm").study
+                ward.work()
+                complete(ward)
+                assert drain(box) == 0
+                reviews.save(ward.database, SITE, study, "dr", added=["Pneumothorax"], note="apical", sign=True)
+                assert drain(box) == 2
+                assert pacs.got == []
+                bundle = json.loads(fhir.got[0].body)
+                [message] = [hl7.parse(text) for text in ris.got]
+        finally:
+            ward.database.close()
+        Bundle.model_validate_json(json.dumps(bundle))
+        resources = [entry["resource"] for entry in bundle["entry"]]
+        assert sorted(r["resourceType"] for r in resources) == ["DiagnosticReport", "ImagingStudy", "Observation"]
+        [seen] = [r for r in resources if r["resourceType"] == "Observation"]
+        assert (seen["status"], seen["code"]["text"]) == ("final", "Pneumothorax")
+        assert "device" not in seen
+        [report] = [r for r in resources if r["resourceType"] == "DiagnosticReport"]
+        assert "apical" in report["conclusion"]
+        assert [len(s["instance"]) for r in resources if "series" in r for s in r["series"]] == [1]
+        assert "AI triage" not in str(message)
+        assert (str(message.segment("OBR")[4][0][0][0]), str(message.segment("OBR")[25])) == ("18748-4", "F")
+        assert [str(row[11]) for row in message.segments("OBX")] == ["F", "F"]
+        assert (str(message.segments("OBX")[0][3][0][0][0]), str(message.segments("OBX")[0][5][0][0][0])) == (
+            "36118008",
+            "ADDED",
+        )

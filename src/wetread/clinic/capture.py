@@ -248,11 +248,11 @@ def _capture(statement: Statement, header: Dataset, said: Said, picture: Canvas,
     made.BurnedInAnnotation = "YES"
     made.RecognizableVisualFeatures = "NO"
     made.DerivationDescription = f"Heatmap of model {said.model} {said.version} ({said.model_id[:12]}) beside a copy"
-    made.ImageComments = NOTICE
+    made.ImageComments = f"{NOTICE} Told anew of a corrected patient." if statement.revision else NOTICE
     source = Dataset()
     source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
     purpose = hd.sr.CodedConcept.from_code(dicom_codes.DCM.SourceImageForImageProcessingOperation)
     source.PurposeOfReferenceCodeSequence = [purpose]
     made.SourceImageSequence = [source]
-    evidence.date_it(made, statement.at)
+    evidence.date_it(made, statement.told_at)
     return made

@@ -1,7 +1,8 @@
 """What findings and calls are called on the wire: SNOMED CT where it has a code for just that, else our own scheme.
 
 One table, for DICOM SR, FHIR and HL7 alike. A label that is wider or vaguer than any SNOMED CT concept (*Lung
-Opacity*, *Pleural Other*) gets a code of ours rather than a wrong one of theirs.
+Opacity*, *Pleural Other*) gets a code of ours rather than a wrong one of theirs, and so does one whose code no public
+source confirms: each row of `CONFIRMED` says where code and term stand together.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from dataclasses import dataclass
 from wetread.clinic import identity
 
 SNOMED = "SCT"
+LOINC = "LN"
 PRIVATE = "99WETREAD"
 # The same schemes as FHIR and HL7 name them. An OID of our own needs no domain to be unique.
-SYSTEMS = {SNOMED: "http://snomed.info/sct", PRIVATE: f"urn:oid:{identity.derive('coding scheme', PRIVATE)}"}
+SYSTEMS = {
+    SNOMED: "http://snomed.info/sct",
+    LOINC: "http://loinc.org",
+    PRIVATE: f"urn:oid:{identity.derive('coding scheme', PRIVATE)}",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,28 @@ class Code:
         return SYSTEMS[self.scheme]
 
 
+# Where code and term stand together. `DICOM` is PS3.16 as pydicom's dictionary has it; a test compares.
+_CTCAE = "MII (German Medical Informatics Initiative), ConceptMap of CTCAE terms to SNOMED CT"
+_CONCEPTS = "terms of SNOMED CT as OHDSI's vocabularies have them"
+_SYNTHEA = "Synthea's modules"
+CONFIRMED = {
+    "18748-4": "DICOM PS3.16 CID 7000, and HL7's consolidated CDA",
+    "125605004": f"SNOMED International's examples of ECL; {_CTCAE}",
+    "19242006": f"DICOM PS3.16 CID 3700; {_CTCAE}",
+    "233604007": f"HL7's consolidated CDA, examples; {_SYNTHEA}",
+    "309529002": "HL7's Genomics Reporting and FHIR's GenomicStudy, examples: Lung mass (finding)",
+    "36118008": "DICOM PS3.16 CID 6105; OHDSI 253796",
+    "399208008": f"{_SYNTHEA}: Plain chest X-ray (procedure)",
+    "46621007": _CTCAE,
+    "51615001": _CTCAE,
+    "56717001": "OHDSI 434557",
+    "60046008": "DICOM PS3.16 CID 645; OHDSI 254061",
+    "786838002": "HL7 Lithuania's lung cancer guide: Nodule of lung",
+    "8186001": "Stanford AIMI's INSPECT, list of the codes of labels",
+    "840539006": "EU Digital COVID Certificate, value set disease-agent-targeted",
+    "87433001": f"{_SYNTHEA}: Pulmonary emphysema (disorder)",
+    "95436008": f"OHDSI 4318404, {_CONCEPTS}; Stanford AIMI's INSPECT",
+}
 _SNOMED = {
     "Atelectasis": ("46621007", "Atelectasis"),
     "Cardiomegaly": ("8186001", "Cardiomegaly"),
@@ -42,12 +70,14 @@ _SNOMED = {
     "Fibrosis": ("51615001", "Fibrosis of lung"),
     "Fracture": ("125605004", "Fracture of bone"),
     "Mass": ("309529002", "Lung mass"),
-    "Nodule": ("786838002", "Pulmonary nodule"),
+    "Nodule": ("786838002", "Nodule of lung"),
     "Pleural Effusion": ("60046008", "Pleural effusion"),
     "Pneumonia": ("233604007", "Pneumonia"),
     "Pneumothorax": ("36118008", "Pneumothorax"),
     "Tuberculosis": ("56717001", "Tuberculosis"),
 }
+PROCEDURE = Code("399208008", SNOMED, "Plain chest X-ray")
+STUDY = Code("18748-4", LOINC, "Diagnostic imaging study")
 
 
 def _own(value: str, meaning: str) -> Code:

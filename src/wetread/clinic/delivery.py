@@ -5,6 +5,7 @@ critical finding. A thread for each destination takes what is due, builds it fro
 destination that is down keeps no other waiting. A row is leased, not removed, while it is sent, so that a process that
 is killed loses nothing: it is sent again, at least once, with the same UIDs. What cannot be sent is tried again, ever
 more rarely, and given up in the end; from the first failure on it is shown until it went out or somebody gave it up.
+When the patient of a study is corrected, what was told is told anew, once for each correction; see `superseding`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, capture, destinations, fhir, oru, statement, store, structured_report
+from wetread.clinic import audit, destinations, statement, store, superseding, telling
 from wetread.clinic.archive import Archive
 from wetread.clinic.destinations import Destination, SendError
 from wetread.clinic.evidence import NotDicomError
-from wetread.clinic.statement import NOTICE, OutdatedError, Statement
+from wetread.clinic.statement import OutdatedError
 from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import ConflictError, NotFoundError
-from wetread.radiograph.read import Limits
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,20 @@ _FOR = {
     "webhook": (CRITICAL,),
 }
 UNSENT = ("queued", "failed", "given_up")
+STATES = (*UNSENT, "sent", "nothing")
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One delivery as listed; `state` is queued, failed (tried again at `due_at`), sent, given_up or nothing."""
+    """One delivery as listed.
+
+    Attributes
+    ----------
+    state : str
+        queued, failed (tried again at `due_at`), sent, given_up or nothing.
+    revision : int
+        How often the patient of the study had been corrected; above 0 it may take the place of what went before.
+    """
 
     id: str
     study: str
@@ -60,6 +69,7 @@ class Delivery:
     error: str | None
     created_at: datetime
     sent_at: datetime | None
+    revision: int = 0
 
 
 class Outbox:
@@ -91,16 +101,43 @@ class Outbox:
             return
         settled = kind in ("study.completed", "study.analysed") and _settled(connection, study)
         if settled and (results := statement.current(connection, study)):
-            self._owe(connection, RESULT, study, statement.cause(results))
+            self._owe(connection, RESULT, study, statement.cause(results, _study(connection, study).revision))
         if kind == "study.analysed" and (critical := _critical(connection, study)):
             self._owe(connection, CRITICAL, study, critical)
         if kind == "review.signed":
             self._owe(connection, REVIEW, study, str(payload["review"]))
+        if kind == "study.corrected" or (kind == "study.merged" and "from" in payload):
+            self._correct(connection, study)
 
-    def _owe(self, connection: Connection, what: str, study: str, cause: str) -> None:
-        table, now = store.delivery, store.now()
+    def _correct(self, connection: Connection, study: str) -> None:
+        """Owe anew what was told of a study before its patient was corrected; what was not sent yet is let be."""
+        revision = _study(connection, study).revision
+        told = [row for row in superseding.rows(connection, study, revision) if _counts(row)]
+        again = [row for row in told if row.kind != "webhook" or self.settings.outputs_webhook_patient]
+        superseding.close(connection, again)
+        results = statement.cause(statement.current(connection, study), revision)
         for to in self.destinations:
-            if what not in _FOR[to.kind]:
+            mine = [row for row in again if (row.kind, row.destination) == (to.kind, to.name)]
+            for what, about in sorted({(row.detail["for"], superseding.about(row._mapping)) for row in mine}):
+                cause = results if what == RESULT else f"{about[:52]} r{revision}"
+                self._owe(connection, what, study, cause, to, about="" if what == RESULT else about)
+
+    def _owe(
+        self,
+        connection: Connection,
+        what: str,
+        study: str,
+        cause: str,
+        only: Destination | None = None,
+        about: str = "",
+    ) -> None:
+        """Owe something to each destination of the study's site, or only to one.
+
+        `about` is the cause under which it was told for the first time.
+        """
+        table, now, row = store.delivery, store.now(), _study(connection, study)
+        for to in self.destinations if only is None else (only,):
+            if what not in _FOR[to.kind] or not to.takes(row.site):
                 continue
             key = {"study": study, "kind": to.kind, "destination": to.name, "cause": cause}
             there = sa.select(table.c.id).where(*(table.c[name] == value for name, value in key.items()))
@@ -108,7 +145,8 @@ class Outbox:
                 connection.execute(
                     table.insert().values(
                         id=store.new_id(),
-                        detail={"for": what},
+                        detail={"for": what, **({"about": about} if about else {})},
+                        revision=row.revision,
                         state="queued",
                         tries=0,
                         due_at=now,
@@ -165,7 +203,11 @@ class Outbox:
         due = (
             sa.select(table.c.id)
             .where(
-                sa.text("state IN ('queued', 'failed')"),
+                # One address may stand there for several sites, each with secrets of its own.
+                table.c.study.in_(sa.select(store.study.c.id).where(store.study.c.site == to.site))
+                if to.site
+                else sa.true(),
+                sa.text("delivery.state IN ('queued', 'failed')"),
                 table.c.kind == to.kind,
                 table.c.destination == to.name,
                 sa.or_(table.c.due_at <= now, table.c.due_at > now + LONGEST),  # the clock was set back
@@ -190,26 +232,31 @@ class Outbox:
             return dict(connection.execute(sa.select(table).where(table.c.id == key)).mappings().one())
 
     def _send(self, to: Destination, row: Mapping[str, Any]) -> None:
-        what = row["detail"]["for"]
-        said = statement.load(
-            self.database,
-            self.archive,
-            row["study"],
-            about=row["cause"] if what == RESULT else None,
-            review=row["cause"] if what == REVIEW else None,
-        )
-        settings = self.settings
-        if to.kind == "sr":
-            destinations.send_dicom(to, [structured_report.build(said)], settings)
-        elif to.kind == "sc":
-            limits = Limits.of(settings)
-            destinations.send_dicom(to, capture.build(said, self.database, limits), settings)
-        elif to.kind == "fhir":
-            destinations.send_fhir(to, fhir.build(said, patients=settings.outputs_patients))
-        elif to.kind == "hl7":
-            destinations.send_hl7(to, oru.build(said))
-        else:
-            destinations.send_webhook(to, alert(said, patient=settings.outputs_webhook_patient), row["id"])
+        what, about = row["detail"]["for"], superseding.about(row)
+        with self.database.read() as connection:
+            before, busy = superseding.earlier(connection, row)
+            study = _study(connection, row["study"])
+        if busy:
+            raise SendError("waits: it is being sent under the identity of before at this moment")
+        wrong = [each for each in before if not each.done]
+        try:
+            said = statement.load(
+                self.database,
+                self.archive,
+                row["study"],
+                about=row["cause"] if what == RESULT else None,
+                review=about if what == REVIEW else None,
+                revision=None if what == CRITICAL else row["revision"],
+            )
+            telling.send(to, row, said, before, self.database, self.settings)
+        except (OutdatedError, NotDicomError, NotFoundError):
+            # Nothing is to be told any more; what went out of the wrong patient is wrong all the same.
+            if not wrong or study.merged_into or study.revision != row["revision"]:
+                raise
+            telling.take_back(to, wrong, study.revised_at or row["created_at"], study.site, self.settings)
+        if wrong:
+            with self.database.write() as connection:
+                superseding.taken_back(connection, wrong)
 
     def _finish(self, row: Mapping[str, Any], state: str, error: str | None) -> None:
         table = store.delivery
@@ -255,8 +302,17 @@ class Outbox:
     def _orphans(self) -> None:
         """Give up what goes where the settings no longer send: otherwise it would wait, unseen, for ever."""
         table = store.delivery
-        known = [sa.and_(table.c.kind == to.kind, table.c.destination == to.name) for to in self.destinations]
-        gone = sa.and_(sa.text("state IN ('queued', 'failed')"), sa.not_(sa.or_(sa.false(), *known)))
+        known = [
+            sa.and_(
+                table.c.kind == to.kind,
+                table.c.destination == to.name,
+                table.c.study.in_(sa.select(store.study.c.id).where(store.study.c.site == to.site))
+                if to.site
+                else sa.true(),
+            )
+            for to in self.destinations
+        ]
+        gone = sa.and_(sa.text("delivery.state IN ('queued', 'failed')"), sa.not_(sa.or_(sa.false(), *known)))
         with self.database.read() as connection:
             if connection.execute(sa.select(table.c.id).where(gone).limit(1)).first() is None:
                 return
@@ -266,30 +322,13 @@ class Outbox:
             )
 
 
-def alert(said: Statement, *, patient: bool) -> dict[str, Any]:
-    """Return what a webhook tells of a critical finding; who the patient is only when asked for."""
-    content: dict[str, Any] = {
-        "event": "critical_finding",
-        "study": said.study,
-        "site": said.site,
-        "priority": said.priority,
-        "finding": said.finding,
-        "reason": said.reason,
-        "at": said.at.isoformat(),
-        "notice": NOTICE,
-        "findings": [
-            {"finding": f.finding, "call": f.call, "model": f.model, "version": f.version} for f in said.flagged
-        ],
-    }
-    if patient:
-        content["patient"] = {
-            "id": said.patient_id,
-            "name": said.patient_name,
-            "birth_date": said.birth_date,
-            "accession": said.accession,
-            "study_uid": said.study_uid,
-        }
-    return content
+def _study(connection: Connection, study: str) -> sa.Row[Any]:
+    return connection.execute(sa.select(store.study).where(store.study.c.id == study)).one()
+
+
+def _counts(row: sa.Row[Any]) -> bool:
+    """Tell whether a delivery of before is to be told anew: not when it was let be, and nothing of it went out."""
+    return row.state != "nothing" or bool(row.detail.get("sent")) or row.error == superseding.CLOSED
 
 
 def _settled(connection: Connection, study: str) -> bool:
@@ -310,14 +349,17 @@ def _critical(connection: Connection, study: str) -> str | None:
     return f"{row.finding} {row.model}"[:64] if row.priority == "critical" and row.finding else None
 
 
-def listing(database: Store, site: str, *, states: Sequence[str] = UNSENT, limit: int = 200) -> list[Delivery]:
-    """Return the deliveries of a site in these states, the newest first."""
+def listing(
+    database: Store, site: str, *, states: Sequence[str] = UNSENT, study: str | None = None, limit: int = 200
+) -> list[Delivery]:
+    """Return the deliveries of a site, or of one study of it, in these states, the newest first."""
     table = store.delivery
     columns = [table.c[name] for name in Delivery.__dataclass_fields__]
     wanted = (
         sa.select(*columns)
         .join(store.study, store.study.c.id == table.c.study)
         .where(store.study.c.site == site, table.c.state.in_(list(states)))
+        .where(table.c.study == study if study is not None else sa.true())
         .order_by(table.c.created_at.desc(), table.c.id)
         .limit(limit)
     )

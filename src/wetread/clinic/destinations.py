@@ -10,6 +10,8 @@ address                                 takes          by
 ``https://host/path``                   webhook        POST of JSON, signed
 ======================================  =============  ==========================================
 
+`` =site`` at the end, after a space, binds an address to one site; without it, it is for every site.
+
 Secrets stand in files, which the part after ``#`` names: ``token-file`` (a bearer token), ``basic-file``
 (``user:password``), ``secret-file`` (of a webhook's signature), ``ca-file`` (PEM, an authority of one's own).
 They are read when something is sent, so that they can be changed, and are kept nowhere else. Certificates are verified.
@@ -78,12 +80,19 @@ class Destination:
     scheme : str
     options : mapping
         Files of secrets.
+    site : str
+        Whose outputs go there; empty for every site's.
     """
 
     kind: str
     name: str
     scheme: str
     options: Mapping[str, str]
+    site: str = ""
+
+    def takes(self, site: str) -> bool:
+        """Tell whether a site's outputs go there."""
+        return self.site in ("", site)
 
     @property
     def url(self) -> str:
@@ -97,12 +106,13 @@ def of(settings: Settings) -> tuple[Destination, ...]:
     Raises
     ------
     ConfigError
-        For an address that cannot be, naming the setting and it.
+        For an address that cannot be, or that would get something twice, naming the setting and it.
     """
     found = [parse(kind, text) for kind in KINDS for text in getattr(settings, f"outputs_{kind}")]
-    for destination in found:
-        if found.count(destination) > 1:
-            raise ConfigError(f"outputs_{destination.kind}: {destination.name} stands there twice; remove one")
+    for number, one in enumerate(found):
+        for other in found[:number]:
+            if (one.kind, one.name) == (other.kind, other.name) and (one.takes(other.site) or other.takes(one.site)):
+                raise ConfigError(f"outputs_{one.kind}: {one.name} stands there twice; remove one, or name two sites")
     return tuple(found)
 
 
@@ -114,9 +124,12 @@ def parse(kind: str, text: str) -> Destination:
     ConfigError
         When it cannot be one of this kind, or carries a secret.
     """
-    name, _, fragment = text.strip().partition("#")
+    address, _, site = text.strip().partition(" =")
+    name, _, fragment = address.rstrip().partition("#")
     where = f"outputs_{kind} = {re.sub(r'//[^/@]*:[^/@]*@', '//…@', name)[:200]!r}"
-    scheme = name.partition("://")[0]
+    scheme, site = name.partition("://")[0], site.strip()
+    if " =" in text and not site:
+        raise ConfigError(f"{where}: names no site; write the address and then ' =site', or only the address")
     if scheme not in _SCHEMES[kind]:
         raise ConfigError(f"{where}: must begin with {' or '.join(f'{s}://' for s in _SCHEMES[kind])}")
     try:
@@ -135,7 +148,7 @@ def parse(kind: str, text: str) -> Destination:
             peers.parse(name.removeprefix("dicom://"))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        return Destination(kind, name, scheme, options)
+        return Destination(kind, name, scheme, options, site)
     try:
         parts = urlsplit(name)
         port = parts.port
@@ -147,7 +160,7 @@ def parse(kind: str, text: str) -> Destination:
         raise ConfigError(f"{where}: a password does not belong here; put it into a file and name that as basic-file")
     if kind == "webhook" and "secret-file" not in options:
         raise ConfigError(f"{where}: needs #secret-file=/path, a file with the secret that signs what is sent")
-    return Destination(kind, name.rstrip("/") if kind != "webhook" else name, scheme, options)
+    return Destination(kind, name.rstrip("/") if kind != "webhook" else name, scheme, options, site)
 
 
 def send_dicom(destination: Destination, objects: Sequence[Dataset], settings: Settings) -> None:
@@ -184,8 +197,8 @@ def _stow(destination: Destination, objects: Sequence[Dataset]) -> None:
         raise SendError(f"{destination.name}: {len(failed)} of {len(objects)} not taken: {said}")
 
 
-def send_fhir(destination: Destination, bundle: Mapping[str, Any]) -> None:
-    """Send a transaction; raises SendError unless every entry of it was taken."""
+def send_fhir(destination: Destination, bundle: Mapping[str, Any]) -> list[str]:
+    """Send a transaction; return the status of each entry; raises SendError unless every one was taken."""
     headers = {"Content-Type": "application/fhir+json", "Accept": "application/fhir+json"}
     answer = _post(destination, destination.url, json.dumps(bundle).encode(), headers)
     try:
@@ -196,6 +209,7 @@ def send_fhir(destination: Destination, bundle: Mapping[str, Any]) -> None:
         raise SendError(f"{destination.name}: an entry was not taken: {bad[0]}")
     if len(statuses) != len(bundle["entry"]):
         raise SendError(f"{destination.name}: answered {len(statuses)} of {len(bundle['entry'])} entries")
+    return statuses
 
 
 def send_webhook(destination: Destination, content: Mapping[str, Any], delivery: str) -> None:

@@ -17,7 +17,7 @@ from pydicom.uid import UID
 
 from wetread.clinic import identity
 from wetread.clinic.statement import Picture, Statement
-from wetread.errors import ClinicError
+from wetread.errors import ClinicError, NotFoundError
 from wetread.radiograph.dicom import quiet
 
 # It tells the log of every group of attributes that it copies.
@@ -62,7 +62,11 @@ def references(statement: Statement) -> list[Reference]:
     ------
     NotDicomError
         When there is none, e.g. for a picture that was uploaded: there is no study in a PACS to add to.
+    NotFoundError
+        When no model analysed the study.
     """
+    if not statement.said:
+        raise NotFoundError(f"study {statement.study}: no model analysed it, so that there is nothing to show")
     found = [made for picture in statement.dicom if (made := _reference(statement, picture)) is not None]
     if not found:
         raise NotDicomError(
@@ -87,15 +91,15 @@ def _reference(statement: Statement, picture: Picture) -> Reference | None:
         header = Dataset()
         header.SOPClassUID, header.SOPInstanceUID = _text(source, "SOPClassUID"), picture.sop_uid
         header.StudyInstanceUID, header.SeriesInstanceUID = statement.study_uid, picture.series_uid
-        header.PatientID = _clip(statement.patient_id)
+        header.PatientID = clip(statement.patient_id)
         header.PatientName = _name(source, statement)
         header.PatientBirthDate = (statement.birth_date or "").replace("-", "")
         header.PatientSex = statement.sex or ""
-        header.AccessionNumber = _clip(statement.accession or "", 16)
-        header.StudyID = _clip(_text(source, "StudyID"), 16)
+        header.AccessionNumber = clip(statement.accession or "", 16)
+        header.StudyID = clip(_text(source, "StudyID"), 16)
         header.StudyDate, header.StudyTime = _date(_text(source, "StudyDate")), _time(_text(source, "StudyTime"))
-        header.ReferringPhysicianName = _clip(_text(source, "ReferringPhysicianName"))
-        header.Modality = _clip(_text(source, "Modality"), 16)
+        header.ReferringPhysicianName = clip(_text(source, "ReferringPhysicianName"))
+        header.Modality = clip(_text(source, "Modality"), 16)
         for name in ("Rows", "Columns"):
             value = source.get(name)
             if isinstance(value, int) and 0 < value < 65536:
@@ -123,7 +127,12 @@ def _name(source: Dataset, statement: Statement) -> str:
     plain = ", ".join(part for part in written.split("=")[0].split("^")[:2] if part)
     if plain == statement.patient_name:
         return _person(written)
-    return _person("^".join(part.strip() for part in statement.patient_name.split(",", 1)))
+    return person(statement.patient_name)
+
+
+def person(name: str) -> str:
+    """Return a name as DICOM writes it (VR PN) from ``Family, Given``."""
+    return _person("^".join(part.strip() for part in name.split(",", 1)))
 
 
 def _person(text: str) -> str:
@@ -139,7 +148,8 @@ def _text(dataset: Dataset, name: str) -> str:
         return ""
 
 
-def _clip(text: str, limit: int = 64) -> str:
+def clip(text: str, limit: int = 64) -> str:
+    """Return text that fits a value of DICOM."""
     return text.replace("\\", "")[:limit]
 
 
@@ -153,6 +163,14 @@ def _date(text: str) -> str:
 
 def _time(text: str) -> str:
     return text if _TIME.fullmatch(text) else ""
+
+
+def reference(sop_class: str, study_uid: str, series_uid: str, sop_uid: str) -> Dataset:
+    """Return the header of an object of which only its UIDs count."""
+    made = Dataset()
+    made.SOPClassUID, made.SOPInstanceUID = sop_class, sop_uid
+    made.StudyInstanceUID, made.SeriesInstanceUID = study_uid, series_uid
+    return made
 
 
 def date_it(made: Dataset, at: datetime) -> None:

@@ -3,6 +3,8 @@
 One Observation for each finding of each model, made by a Device (the model); an ImagingStudy; and, once a reader has
 signed and only then, a DiagnosticReport with the reader's answers as Observations of their own. Every resource is
 created only when none has its identifier yet (conditional create), so that nothing of the server's is ever changed.
+When the patient was corrected, the same resources are updated (conditional update), those alone that were created
+here before, and what is told no more becomes ``entered-in-error``.
 The patient is referred to by identifier: whoever has the patient's record keeps it.
 
 `Observation.status` of an AI result is ``preliminary``, R4's only word for a value that nobody verified; the text and
@@ -12,8 +14,10 @@ the category say *AI triage result*, and no report comes of it without a reader.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from wetread import __version__
 from wetread.clinic import codes, evidence, identity
@@ -27,9 +31,16 @@ _URN = "urn:ietf:rfc:3986"
 DEVICES = f"urn:oid:{identity.derive('fhir', 'devices')}"
 _DICOM = "http://dicom.nema.org/resources/ontology/DCM"
 _UCUM = "http://unitsofmeasure.org"
+_REPORT = {"coding": [{"system": "http://loinc.org", "code": codes.STUDY.value, "display": codes.STUDY.meaning}]}
 
 
-def build(statement: Statement, *, patients: str = "") -> Resource:
+def build(
+    statement: Statement,
+    *,
+    patients: str = "",
+    before: Iterable[Sequence[str]] = (),
+    gone: Iterable[Sequence[str]] = (),
+) -> Resource:
     """Build the transaction of a statement.
 
     Parameters
@@ -37,6 +48,10 @@ def build(statement: Statement, *, patients: str = "") -> Resource:
     statement : Statement
     patients : str
         System (URI) of the site's patient identifiers; by default one that names Wetread's site.
+    before : iterable of (type, system, value)
+        Identifiers of what was created under an identity that was corrected since.
+    gone : iterable of (type, system, value)
+        Those of them that become entered-in-error, unless they are told again.
 
     Returns
     -------
@@ -56,16 +71,73 @@ def build(statement: Statement, *, patients: str = "") -> Resource:
     resources = [*devices.values(), study, *observations]
     if statement.signed:
         resources += _report(statement, statement.signed, subject, study, observations)
-    return {"resourceType": "Bundle", "type": "transaction", "entry": [_entry(r) for r in resources]}
+    known = {tuple(each) for each in before}
+    for resource in resources:
+        if resource.get("status") == "final" and _key(resource) in known:
+            resource["status"] = "corrected"
+    entries = [_update(resource) if _key(resource) in known else _entry(resource) for resource in resources]
+    told = {_key(resource) for resource in resources}
+    entries += withdraw(key for key in gone if tuple(key) not in told)["entry"]
+    return {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+
+
+def withdraw(before: Iterable[Sequence[str]]) -> Resource:
+    """Build the transaction that marks resources as entered in error, of nobody and without content."""
+    gone: list[Resource] = []
+    for kind, system, value in sorted({(each[0], each[1], each[2]) for each in before}):
+        resource: Resource = {
+            "resourceType": kind,
+            "identifier": [{"system": system, "value": value}],
+            "status": "entered-in-error",
+        }
+        if kind == "ImagingStudy":
+            resource["subject"] = {"display": "taken back: wrong patient"}
+        else:
+            resource["code"] = _coding(codes.RESULT) if kind == "Observation" else _REPORT
+        gone.append(_update(resource))
+    return {"resourceType": "Bundle", "type": "transaction", "entry": gone}
+
+
+def made(bundle: Resource, statuses: Sequence[str] | None = None) -> list[list[str]]:
+    """Return what is to be set right when the patient turns out to be another: (type, system, value) of each.
+
+    Parameters
+    ----------
+    bundle : dict
+        The transaction.
+    statuses : sequence of str, optional
+        What the server answered. Before it did, only what nobody else can have made counts; an ImagingStudy may be an
+        archive's own, unless the server says that it was created now.
+    """
+    found = []
+    for number, entry in enumerate(bundle["entry"]):
+        kind, system, value = _key(entry["resource"])
+        created = statuses is not None and statuses[number].startswith("201")
+        if kind in ("Observation", "DiagnosticReport") or (kind == "ImagingStudy" and created):
+            found.append([kind, system, value])
+    return found
+
+
+def _key(resource: Resource) -> tuple[str, str, str]:
+    identifier = resource["identifier"][0]
+    return resource["resourceType"], identifier["system"], identifier["value"]
 
 
 def _entry(resource: Resource) -> Resource:
-    identifier = resource["identifier"][0]
-    condition = f"identifier={identifier['system']}|{identifier['value']}"
+    kind, system, value = _key(resource)
     return {
-        "fullUrl": f"urn:uuid:{_uuid(resource['resourceType'], identifier['value'])}",
+        "fullUrl": f"urn:uuid:{_uuid(kind, value)}",
         "resource": resource,
-        "request": {"method": "POST", "url": resource["resourceType"], "ifNoneExist": condition},
+        "request": {"method": "POST", "url": kind, "ifNoneExist": f"identifier={system}|{value}"},
+    }
+
+
+def _update(resource: Resource) -> Resource:
+    kind, system, value = _key(resource)
+    return {
+        "fullUrl": f"urn:uuid:{_uuid(kind, value)}",
+        "resource": resource,
+        "request": {"method": "PUT", "url": f"{kind}?{urlencode({'identifier': f'{system}|{value}'})}"},
     }
 
 
@@ -136,7 +208,7 @@ def _observation(statement: Statement, said: Said, subject: Resource, study: Res
     number = {"system": _UCUM, "code": "1", "unit": "1"}
     return {
         "resourceType": "Observation",
-        "identifier": _urn("ai", statement.study, statement.cause, said.model_id, said.finding),
+        "identifier": _urn("ai", statement.study, statement.base, said.model_id, said.finding),
         "status": "preliminary",
         "category": [
             {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/observation-category", "code": "imaging"}]},
@@ -188,7 +260,7 @@ def _report(
         "identifier": _urn("report", signed.review),
         "status": "final",
         "category": [{"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0074", "code": "RAD"}]}],
-        "code": {"coding": [{"system": "http://loinc.org", "code": "18748-4", "display": "Diagnostic imaging study"}]},
+        "code": _REPORT,
         "subject": subject,
         "issued": _instant(signed.at),
         "resultsInterpreter": [reader],

@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import store, triage
+from wetread.clinic import store, superseding, triage
 from wetread.clinic.archive import Archive
 from wetread.clinic.store import Store
 from wetread.errors import ClinicError, NotFoundError
@@ -69,7 +69,23 @@ class Signed:
 
 @dataclass(frozen=True)
 class Statement:
-    """All that an output can tell. `patient_name` reads ``Family, Given``; `at` is when the last result was there."""
+    """All that an output can tell.
+
+    Attributes
+    ----------
+    cause : str
+        Fingerprint of the results and, once the patient was corrected, of how often: UIDs derive from it.
+    base : str
+        Fingerprint of the results alone, for what stays the same thing under a corrected patient.
+    patient_name : str
+        ``Family, Given``.
+    at, told_at : datetime
+        When the last result was there; when it was first told of this patient: then, or at the correction.
+    revision : int
+        How often the patient was corrected.
+    replaces : tuple
+        SOP class, study, series and SOP Instance UID of each report that went out under an identity of before.
+    """
 
     cause: str
     study: str
@@ -90,6 +106,10 @@ class Statement:
     pictures: tuple[Picture, ...]
     said: tuple[Said, ...]
     signed: Signed | None
+    revision: int
+    base: str
+    told_at: datetime
+    replaces: tuple[tuple[str, str, str, str], ...]
 
     @property
     def dicom(self) -> tuple[Picture, ...]:
@@ -113,9 +133,11 @@ def current(connection: Connection, study: str) -> list[dict[str, Any]]:
     return [result for result in triage.latest(connection, images) if result["suitable"]]
 
 
-def cause(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the fingerprint of results: which, and when each was made."""
+def cause(results: Sequence[Mapping[str, Any]], revision: int = 0) -> str:
+    """Return the fingerprint of results, which and when each was made, told of a patient corrected so often."""
     words = sorted(f"{result['id']} {result['at'].isoformat()}" for result in results)
+    if revision:
+        words.append(f"revision {revision}")
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
@@ -127,6 +149,7 @@ def load(
     site: str | None = None,
     about: str | None = None,
     review: str | None = None,
+    revision: int | None = None,
 ) -> Statement:
     """Read what there is to say about a study.
 
@@ -141,35 +164,47 @@ def load(
         The `cause` of the results that it is to be about; by default those that hold now.
     review : str, optional
         Id of a signed review; by default the newest when `about` is not given either, else none.
+    revision : int, optional
+        How often the patient was corrected, as far as is known to who asks.
 
     Raises
     ------
     NotFoundError
-        When there is no such study (of the site), or no model analysed it.
+        When there is no such study (of the site), or no model analysed it and no reader signed it.
     OutdatedError
-        When the results are no longer those of `about`.
+        When the results are no longer those of `about`, or the patient was corrected again.
     """
     with database.read() as connection:
         row = connection.execute(sa.select(store.study).where(store.study.c.id == study)).first()
         if row is None or site not in (None, row.site):
             raise NotFoundError(f"study {study[:64]}: no such study at this site")
         found = current(connection, study)
-        if about is not None and about != cause(found):
+        if revision not in (None, row.revision):
+            raise OutdatedError(f"study {study}: its patient was corrected since; it is sent anew")
+        if about is not None and about != cause(found, row.revision):
             raise OutdatedError(f"study {study}: newer results took the place of these")
-        if not found:
-            raise NotFoundError(f"study {study}: no model analysed it, so that there is nothing to send")
         if about is None:
             review = review or _newest(connection, study)
+        if not found and review is None:
+            raise NotFoundError(f"study {study}: no model analysed it, so that there is nothing to send")
+        # A study that no model analysed is told by its reader alone, of all that is displayed.
+        told = [result["instance"] for result in found] or [image.id for image in triage.shown(connection, study)]
         images = connection.execute(
             sa.select(store.instance, store.series.c.series_uid, store.series.c.modality)
             .join(store.series, store.series.c.id == store.instance.c.series)
-            .where(store.instance.c.id.in_([result["instance"] for result in found]))
+            .where(store.instance.c.id.in_(told))
             .order_by(store.instance.c.received_at, store.instance.c.id)
         ).all()
         signed = _signed(connection, review) if review else None
+        replaces = superseding.reports(connection, study, row.revision)
     points = {result["model"]: result["point"] for result in found}
+    at = max([result["at"] for result in found] or ([signed.at] if signed else []))
     return Statement(
-        cause=cause(found),
+        cause=cause(found, row.revision),
+        base=cause(found),
+        revision=row.revision,
+        told_at=max(at, row.revised_at) if row.revised_at else at,
+        replaces=replaces,
         study=row.id,
         site=row.site,
         study_uid=row.study_uid,
@@ -183,7 +218,7 @@ def load(
         priority=row.priority,
         reason=row.reason,
         finding=row.finding,
-        at=max(result["at"] for result in found),
+        at=at,
         results=tuple(sorted(result["id"] for result in found)),
         pictures=tuple(
             Picture(i.id, i.sop_uid, i.series_uid, i.sop_class, i.modality, i.format, archive.path(i.sha256))

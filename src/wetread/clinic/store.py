@@ -157,6 +157,9 @@ study = Table(
     Column("listed", sa.Boolean, nullable=False, default=True),  # false: only documents so far, or merged away
     Column("merged_into", Key),
     Column("complete_at", Moment),  # when it counts as complete unless something comes; null when that is said
+    # How often the patient was corrected or the study merged, and when last: outputs tell under which they went.
+    Column("revision", sa.Integer, nullable=False, default=0, server_default="0"),
+    Column("revised_at", Moment),
     Column("title", sa.Text, nullable=False, default="", server_default=""),  # description, or else the body part
     # What the list is sorted and searched by, see `keys`; `place` is the study's within its rank.
     *(
@@ -181,7 +184,7 @@ Index("ix_study_complete_at", study.c.complete_at, sqlite_where=_quiet, postgres
 # The list in each of its orders: one walk along an index, which also holds what the list is filtered by, so that rows
 # that are not wanted cost next to nothing. Unread and read studies are apart: history slows nobody down.
 UNREAD, READ = (sa.text(f"reading {sign} 'signed' AND listed") for sign in ("!=", "="))
-_FILTERED = ("priority", "analysis", "finding", "views", "overdue", "age_key", "received_at")
+_FILTERED = ("priority", "analysis", "finding", "views", "overdue", "age_key", "received_at", "reading", "listed")
 ORDERS: dict[str, tuple[str, ...]] = {
     "priority": ("rank", "place", "id"),
     "due": ("overdue_at", "id"),
@@ -205,7 +208,8 @@ for _order, _columns in ORDERS.items():
         _listed(f"ix_study_read_{_order}", READ, "site", *_columns, *_more)
 for _column in ("priority", "analysis", "finding"):  # few of many: found by themselves
     _listed(f"ix_study_unread_of_{_column}", UNREAD, "site", _column, "rank", "place", "id")
-_listed("ix_study_read_of_finding", READ, "site", "finding", "received_at", "id")
+for _column in ("priority", "finding"):
+    _listed(f"ix_study_read_of_{_column}", READ, "site", _column, "received_at", "id")
 _listed("ix_study_unread_counts", UNREAD, "site", "priority", "analysis", "overdue")
 for _column in ("id_key", "accession_key"):
     Index(f"ix_study_site_{_column}", study.c.site, study.c[_column])
@@ -397,7 +401,7 @@ delivery = Table(
     Column("kind", Name, nullable=False),  # sr, sc, fhir, hl7, webhook
     Column("destination", sa.Text, nullable=False),  # an address without secrets
     Column("cause", sa.String(64), nullable=False),  # what it tells: fingerprint of results, or id of a review
-    Column("detail", sa.JSON, nullable=False),  # ids of the results, and of the review
+    Column("detail", sa.JSON, nullable=False),  # for what; and what went out as whom, see `superseding`
     Column("state", Name, nullable=False),  # queued, failed (tried again when due), sent, given_up, nothing
     Column("tries", sa.Integer, nullable=False),
     Column("due_at", Moment, nullable=False),
@@ -405,6 +409,7 @@ delivery = Table(
     Column("error", sa.Text),
     Column("created_at", Moment, nullable=False),
     Column("sent_at", Moment),
+    Column("revision", sa.Integer, nullable=False, default=0, server_default="0"),  # the study's that it tells
     UniqueConstraint("study", "kind", "destination", "cause"),
 )
 _unsent = sa.text("state IN ('queued', 'failed')")
@@ -638,11 +643,8 @@ def emit(
     connection: Connection, kind: str, site: str, study: str | None = None, payload: Mapping[str, Any] | None = None
 ) -> None:
     """Add an event to the outbox, in the transaction of what it tells; the store's followers join in it."""
-    connection.execute(
-        event.insert().values(
-            at=now(), site=site, kind=kind, study=study, payload=json.loads(json.dumps(payload or {}))
-        )
-    )
+    row = {"at": now(), "site": site, "kind": kind, "study": study, "payload": json.loads(json.dumps(payload or {}))}
+    connection.execute(event.insert(), row)
     for follow in connection.get_execution_options().get("wetread_followers", ()):
         follow(connection, kind, study, dict(payload or {}))
 

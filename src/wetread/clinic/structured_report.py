@@ -20,7 +20,6 @@ from wetread.clinic.statement import NOTICE, Said, Statement
 from wetread.radiograph.dicom import quiet
 
 SERIES = 9001  # far above what modalities count to
-PROCEDURE = hd.sr.CodedConcept("399208008", "SCT", "Plain chest X-ray")
 # What the image library (TID 1600) says about a radiograph; not every modality gives it.
 _LIBRARY = {"Rows", "Columns", "PatientOrientation", "ImagerPixelSpacing"}
 
@@ -52,7 +51,7 @@ def build(statement: Statement) -> sr.ComprehensiveSR:
     )
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=PROCEDURE,
+        procedure_reported=_concept(codes.PROCEDURE),
         imaging_measurements=groups,
         # Under the title Imaging Measurement Report, OHIF draws coordinates and nothing else, and we have none.
         title=_concept(codes.TITLE),
@@ -75,10 +74,11 @@ def build(statement: Statement) -> sr.ComprehensiveSR:
             is_verified=False,
             transfer_syntax_uid=ExplicitVRLittleEndian,
             specific_character_set="ISO_IR 192",
+            previous_versions=[evidence.reference(*uids) for uids in statement.replaces] or None,
         )
     del made.PreliminaryFlag
     _separate(made)
-    evidence.date_it(made, statement.at)
+    evidence.date_it(made, statement.told_at)
     return made
 
 

@@ -46,6 +46,7 @@ class DeliveryOut(BaseModel):
     error: str | None
     created_at: datetime
     sent_at: datetime | None
+    revision: int = Field(description="How often the patient of the study had been corrected.")
 
 
 def _statement(request: Request, caller: Caller, study: str) -> Statement:
@@ -94,11 +95,15 @@ def get_fhir(request: Request, study: str, caller: Viewer) -> JSONResponse:
 def get_deliveries(
     request: Request,
     caller: Operator,
-    state: Annotated[list[State] | None, Query(description="By default what has not arrived.")] = None,
+    state: Annotated[
+        list[State] | None, Query(description="By default what has not arrived, or with a study everything.")
+    ] = None,
+    study: Annotated[str | None, Query(max_length=64, description="Only of this study.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> list[DeliveryOut]:
     """Return what is owed to other systems, the newest first."""
-    found = delivery.listing(clinic_of(request).database, caller.site, states=state or delivery.UNSENT, limit=limit)
+    states = state or (delivery.STATES if study else delivery.UNSENT)
+    found = delivery.listing(clinic_of(request).database, caller.site, states=states, study=study, limit=limit)
     return [DeliveryOut.model_validate(row) for row in found]
 
 

@@ -12,11 +12,12 @@ down_revision = "0002"
 
 def upgrade() -> None:
     """Add what the reading room needs to a database that may be full."""
+    _revisions()
     _worklist()
 
 
 _UNREAD, _READ = "reading != 'signed' AND listed", "reading = 'signed' AND listed"
-_FILTERED = ["priority", "analysis", "finding", "views", "overdue", "age_key", "received_at"]
+_FILTERED = ["priority", "analysis", "finding", "views", "overdue", "age_key", "received_at", "reading", "listed"]
 _ORDERS = {
     "priority": ["rank", "place", "id"],
     "due": ["overdue_at", "id"],
@@ -51,7 +52,10 @@ def _worklist() -> None:
             _index(f"ix_study_read_{order}", ["site", *columns, *more], _READ)
     for column in ("priority", "analysis", "finding"):
         _index(f"ix_study_unread_of_{column}", ["site", column, "rank", "place", "id"], _UNREAD)
-    _index("ix_study_read_of_finding", ["site", "finding", "received_at", "id"], _READ)
+    for column in ("priority", "finding"):
+        _index(f"ix_study_read_of_{column}", ["site", column, "received_at", "id"], _READ)
+    if op.get_bind().dialect.name == "postgresql":  # a finding makes the class: the planner must not take chances
+        op.execute("CREATE STATISTICS study_kinds (mcv) ON reading, priority, analysis, finding FROM study")
     _index("ix_study_unread_counts", ["site", "priority", "analysis", "overdue"], _UNREAD)
     for column in ("id_key", "accession_key"):
         op.create_index(f"ix_study_site_{column}", "study", ["site", column])
@@ -117,3 +121,10 @@ def _fold() -> None:
             }
             values.append({"key": row.id, **{f"new_{name}": value for name, value in found.items()}})
         connection.execute(fill, values)
+
+
+def _revisions() -> None:
+    """How often a study's patient was corrected, and under which of these an output went."""
+    op.add_column("study", sa.Column("revision", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("study", sa.Column("revised_at", sa.DateTime(timezone=True)))
+    op.add_column("delivery", sa.Column("revision", sa.Integer(), nullable=False, server_default="0"))
