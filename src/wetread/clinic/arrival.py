@@ -23,6 +23,12 @@ from wetread.errors import NotFoundError
 
 IN_FORCE = ("stored", "rejected", "document")  # of all files under one SOP Instance UID, one is
 _PATIENT = ("patient_id", "patient_name", "birth_date", "sex")
+_OF_ID = sa.select(store.study).where(store.study.c.id == sa.bindparam("key"))
+_OF_UID = (
+    sa.select(store.study)
+    .where(store.study.c.site == sa.bindparam("site"), store.study.c.study_uid == sa.bindparam("study_uid"))
+    .order_by(store.study.c.received_at)
+)
 _HEADER = ("age_years", "accession", "description", "acquired_at", "study_date", "study_time")
 
 
@@ -52,7 +58,7 @@ def named_study(connection: Connection, site: str, study: str) -> Row[Any] | Non
 
 def of_id(connection: Connection, study: str) -> Row[Any]:
     """Return the row of a study."""
-    return connection.execute(sa.select(store.study).where(store.study.c.id == study)).one()
+    return connection.execute(_OF_ID, {"key": study}).one()
 
 
 def find_or_add(connection: Connection, said: Identity, place: Place, cautions: list[str]) -> Row[Any]:
@@ -62,11 +68,7 @@ def find_or_add(connection: Connection, said: Identity, place: Place, cautions: 
     what holds no picture goes to the study of its UID whatever patient it names.
     """
     table = store.study
-    same_uid = connection.execute(
-        sa.select(table)
-        .where(table.c.site == place.site, table.c.study_uid == place.study_uid)
-        .order_by(table.c.received_at)
-    ).all()
+    same_uid = connection.execute(_OF_UID, {"site": place.site, "study_uid": place.study_uid}).all()
     patient = corrections.known_as(connection, place.site, place.study_uid, place.patient_id)
     if patient != place.patient_id:
         cautions.append("an image came under a patient ID that was corrected since")
@@ -121,11 +123,11 @@ def _duplicates(connection: Connection, study: Row[Any]) -> None:
     """Flag a patient ID that stands for two people, and one person who has two patient IDs."""
     table = store.study.c
     elsewhere = sa.and_(table.site == study.site, table.id != study.id, table.merged_into.is_(None))
-    found: list[tuple[str, str]] = []
+    found: list[tuple[Row[Any], str]] = []
     if study.patient_id:
         same_id = sa.select(store.study).where(elsewhere, table.patient_id == study.patient_id).limit(20)
         found += [
-            (row.id, f"another study with this patient ID has another {', '.join(words)}")
+            (row, f"another study with this patient ID has another {', '.join(words)}")
             for row in connection.execute(same_id)
             if (words := differences(row, study, ("patient_name", "birth_date", "sex")))
         ]
@@ -137,10 +139,12 @@ def _duplicates(connection: Connection, study: Row[Any]) -> None:
             table.patient_id != study.patient_id,
         )
         again = "same name and birth date under another patient ID"
-        found += [(row.id, again) for row in connection.execute(same_name.limit(20))]
-    for other, text in found:
+        found += [(row, again) for row in connection.execute(same_name.limit(20))]
+    for text in dict.fromkeys(text for _, text in found):
         corrections.caution(connection, study.id, text)
-        corrections.caution(connection, other, text)
+    for other, text in found:
+        if text not in other.cautions:
+            corrections.caution(connection, other.id, text)
 
 
 def differences(one: Any, other: Any, fields: Sequence[str]) -> list[str]:

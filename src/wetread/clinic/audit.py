@@ -24,6 +24,7 @@ from wetread.clinic import store
 from wetread.clinic.store import Store
 
 FIRST = "0" * 64
+_LAST = sa.select(store.audit.c.hash).order_by(store.audit.c.seq.desc()).limit(1)
 LOOK_S = 300.0  # looks of one session at the same thing within this time are one
 
 
@@ -62,7 +63,7 @@ def record(
     detail : mapping, optional
         JSON values; no names of patients.
     """
-    last = connection.execute(sa.select(store.audit.c.hash).order_by(store.audit.c.seq.desc()).limit(1)).scalar()
+    last = connection.execute(_LAST).scalar()
     row: dict[str, Any] = {
         "at": store.now(),
         "site": site,
@@ -72,7 +73,7 @@ def record(
         "detail": dict(detail or {}),
         "prev_hash": last or FIRST,
     }
-    connection.execute(store.audit.insert().values(**row, hash=_hash(row)))
+    connection.execute(store.audit.insert(), row | {"hash": _hash(row)})
 
 
 def verify(database: Store) -> int | None:
@@ -102,7 +103,7 @@ def examine(database: Store, expect: str = "") -> Verdict:
 def head(database: Store) -> str:
     """Return the hash of the last row, to be kept where whoever owns the database cannot write."""
     with database.read() as connection:
-        last = connection.execute(sa.select(store.audit.c.hash).order_by(store.audit.c.seq.desc()).limit(1)).scalar()
+        last = connection.execute(_LAST).scalar()
     return last or FIRST
 
 

@@ -190,9 +190,7 @@ class Intake:
             if study_uid is None:
                 study_uid = identity.derive("study", site, study or stored.sha256)
             sop_uid = said.sop_uid or identity.derive("image", site, study_uid, stored.sha256)
-            known = connection.execute(
-                sa.select(store.instance).where(store.instance.c.site == site, store.instance.c.sop_uid == sop_uid)
-            ).all()
+            known = connection.execute(_OF_UID, {"site": site, "sop_uid": sop_uid}).all()
             name = identity.clean(name) or "file"
             same = next((row for row in known if row.sha256 == stored.sha256), None)
             if same and corrects and same.reason in HELD:  # now from somebody who may: it begins anew
@@ -242,7 +240,7 @@ class Intake:
                 "sop_class": said.sop_class,
                 "received_at": place.now,
             }
-            connection.execute(store.instance.insert().values(image))
+            connection.execute(store.instance.insert(), image)
             if state == "quarantined":
                 cautions.append(HELD.get(str(reason), _OTHER))
             if state == "stored":
@@ -360,6 +358,9 @@ class Intake:
         return count
 
 
+_OF_UID = sa.select(store.instance).where(
+    store.instance.c.site == sa.bindparam("site"), store.instance.c.sop_uid == sa.bindparam("sop_uid")
+)
 HELD_NOTE = "a rejection note whose sender may not correct"
 HELD_HEADER = "a corrected header whose sender may not correct"
 # Why a file was kept apart that would change what is here → the caution that readers see.
@@ -391,11 +392,8 @@ def _state(
 
 
 def _in_force(connection: Connection, site: str, sop_uid: str | None) -> Row[Any] | None:
-    table = store.instance
-    wanted = sa.select(table).where(
-        table.c.site == site, table.c.sop_uid == sop_uid, table.c.state.in_(("stored", "rejected"))
-    )
-    return connection.execute(wanted).first() if sop_uid is not None else None
+    known = connection.execute(_OF_UID, {"site": site, "sop_uid": sop_uid}) if sop_uid is not None else ()
+    return next((row for row in known if row.state in ("stored", "rejected")), None)
 
 
 class _Rival:

@@ -15,9 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import merging, priority, store
+from wetread.clinic import keys, merging, priority, store, turns
 from wetread.clinic.merging import View
-from wetread.clinic.priority import Priority, Rule, Scored
+from wetread.clinic.priority import Priority, Rule, Rules, Scored
 from wetread.clinic.store import Store
 from wetread.errors import Code
 
@@ -38,6 +38,23 @@ _TELLING = (
     Code.REJECTED,
 )
 _VIEWS = ("PA", "AP", "LATERAL")
+_TURNS = priority.rank(Priority.URGENT, False)  # of the studies that take turns
+# Asked for each image, hence put together once: to make a statement costs more than to run it.
+_images, _results = store.instance.c, store.image_result.c
+_KEY, _KEYS = sa.bindparam("key"), sa.bindparam("keys", expanding=True)
+_STUDY = sa.select(store.study).where(store.study.c.id == _KEY)
+_SHOWN = (
+    sa.select(_images.id, _images.view, _images.sha256, _images.received_at)
+    .where(_images.study == _KEY, _images.state == "stored")
+    .order_by(_images.received_at, _images.id)
+)
+_LATEST = (
+    sa.select(*(column for column in _results if column.name != "maps"), _images.received_at)
+    .join(store.instance, _images.id == _results.instance)
+    .where(_results.instance.in_(_KEYS))
+    .order_by(_results.at, _results.id)
+)
+_WAITING = sa.select(sa.func.count()).where(store.job.c.instance.in_(_KEYS), store.job.c.state != "done")
 
 
 @dataclass(frozen=True)
@@ -53,15 +70,16 @@ class Policy:
         return hashlib.sha256(f"{self.ai} {self.rule.model_dump_json()}".encode()).hexdigest()
 
 
-def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -> None:
-    """Write a study's analysis, priority, rank and reason from its images and their results."""
-    row = connection.execute(sa.select(store.study).where(store.study.c.id == study)).one()
+def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *, anew: bool = False) -> None:
+    """Write a study's analysis, priority, rank and reason from its images and their results.
+
+    `anew` gives it another turn, when urgent and routine studies take turns and the rule has changed.
+    """
+    row = connection.execute(_STUDY, {"key": study}).one()
     images = shown(connection, study)
     ids = sorted(image.id for image in images)
     results = latest(connection, ids)
-    waiting = connection.execute(
-        sa.select(sa.func.count()).where(store.job.c.instance.in_(ids), store.job.c.state != "done")
-    ).scalar_one()
+    waiting = connection.execute(_WAITING, {"keys": ids}).scalar_one()
     analysed = [result for result in results if result["suitable"]]
     if analysed:
         analysis, code, refusal = "analysed", None, None
@@ -85,6 +103,10 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -
     reason = decision.reason
     if overdue:
         reason = priority.promoted(reason, policy.rule.cap(decision.priority))
+    place = keys.place(row.received_at - decision.ahead)
+    if policy.rule.turns(decision.priority, overdue) and row.listed and row.reading != "signed":
+        waited = row.rank == _TURNS and row.priority == str(decision.priority) and row.analysis == analysis
+        place = row.place if waited and not anew else _turn(connection, row, decision.priority, analysis, policy.rule)
     views = [view for view in _VIEWS if any(image.view == view for image in images)]
     connection.execute(
         store.study.update()
@@ -100,7 +122,8 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -
             reason=reason,
             overdue=overdue,
             overdue_at=due,
-            rank=priority.rank(decision.priority, overdue),
+            rank=policy.rule.rank(decision.priority, overdue),
+            place=place,
         )
     )
     if overdue and not row.overdue:
@@ -109,16 +132,28 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime) -
         _keep(connection, study, ids, merged, now)
 
 
+def _turn(connection: Connection, row: Row[Any], cls: Priority, analysis: str, rule: Rule) -> float:
+    """Return a study's place among those that take turns; what is still to be analysed has no turn of its own yet."""
+    table, sites = store.study.c, store.site
+    waiting = table.site == row.site, sa.text("study.reading != 'signed'"), sa.text("study.listed")
+    heads = {}
+    for each in turns.CLASSES:
+        first = sa.select(table.place).where(*waiting, table.priority == str(each), table.rank == _TURNS)
+        found = connection.execute(first.where(table.id != row.id).order_by(table.place).limit(1)).scalar()
+        if found is not None:
+            heads[each] = found
+    had = connection.execute(sa.select(sites.c.turns).where(sites.c.name == row.site)).scalar() or {}
+    known = {Priority(each): float(upto) for each, upto in had.items()}
+    place, known = turns.take(rule.ratio or 1.0, cls, heads, known)
+    if analysis != "received":
+        then = {str(each): upto for each, upto in known.items()}
+        connection.execute(sites.update().where(sites.c.name == row.site).values(turns=then))
+    return place
+
+
 def latest(connection: Connection, images: Sequence[str]) -> list[dict[str, Any]]:
     """Return the newest result of each model name for each image, without the maps, oldest first."""
-    table = store.image_result
-    columns = [column for column in table.c if column.name != "maps"]
-    rows = connection.execute(
-        sa.select(*columns, store.instance.c.received_at)
-        .join(store.instance, store.instance.c.id == table.c.instance)
-        .where(table.c.instance.in_(images))
-        .order_by(table.c.at, table.c.id)
-    )
+    rows = connection.execute(_LATEST, {"keys": list(images)})
     newest = {(row["instance"], row["model_name"]): dict(row) for row in rows.mappings()}
     return list(newest.values())
 
@@ -151,10 +186,7 @@ def scores(merged: Sequence[Mapping[str, Any]]) -> list[Scored]:
 
 def shown(connection: Connection, study: str) -> Sequence[Row[Any]]:
     """Return the images of a study that are displayed and ranked, in order of arrival."""
-    table = store.instance.c
-    columns: list[Any] = [table.id, table.view, table.sha256, table.received_at]
-    wanted = sa.select(*columns).where(table.study == study, table.state == "stored")
-    return connection.execute(wanted.order_by(table.received_at, table.id)).all()
+    return connection.execute(_SHOWN, {"key": study}).all()
 
 
 def views(connection: Connection, study: str) -> list[View]:
@@ -204,17 +236,19 @@ def rerank(database: Store, policy: Policy, site: str) -> int:
         studies = connection.execute(
             sa.select(store.study.c.id)
             .where(store.study.c.site == site, sa.text("study.reading != 'signed'"))
-            .order_by(store.study.c.rank, store.study.c.received_at)
+            .order_by(store.study.c.received_at, store.study.c.id)
         )
-        keys = list(studies.scalars())
-    for start in range(0, len(keys), 100):
+        waiting = list(studies.scalars())
+    with database.write() as connection:
+        connection.execute(store.site.update().where(store.site.c.name == site).values(turns=None))
+    for start in range(0, len(waiting), 100):
         with database.write() as connection:
-            for key in keys[start : start + 100]:
-                refresh(connection, key, policy, store.now())
+            for key in waiting[start : start + 100]:
+                refresh(connection, key, policy, store.now(), anew=True)
     with database.write() as connection:
         connection.execute(store.site.update().where(store.site.c.name == site).values(policy=policy.id))
         store.emit(connection, "worklist.reordered", site)
-    return len(keys)
+    return len(waiting)
 
 
 def due(connection: Connection, now: datetime) -> list[Row[Any]]:
@@ -222,7 +256,9 @@ def due(connection: Connection, now: datetime) -> list[Row[Any]]:
     table = store.study
     return list(
         connection.execute(
-            sa.select(table.c.id, table.c.site, table.c.priority, table.c.reason).where(
+            sa.select(
+                *(table.c[name] for name in ("id", "site", "priority", "reason", "finding", "received_at"))
+            ).where(
                 sa.text("study.reading != 'signed'"),
                 table.c.overdue.is_(False),
                 table.c.overdue_at <= now,
@@ -232,15 +268,20 @@ def due(connection: Connection, now: datetime) -> list[Row[Any]]:
     )
 
 
-def sweep(connection: Connection, rule: Rule, now: datetime) -> list[str]:
+def sweep(connection: Connection, rules: Rules, now: datetime) -> list[str]:
     """Promote the unread studies that have reached their waiting cap, raise the alarm for each, and return them."""
     table, found = store.study, due(connection, now)
     for row in found:
-        cls = Priority(row.priority)
+        cls, rule = Priority(row.priority), rules.of(row.site)
         connection.execute(
             table.update()
             .where(table.c.id == row.id)
-            .values(overdue=True, rank=priority.rank(cls, True), reason=priority.promoted(row.reason, rule.cap(cls)))
+            .values(
+                overdue=True,
+                rank=rule.rank(cls, True),
+                place=keys.place(row.received_at - rule.ahead(row.finding, cls)),
+                reason=priority.promoted(row.reason, rule.cap(cls)),
+            )
         )
         store.emit(connection, "study.overdue", row.site, row.id, {"priority": row.priority})
     return [row.id for row in found]

@@ -139,8 +139,8 @@ class Worker:
     def _loop(self) -> None:
         while not self._stop.is_set():
             try:
-                if not self.step():
-                    self._work.acquire(timeout=1.0)
+                # What was done needs no waking any more: else each image would have the list looked at twice.
+                self._work.acquire(blocking=False) if self.step() else self._work.acquire(timeout=1.0)
             except Exception as error:  # the database is gone: nothing is lost, try again
                 log.error("worker: %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
                 self._stop.wait(1.0)
