@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from ward import SITE, NameReader, Ward, dicom, png
 
 from wetread.clinic import access, audit, reviews, store, triage, worklist
+from wetread.clinic.priority import Rules
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 from wetread.errors import ClinicError, ConfigError, FullError
@@ -148,7 +149,7 @@ def test_the_clinic_runs_on_postgresql(postgresql: str, tmp_path: Path) -> None:
     assert worklist.page(database, SITE, status="reviewed").rows[0].study == keys[2]
     assert triage.rerank(database, Policy(ai=False), SITE) == 3
     with database.write() as connection:
-        assert triage.sweep(connection, Policy().rule, store.now()) == []
+        assert triage.sweep(connection, Rules(), store.now()) == []
     secret = access.create(database, "a", "service", SITE)
     assert access.identify(database, secret, kind="api") is not None
     assert audit.verify(database) is None

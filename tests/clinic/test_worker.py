@@ -14,6 +14,7 @@ from ward import FINDINGS, SITE, NameReader, Ward, dicom, png
 from wetread.clinic import jobs, store, triage, worker, worklist
 from wetread.clinic.archive import Archive
 from wetread.clinic.jobs import Gate, Queue
+from wetread.clinic.priority import Rules
 from wetread.clinic.triage import Policy
 from wetread.clinic.worker import TRIES, Worker
 from wetread.clinic.worklist import Study
@@ -254,7 +255,7 @@ def test_the_waiting_cap_promotes_and_alarms_once(ward: Ward) -> None:
     ward.work()
     rule = Policy().rule
     with ward.database.write() as connection:
-        assert triage.sweep(connection, rule, store.now()) == []
+        assert triage.sweep(connection, Rules(), store.now()) == []
         old = store.now() - timedelta(hours=5)
         connection.execute(
             store.study.update()
@@ -262,8 +263,8 @@ def test_the_waiting_cap_promotes_and_alarms_once(ward: Ward) -> None:
             .values(received_at=old, overdue_at=old + rule.routine.cap)
         )
     with ward.database.write() as connection:
-        assert triage.sweep(connection, rule, store.now()) == [routine]
-        assert triage.sweep(connection, rule, store.now()) == []
+        assert triage.sweep(connection, Rules(), store.now()) == [routine]
+        assert triage.sweep(connection, Rules(), store.now()) == []
     page = worklist.page(ward.database, SITE)
     assert [row.study for row in page.rows] == [critical, routine, urgent]
     assert page.rows[1].overdue

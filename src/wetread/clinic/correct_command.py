@@ -29,11 +29,11 @@ def _open(data: Path, site: str | None) -> tuple[Corrections, str]:
     from wetread.clinic.triage import Policy
 
     settings = config.load(Path("wetread.toml"))
-    rule = priority.load(Path(settings.priority)) if settings.priority else priority.Rule()
+    rules = priority.rules(settings.priority)
 
     def policy(connection: sa.Connection, name: str) -> Policy:
         switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == name)).scalar()
-        return Policy(rule, ai=settings.ai and switch is not False)
+        return Policy(rules.of(name), ai=settings.ai and switch is not False)
 
     database = store.Store.open(data, settings.database)
 

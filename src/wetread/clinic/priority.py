@@ -2,19 +2,22 @@
 
 AI only reorders. The priority that the requester gave is a floor which AI may raise and never lower; a study
 that AI did not analyse keeps it. A study that reaches the waiting cap of its class is promoted to the top of
-its list and stays there until it is read; only critical studies stand above an overdue one.
+its list and stays there until it is read; only critical studies stand above an overdue one. Within a class, first come
+first served, but for the head start that a finding may have; urgent and routine studies may take turns (`turns`).
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wetread.errors import ClinicError, ConfigError
 
@@ -45,7 +48,12 @@ class Class(BaseModel):
 
 
 class Rule(BaseModel):
-    """A site's rule. Flagged findings named in no class are routine; those in `never` do not rank at all."""
+    """A site's rule. Flagged findings named in no class are routine; those in `never` do not rank at all.
+
+    `weights` is finding → head start in its class, in minutes. `points` is finding → probability from which it counts,
+    in place of the operating point with which the model's result was stored. `ratio` is how many urgent studies are
+    read for each routine one while both wait; without it the urgent ones all come first.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,6 +63,37 @@ class Rule(BaseModel):
     )
     routine: Class = Class(cap_minutes=240)
     never: tuple[str, ...] = ("No Finding", "Normal", "Support Devices")
+    weights: dict[str, Annotated[float, Field(ge=0, le=60 * 24, allow_inf_nan=False)]] = {}
+    points: dict[str, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = {}
+    ratio: float | None = Field(None, ge=1, le=100, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _give_way(cls, data: Any) -> Any:
+        """Take what a rule puts into another class out of the lists that it leaves as they are."""
+        if not isinstance(data, dict):
+            return data
+        lists = {name: data[name].get("findings") if isinstance(data.get(name), dict) else None for name in Priority}
+        given = [*(found for found in lists.values() if isinstance(found, list)), data.get("never")]
+        named = {str(finding) for found in given if isinstance(found, list) for finding in found}
+        filled = dict(data)
+        for name in Priority:
+            usual: Class = cls.model_fields[name].default
+            findings = [finding for finding in usual.findings if finding not in named]
+            if name not in data:
+                filled[name] = {"findings": findings, "cap_minutes": usual.cap_minutes}
+            elif isinstance(data[name], dict) and "findings" not in data[name]:
+                filled[name] = {"findings": findings, **data[name]}
+        if "never" not in data:
+            filled["never"] = [finding for finding in cls.model_fields["never"].default if finding not in named]
+        return filled
+
+    @model_validator(mode="after")
+    def _once(self) -> Rule:
+        named = [*self.critical.findings, *self.urgent.findings, *self.routine.findings, *self.never]
+        if twice := [finding for finding, times in Counter(named).items() if times > 1]:
+            raise ValueError(f"{twice[0]!r} is named more than once; leave one")
+        return self
 
     def of(self, finding: str) -> Priority | None:
         """Return the class of a flagged finding, or None for one that never ranks."""
@@ -70,6 +109,57 @@ class Rule(BaseModel):
         found: Class = getattr(self, priority)
         return found.cap
 
+    def ahead(self, finding: str | None, priority: Priority) -> timedelta:
+        """Return the head start of a study of this class that this finding ranked."""
+        minutes = self.weights.get(finding, 0.0) if finding is not None and self.of(finding) is priority else 0.0
+        return timedelta(minutes=minutes)
+
+    def counts(self, scored: Scored) -> bool:
+        """Return whether a finding of a model is there, as far as this rule goes."""
+        point = self.points.get(scored.finding)
+        return scored.flagged if point is None else scored.probability >= point
+
+    def rank(self, priority: Priority, overdue: bool) -> int:
+        """Return the place of a study's group in the list; urgent and routine are one group when they take turns."""
+        return rank(Priority.URGENT if self.turns(priority, overdue) else priority, overdue)
+
+    def turns(self, priority: Priority, overdue: bool) -> bool:
+        """Return whether studies of this class take turns."""
+        return self.ratio is not None and priority is not Priority.CRITICAL and not overdue
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of all sites: those of the sites that have their own, and the one of all others."""
+
+    common: Rule = field(default_factory=Rule)
+    own: dict[str, Rule] = field(default_factory=dict)
+
+    def of(self, site: str) -> Rule:
+        """Return the rule of a site."""
+        return self.own.get(site, self.common)
+
+
+def rules(setting: str) -> Rules:
+    """Read the rules that the setting `priority` names: a file for all sites, or a folder with one for each.
+
+    In a folder, ``north.toml`` is the rule of the site *north*, and ``default.toml`` that of the sites without a file.
+
+    Raises
+    ------
+    ConfigError
+        For a path that is not there, or a file that is no rule.
+    """
+    path = Path(setting)
+    if not setting:
+        return Rules()
+    if not path.is_dir():
+        return Rules(load(path))
+    found = {file.stem: load(file) for file in sorted(path.glob("*.toml"))}
+    if not found:
+        raise ConfigError(f"priority {setting!r}: a folder without a rule; put SITE.toml or default.toml there")
+    return Rules(found.pop("default", Rule()), found)
+
 
 def load(file: Path) -> Rule:
     """Read a rule from a TOML file with the tables ``[critical] [urgent] [routine]`` and the list ``never``.
@@ -80,13 +170,28 @@ def load(file: Path) -> Rule:
         For a file that is none, an unknown key or finding class, or a bad value, naming it.
     """
     try:
-        return Rule(**tomllib.loads(file.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        return read(file.read_text(encoding="utf-8"), str(file))
+    except (UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{file}: not a priority rule: {error}") from None
+
+
+def read(text: str, name: str) -> Rule:
+    """Read a rule from TOML; `name` is what errors call it.
+
+    Raises
+    ------
+    ConfigError
+        For what is no TOML, an unknown key or finding class, or a bad value, naming it.
+    """
+    try:
+        return Rule(**tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{name}: not a priority rule: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{file}: {where} = {first['input']!r}: {first['msg']}; see docs/clinic.md") from None
+        said = f"{where} = {str(first['input'])[:80]!r}: " if where else ""
+        raise ConfigError(f"{name}: {said}{first['msg'].removeprefix('Value error, ')}; see docs/clinic.md") from None
 
 
 def parse(word: str | None) -> Priority:
@@ -135,6 +240,7 @@ class Decision:
     finding: str | None
     model: str | None
     reason: str
+    ahead: timedelta = timedelta(0)  # the head start in its class
 
 
 def decide(rule: Rule, floor: Priority, scored: Sequence[Scored], *, refusal: str | None = None) -> Decision:
@@ -151,7 +257,7 @@ def decide(rule: Rule, floor: Priority, scored: Sequence[Scored], *, refusal: st
     refusal : str, optional
         Why nothing analysed it; goes into the reason.
     """
-    ranked = [(cls, -s.probability, s.finding, s) for s in scored if s.flagged and (cls := rule.of(s.finding))]
+    ranked = [(cls, -s.probability, s.finding, s) for s in scored if rule.counts(s) and (cls := rule.of(s.finding))]
     requested = "" if floor is Priority.ROUTINE else f"requested as {floor}"
     if not ranked:
         if refusal is not None:
@@ -161,11 +267,11 @@ def decide(rule: Rule, floor: Priority, scored: Sequence[Scored], *, refusal: st
         else:
             said = "waiting for analysis"
         return Decision(floor, None, None, "; ".join(filter(None, (requested, said))))
-    cls, _, _, top = min(ranked, key=lambda entry: (ORDER[entry[0]], *entry[1:3]))
+    cls, _, _, top = min(ranked, key=lambda e: (ORDER[e[0]], -rule.weights.get(e[2], 0.0), *e[1:3]))
     said = f"{top.finding} {top.call} ({top.model})"
     if ORDER[cls] > ORDER[floor]:
         return Decision(floor, top.finding, top.model, f"{requested}; {said}")
-    return Decision(cls, top.finding, top.model, said)
+    return Decision(cls, top.finding, top.model, said, rule.ahead(top.finding, cls))
 
 
 def rank(priority: Priority, overdue: bool) -> int:

@@ -220,14 +220,14 @@ def opened(
 
 def _intake(database: Store, archive: Archive, settings: Settings) -> Intake:
     """Return an intake whose images go to the models that the running services have; without one, they wait for it."""
-    rule = priority.load(Path(settings.priority)) if settings.priority else priority.Rule()
+    rules = priority.rules(settings.priority)
 
     def models() -> Sequence[str]:
         return sorted({model for process in processes.alive(database) for model in process["models"] if model})
 
     def policy(connection: Connection, site: str) -> Policy:
         switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == site)).scalar()
-        return Policy(rule, ai=settings.ai and switch is not False)
+        return Policy(rules.of(site), ai=settings.ai and switch is not False)
 
     return Intake(database, archive, policy=policy, models=models, max_bytes=settings.max_bytes)
 

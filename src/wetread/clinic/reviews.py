@@ -1,7 +1,7 @@
-"""Claiming a study, answering the model, signing.
+"""Answering the model, signing.
 
-A claim says who is reading, so that two do not read the same study; it runs out by itself. A signed review is
-never changed; a new image after the signature opens the study again.
+Whoever answers holds the study (`claims`). A signed review is never changed; a new image after the signature opens the
+study again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, store, triage
+from wetread.clinic import audit, claims, store, triage
+from wetread.clinic.claims import claim, release
 from wetread.clinic.store import Store
-from wetread.errors import ClinicError, ConflictError, NotFoundError
+from wetread.errors import ClinicError, ConflictError
 
-CLAIM_LIFE = timedelta(minutes=15)
+__all__ = ["ANSWERS", "UnseenError", "Verdict", "claim", "release", "save"]
+
 ANSWERS = ("agree", "disagree", "unsure")
 Verdict = Literal["right", "wrong"]
 
@@ -38,40 +40,6 @@ class UnseenError(ConflictError):
         self.images = list(images)
 
 
-def claim(database: Store, site: str, study: str, reader: str, *, now: datetime | None = None) -> datetime:
-    """Claim a study, or prolong one's own claim; return until when it holds.
-
-    Raises
-    ------
-    NotFoundError
-        When the site has no such study.
-    ConflictError
-        When it is signed, or another reader holds it.
-    """
-    now = now or store.now()
-    with database.write() as connection:
-        _open_study(connection, site, study)
-        return _hold(connection, site, study, reader, now)
-
-
-def release(database: Store, site: str, study: str, reader: str) -> None:
-    """Give one's claim back; nothing happens when there is none.
-
-    Raises
-    ------
-    NotFoundError
-        When the site has no such study.
-    """
-    with database.write() as connection:
-        _study(connection, site, study)
-        gone = connection.execute(
-            store.claim.delete().where(store.claim.c.study == study, store.claim.c.reader == reader)
-        )
-        if gone.rowcount:
-            store.emit(connection, "study.released", site, study)
-            audit.record(connection, site, reader, "study.released", study)
-
-
 def save(
     database: Store,
     site: str,
@@ -85,6 +53,7 @@ def save(
     note: str = "",
     sign: bool = False,
     seen: Collection[str] | None = None,
+    life: timedelta = claims.LIFE,
     now: datetime | None = None,
 ) -> str:
     """Save a reader's draft, or sign it; return the review's id.
@@ -106,6 +75,8 @@ def save(
     seen : collection of str, optional
         Ids of the images that the reader has seen: none of the study's other images may be signed over. By default
         this is not checked.
+    life : timedelta
+        How long the claim holds that comes with a draft.
 
     Raises
     ------
@@ -131,8 +102,8 @@ def save(
         if not 0 < len(finding) <= 64 or not finding.isprintable():
             raise ClinicError(f"added: {finding[:80]!r} is no finding; 1 to 64 printable characters")
     with database.write() as connection:
-        row = _open_study(connection, site, study)
-        _hold(connection, site, study, reader, now)
+        row = claims.open_study(connection, site, study)
+        claims.hold(connection, site, study, reader, now, life)
         images = _images(connection, study)
         if sign and seen is not None and (unseen := [image for image in images if image not in set(seen)]):
             raise UnseenError(study, unseen)
@@ -190,45 +161,6 @@ def raise_if_abnormal(findings: Sequence[str]) -> None:
     harmless = {task.normal for task in TASKS.values()} | {f for task in TASKS.values() for f in task.neutral}
     if abnormal := [finding for finding in findings if finding not in harmless]:
         raise ClinicError(f"normal: contradicts {abnormal[0]!r}; take back one of the two")
-
-
-def _study(connection: Connection, site: str, study: str) -> Row[Any]:
-    row = connection.execute(
-        sa.select(store.study).where(store.study.c.id == study, store.study.c.site == site)
-    ).first()
-    if row is None:
-        raise NotFoundError(f"study {study[:64]}: no such study at this site")
-    return row
-
-
-def _open_study(connection: Connection, site: str, study: str) -> Row[Any]:
-    row = _study(connection, site, study)
-    if row.reading == "signed":
-        raise ConflictError(f"study {study}: signed already; it cannot be changed")
-    if row.merged_into:
-        raise ConflictError(f"study {study}: was merged into study {row.merged_into}; read that one")
-    return row
-
-
-def _hold(connection: Connection, site: str, study: str, reader: str, now: datetime) -> datetime:
-    """Take or prolong the claim on a study."""
-    table = store.claim
-    held = connection.execute(sa.select(table).where(table.c.study == study)).first()
-    if held is not None and held.reader != reader and held.expires_at > now:
-        raise ConflictError(f"study {study}: claimed by {held.reader} until {held.expires_at:%H:%M} UTC")
-    until = now + CLAIM_LIFE
-    mine = held is not None and held.reader == reader and held.expires_at > now
-    if held is not None:
-        since = held.at if mine else now
-        connection.execute(
-            table.update().where(table.c.study == study).values(reader=reader, at=since, expires_at=until)
-        )
-    else:
-        connection.execute(table.insert().values(study=study, reader=reader, at=now, expires_at=until))
-    if not mine:
-        store.emit(connection, "study.claimed", site, study, {"reader": reader})
-        audit.record(connection, site, reader, "study.claimed", study)
-    return until
 
 
 def _images(connection: Connection, study: str) -> list[str]:

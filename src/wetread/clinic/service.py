@@ -31,7 +31,7 @@ from wetread.clinic.triage import Policy
 from wetread.clinic.watch import Watch
 from wetread.clinic.worker import Model, Worker
 from wetread.config import Settings
-from wetread.errors import ClinicError, ConfigError, FullError, WetreadError
+from wetread.errors import ClinicError, ConfigError, FullError, WetreadError, hide
 from wetread.infer.predict import Analysis, Predictor
 from wetread.radiograph.read import Limits
 
@@ -125,7 +125,7 @@ class Clinic:
         # They say what is wrong with the settings before anything starts.
         retention.days(settings)
         destinations.of(settings)
-        self.rule = priority.load(Path(settings.priority)) if settings.priority else priority.Rule()
+        self.rules = priority.rules(settings.priority)
         self._lock = _lock(data, alone=not settings.database or settings.database.startswith("sqlite"))
         self.database = Store.open(data, settings.database)
         self.archive = open_archive(data, settings)
@@ -234,7 +234,7 @@ class Clinic:
     def policy(self, connection: Connection, site: str) -> Policy:
         """Return how the studies of a site are ranked now."""
         switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == site)).scalar()
-        return Policy(self.rule, ai=self.settings.ai and bool(self.models) and switch is not False)
+        return Policy(self.rules.of(site), ai=self.settings.ai and bool(self.models) and switch is not False)
 
     def ai(self, site: str) -> AiState:
         """Return whether AI orders this site's list, and what to tell the reader when it does not."""
@@ -275,8 +275,9 @@ class Clinic:
             try:
                 served = Served(Predictor.open(name, self.settings, self.data))
             except WetreadError as error:
-                log.error("model %s is not served: %s", name, error)
-                self._missing.append(ModelState(Path(name).name, "", "", "missing", str(error)))
+                shown, why = hide(name) if "://" in name else Path(name).name, hide(str(error))
+                log.error("model %s is not served: %s", hide(name), why)
+                self._missing.append(ModelState(shown, "", "", "missing", why))
             else:
                 self.models[served.id] = served
 
@@ -338,7 +339,7 @@ class Clinic:
             due = triage.due(connection, store.now())
         if due:
             with self.database.write() as connection:
-                triage.sweep(connection, self.rule, store.now())
+                triage.sweep(connection, self.rules, store.now())
 
     def _complete(self) -> None:
         wait = timedelta(seconds=self.settings.complete_after_s)

@@ -29,7 +29,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from wetread.clinic import keys
-from wetread.errors import ClinicError, ConfigError, FullError
+from wetread.errors import ClinicError, ConfigError, FullError, hide
 
 metadata = sa.MetaData(
     naming_convention={
@@ -502,7 +502,7 @@ class Store:
             self.url = sa.make_url(url)
             self.engine = _engine(self.url)
         except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
-            raise ConfigError(f"database: not a usable SQLAlchemy URL ({_line(error)}); see docs/clinic.md") from None
+            raise ConfigError(f"database: not a usable SQLAlchemy URL ({hide(_line(error))}); see docs/clinic.md") from None
         try:
             self._migrate(change=migrate)
         except CommandError as error:
@@ -513,7 +513,7 @@ class Store:
         except SQLAlchemyError as error:
             self.engine.dispose()
             raise ClinicError(
-                f"database {self.url.render_as_string(hide_password=True)}: cannot be opened ({_line(error)}); "
+                f"database {hide(self.url.render_as_string())}: cannot be opened ({_line(error)}); "
                 "check that it exists and may be written"
             ) from None
 

@@ -1,0 +1,451 @@
+"""The worklist: which studies, in which order, page after page, and how many there are.
+
+Every order is stored (`store.ORDERS`), so that a page is one walk along one index, with no clock in it and however
+long the list is. The index also holds what the list is filtered by; only the rows of the page are looked up.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.sql.operators import custom_op
+
+from wetread.clinic import keys, store
+from wetread.clinic.priority import Priority
+from wetread.clinic.store import Store
+from wetread.errors import ClinicError, NotFoundError
+
+Status = Literal["received", "analysed", "not_analysed", "claimed", "reviewed"]
+STATUSES: tuple[Status, ...] = ("received", "analysed", "not_analysed", "claimed", "reviewed")
+VIEWS = ("PA", "AP", "LAT", "PA+LAT", "AP+LAT", "PA+AP", "PA+AP+LAT", "unknown")
+SORTS = tuple(store.ORDERS)
+PAGE = 50
+_LONGEST = 128  # of what is searched for
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the worklist. Times are in UTC; ages in years."""
+
+    study: str
+    status: Status
+    priority: str
+    overdue: bool
+    reason: str
+    finding: str | None
+    model: str | None
+    code: str | None
+    patient_name: str
+    patient_id: str
+    sex: str | None
+    age_years: float | None
+    views: str
+    images: int
+    cautions: tuple[str, ...]
+    analysis: str
+    reading: str
+    received_at: datetime
+    overdue_at: datetime
+    claimed_by: str | None
+    rank: int
+    place: float = 0.0
+    title: str = ""
+    handed_by: str | None = None
+
+    @property
+    def image_count(self) -> int:
+        """The number of images, quarantined ones not counted."""
+        return self.images
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many unread studies there are, by class and state; and since when the longest has waited."""
+
+    unread: int
+    critical: int
+    urgent: int
+    routine: int
+    overdue: int
+    received: int
+    not_analysed: int
+    oldest: datetime | None
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the worklist; `next` goes into the next query, None at the end."""
+
+    rows: tuple[Row, ...]
+    counts: Counts
+    next: str | None
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which studies, in which order.
+
+    Parameters
+    ----------
+    status : str, optional
+        Only studies of this status; ``reviewed`` lists the signed ones. By default all unread.
+    priority : str, optional
+        Only this class.
+    overdue : bool
+        Only those past their waiting cap.
+    finding : str, optional
+        Only those that this finding ranked.
+    view : str, optional
+        Only those of these views, one of `VIEWS`.
+    reader : str, optional
+        Only those that this reader has claimed.
+    age_from, age_to : float, optional
+        Only patients of this age in years, both ends included.
+    since, until : datetime, optional
+        Only what arrived from `since` on and before `until`.
+    search : str
+        Beginning of the patient's name, the patient ID or the accession number; accents, case and marks between do
+        not count. Without a digit it is a name.
+    sort : str, optional
+        One of `SORTS`; by default the order in which to read, and of read studies the newest first.
+    descending : bool, optional
+        The other way round. By default only read studies are.
+
+    Raises
+    ------
+    ClinicError
+        For a value that cannot be, naming it.
+    """
+
+    status: str | None = None
+    priority: str | None = None
+    overdue: bool = False
+    finding: str | None = None
+    view: str | None = None
+    reader: str | None = None
+    age_from: float | None = None
+    age_to: float | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    search: str = ""
+    sort: str | None = None
+    descending: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("status", STATUSES), ("priority", tuple(Priority)), ("view", VIEWS), ("sort", SORTS)):
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ClinicError(f"{name} {value[:40]!r}: not one of {', '.join(allowed)}")
+        if self.read and self.sort not in (None, *store.READ_ORDERS):
+            raise ClinicError(f"sort {self.sort!r}: read studies wait for nothing; {', '.join(store.READ_ORDERS)}")
+        for name in ("age_from", "age_to"):
+            age = getattr(self, name)
+            if age is not None and not 0 <= age <= 200:
+                raise ClinicError(f"{name} {age}: not an age in years, 0 to 200")
+        for name in ("search", "finding", "reader"):
+            text = getattr(self, name)
+            if text is not None and (len(text) > _LONGEST or not text.isprintable()):
+                raise ClinicError(f"{name}: at most {_LONGEST} printable characters")
+
+    @property
+    def read(self) -> bool:
+        """Whether it is the list of read studies."""
+        return self.status == "reviewed"
+
+    @property
+    def order(self) -> str:
+        """The name of the order, one of `SORTS`."""
+        return self.sort or ("arrived" if self.read else "priority")
+
+    @property
+    def backwards(self) -> bool:
+        """Whether it goes the other way round."""
+        return self.read and self.sort is None if self.descending is None else self.descending
+
+
+_SHOWN = (
+    "id",
+    "priority",
+    "overdue",
+    "reason",
+    "finding",
+    "model",
+    "code",
+    "patient_name",
+    "patient_id",
+    "sex",
+    "age_years",
+    "views",
+    "images",
+    "cautions",
+    "analysis",
+    "reading",
+    "received_at",
+    "overdue_at",
+    "rank",
+    "place",
+    "title",
+)
+
+
+def page(
+    database: Store,
+    site: str,
+    query: Query | None = None,
+    *,
+    after: str | None = None,
+    limit: int = PAGE,
+    now: datetime | None = None,
+    **chosen: Any,
+) -> Page:
+    """Return a page of the worklist.
+
+    Parameters
+    ----------
+    site : str
+        Whose list.
+    query : Query, optional
+        By default made of the other keywords.
+    after : str, optional
+        `Page.next` of the page before.
+    limit : int
+        Most rows, 1 to 500.
+    now : datetime, optional
+        Decides which claims are still in force.
+
+    Raises
+    ------
+    ClinicError
+        For a query that cannot be, or a broken `after`.
+    """
+    query, now, limit = query or Query(**chosen), now or store.now(), max(1, min(limit, 500))
+    with database.read() as connection:
+        start = None if after is None else _cursor(connection, site, query, after)
+        wanted = statement(query, site, start, limit + 1, now, shared=database.shared)
+        found = [dict(row) for row in connection.execute(wanted).mappings()]
+        totals = _remembered(database, connection, site)
+    rows = tuple(line(row) for row in found[:limit])
+    more = len(found) > limit
+    return Page(rows, totals, _next(query, found[limit - 1]) if more else None)
+
+
+def statement(
+    query: Query, site: str, start: tuple[Any, ...] | None, limit: int, now: datetime, *, shared: bool
+) -> sa.Select[Any]:
+    """Return the SELECT of a page: the walk that finds its rows, and around it what they show."""
+    table, claims, backwards = store.study.c, store.claim.c, query.backwards
+    columns = [table[name] for name in store.ORDERS[query.order]]
+    order = [column.desc() if backwards else column for column in columns]
+    walk = sa.select(table.id).where(*_conditions(query, site, now, shared)).order_by(*order).limit(limit)
+    if start is not None:
+        here, there = sa.tuple_(*columns), sa.tuple_(*map(sa.literal, start, [c.type for c in columns]))
+        walk = walk.where(here < there if backwards else here > there)
+    found = walk.subquery("page")
+    held = sa.and_(claims.study == table.id, claims.expires_at > now)
+    return (
+        sa.select(*(table[n] for n in dict.fromkeys((*_SHOWN, *store.ORDERS[query.order]))), *_CLAIM)
+        .select_from(store.study.join(found, found.c.id == table.id).join(store.claim, held, isouter=True))
+        .order_by(*order)
+    )
+
+
+_CLAIM = (store.claim.c.reader.label("claimed_by"), store.claim.c.handed_by)
+
+
+def _conditions(query: Query, site: str, now: datetime, shared: bool) -> list[sa.ColumnElement[bool]]:
+    table, claims = store.study.c, store.claim.c
+
+    def kept(name: str) -> Any:
+        """Return a column that is looked at in passing; SQLite, which counts nothing, would search for it instead."""
+        column = table[name]
+        return column if shared else sa.UnaryExpression(column, operator=custom_op("+"), type_=column.type)
+
+    found: list[Any] = [table.site == site, sa.text(f"study.reading {'=' if query.read else '!='} 'signed'")]
+    found.append(sa.text("study.listed"))
+    held = sa.select(claims.study).where(claims.expires_at > now)
+    if query.reader is not None:
+        found.append(table.id.in_(held.where(claims.reader == query.reader)))
+    elif query.status == "claimed":
+        found.append(table.id.in_(held))
+    elif query.status is not None and not query.read:
+        found.append(~held.where(claims.study == table.id).correlate(store.study).exists())
+    if query.status in ("received", "analysed", "not_analysed"):
+        found.append((table.analysis if _default(query) else kept("analysis")) == query.status)
+    if query.priority is not None:
+        found.append((table.priority if _default(query) else kept("priority")) == query.priority)
+    if query.finding is not None:
+        found.append((table.finding if _default(query) else kept("finding")) == query.finding)
+    if query.overdue:
+        found.append(kept("overdue").is_(True))
+    if query.view is not None:
+        found.append(kept("views") == ("" if query.view == "unknown" else query.view))
+    for name, column, at_least in (("age_from", "age_key", True), ("age_to", "age_key", False),
+                                   ("since", "received_at", True)):  # fmt: skip
+        if (value := getattr(query, name)) is not None:
+            own = table[column] if store.ORDERS[query.order][0] == column else kept(column)
+            bound = sa.literal(value, table[column].type)
+            # 63.4 years are 63.
+            found.append(own >= bound if at_least else own < sa.literal(math.floor(value) + 1.0, sa.Float()))
+    if query.until is not None:
+        own = table.received_at if store.ORDERS[query.order][0] == "received_at" else kept("received_at")
+        found.append(own < query.until)
+    if query.search.strip():
+        found.append(_matches(query.search))
+    return found
+
+
+def _default(query: Query) -> bool:
+    """Tell whether an index of its own holds the studies with one value of a column in this order."""
+    return query.sort in (None, "priority") and not query.read
+
+
+def _matches(text: str) -> sa.ColumnElement[bool]:
+    """Return what a study fulfils whose name begins with a text, or whose patient ID or accession number does.
+
+    A text without a digit is a name: what has none is no number, and one range of one index is quickest.
+    """
+    table, words, number = store.study.c, keys.words(text), keys.number(text)
+    first, _, rest = words.partition(" ")
+    wanted = [(table.name_key, name) for name in dict.fromkeys((words, f"{rest} {first}" if rest else words)) if name]
+    if any(c.isdigit() for c in number):
+        wanted += [(table.id_key, number), (table.accession_key, number)]
+    return sa.or_(sa.false(), *(sa.and_(key >= start, key < start + keys.LAST) for key, start in wanted))
+
+
+def _remembered(database: Store, connection: Connection, site: str) -> Counts:
+    """Return the numbers, counted anew only when something happened: every change comes with an event."""
+    newest = connection.execute(sa.select(sa.func.max(store.event.c.seq))).scalar() or 0
+    seq, totals = database.memo.get(site, (-1, None))
+    if totals is None or seq != newest:
+        totals = counts(connection, site)
+        database.memo[site] = (newest, totals)
+    found: Counts = totals
+    return found
+
+
+def counts(connection: Connection, site: str) -> Counts:
+    """Return the numbers over all unread studies of a site."""
+    table = store.study.c
+    unread = table.site == site, sa.text("study.reading != 'signed'"), sa.text("study.listed")
+    groups = connection.execute(
+        sa.select(table.priority, table.analysis, table.overdue, sa.func.count().label("n"))
+        .where(*unread)
+        .group_by(table.priority, table.analysis, table.overdue)
+    ).all()
+    oldest = sa.select(table.received_at).where(*unread).order_by(table.received_at).limit(1)
+
+    def total(**wanted: Any) -> int:
+        return sum(g.n for g in groups if all(getattr(g, name) == value for name, value in wanted.items()))
+
+    return Counts(
+        unread=total(),
+        critical=total(priority="critical"),
+        urgent=total(priority="urgent"),
+        routine=total(priority="routine"),
+        overdue=total(overdue=True),
+        received=total(analysis="received"),
+        not_analysed=total(analysis="not_analysed"),
+        oldest=connection.execute(oldest).scalar(),
+    )
+
+
+def row(database: Store, site: str, study: str, *, now: datetime | None = None) -> Row:
+    """Return one line of the list, read or unread.
+
+    Raises
+    ------
+    NotFoundError
+        When the site has no such study.
+    """
+    with database.read() as connection:
+        return line(of(connection, site, study, now or store.now()))
+
+
+def of(connection: Connection, site: str, study: str, now: datetime, *, everything: bool = False) -> Mapping[str, Any]:
+    """Return what the database has of one study: what a line shows, or everything.
+
+    Raises
+    ------
+    NotFoundError
+        When the site has no such study.
+    """
+    table, claims = store.study, store.claim
+    columns = list(table.c) if everything else [table.c[name] for name in _SHOWN]
+    found = connection.execute(
+        sa.select(*columns, *_CLAIM)
+        .select_from(table.outerjoin(claims, sa.and_(claims.c.study == table.c.id, claims.c.expires_at > now)))
+        .where(table.c.id == study, table.c.site == site)
+    )
+    first = found.mappings().first()
+    if first is None:
+        raise NotFoundError(f"study {study[:64]}: no such study at this site")
+    return dict(first)
+
+
+def line(row: Mapping[str, Any]) -> Row:
+    """Return a row of the database as a line of the list."""
+    status: Status = row["analysis"]
+    if row["reading"] == "signed":
+        status = "reviewed"
+    elif row["claimed_by"] is not None:
+        status = "claimed"
+    values = {name: row[name] for name in (*_SHOWN, "claimed_by", "handed_by") if name not in ("id", "cautions")}
+    return Row(study=row["id"], status=status, cautions=tuple(row["cautions"]), **values)
+
+
+# ------------------------------------------------------------------ places in the list
+
+_NAME = "name_key"  # is in no address: it is looked up again
+
+
+def _next(query: Query, last: Mapping[str, Any]) -> str:
+    values = [None if name == _NAME else last[name] for name in store.ORDERS[query.order]]
+    text = json.dumps([query.order, *(v.isoformat() if isinstance(v, datetime) else v for v in values)])
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _cursor(connection: Connection, site: str, query: Query, after: str) -> tuple[Any, ...]:
+    broken = ClinicError("after: not a place in this list; take it from `next` of the page before")
+    names = store.ORDERS[query.order]
+    try:
+        order, *values = json.loads(base64.urlsafe_b64decode(after.encode()))
+        if order != query.order:
+            raise ValueError(order)
+        found = [_value(name, value) for name, value in zip(names, values, strict=True)]
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise broken from None
+    if _NAME in names:
+        table = store.study.c
+        key = connection.execute(sa.select(table.name_key).where(table.id == found[-1], table.site == site)).scalar()
+        if key is None:
+            raise broken
+        found[names.index(_NAME)] = key
+    return tuple(found)
+
+
+def _value(name: str, value: Any) -> Any:
+    """Return one value of a place in the list as the database takes it; raise ValueError for what it does not."""
+    if name == _NAME:
+        return None
+    if name in ("received_at", "overdue_at"):
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            raise ValueError(name)
+        return moment.astimezone(UTC)
+    if name == "rank":
+        fits = isinstance(value, int) and 0 <= value < 100
+    elif name in ("place", "age_key"):
+        fits = isinstance(value, int | float) and math.isfinite(value)
+    else:
+        fits = isinstance(value, str) and value.isprintable()
+    if not fits:
+        raise ValueError(name)
+    return value
