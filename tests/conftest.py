@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -31,43 +25,11 @@ def shared() -> Path:
     return folder
 
 
-def _binary(name: str) -> str | None:
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return shutil.which(name) or (str(found[-1]) if found else None)
-
-
 @pytest.fixture(scope="module")
 def postgresql() -> Generator[str, None, None]:
-    """Start a PostgreSQL cluster of our own and give its URL; it refuses to run as root, so somebody else does."""
-    initdb, pg_ctl = _binary("initdb"), _binary("pg_ctl")
-    if initdb is None or pg_ctl is None:
-        pytest.skip("needs PostgreSQL: apt-get install -y postgresql")
-    pytest.importorskip("psycopg", reason="needs psycopg, of the extra postgres")
-    home = Path(tempfile.mkdtemp(prefix="wetread-postgresql-"))  # pytest's folders are closed to others
-    user: str | None = None
-    if os.getuid() == 0:
-        with contextlib.suppress(KeyError):
-            user = pwd.getpwnam("postgres").pw_name
-        if user is None:
-            pytest.skip("needs the account `postgres`, since PostgreSQL does not run as root")
-        shutil.chown(home, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def run(*command: str) -> None:
-        environment = {"PATH": os.environ["PATH"]}
-        subprocess.run(command, check=True, user=user, cwd="/", stdout=subprocess.DEVNULL, env=environment)
-
-    cluster = str(home / "cluster")
-    run(initdb, "-D", cluster, "-U", "wetread", "-A", "trust", "-E", "UTF8", "--no-sync")
-    options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run(pg_ctl, "-D", cluster, "-w", "-l", str(home / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql+psycopg://wetread@127.0.0.1:{port}/postgres"
-    finally:
-        run(pg_ctl, "-D", cluster, "-m", "immediate", "stop")
-        shutil.rmtree(home)
+    """Start a PostgreSQL cluster of our own and give its URL."""
+    with peers.postgresql() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +37,43 @@ def wait(condition: Callable[[], Any], what: str, limit: float = LIMIT_S) -> Any
         assert time.monotonic() < end, f"{what}: not within {limit} s"
         time.sleep(0.02)
     return found
+
+
+def _binary(name: str) -> str | None:
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(found[-1]) if found else None)
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """Start a PostgreSQL cluster of our own and give its URL; it refuses to run as root, so somebody else does."""
+    initdb, pg_ctl = _binary("initdb"), _binary("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        pytest.skip("needs PostgreSQL: apt-get install -y postgresql")
+    pytest.importorskip("psycopg", reason="needs psycopg, of the extra postgres")
+    home = Path(tempfile.mkdtemp(prefix="wetread-postgresql-"))  # pytest's folders are closed to others
+    user: str | None = None
+    if os.getuid() == 0:
+        with suppress(KeyError):
+            user = pwd.getpwnam("postgres").pw_name
+        if user is None:
+            pytest.skip("needs the account `postgres`, since PostgreSQL does not run as root")
+        shutil.chown(home, user)
+    port = free_port()
+
+    def run(*command: str) -> None:
+        environment = {"PATH": os.environ["PATH"]}
+        subprocess.run(command, check=True, user=user, cwd="/", stdout=subprocess.DEVNULL, env=environment)
+
+    cluster = str(home / "cluster")
+    run(initdb, "-D", cluster, "-U", "wetread", "-A", "trust", "-E", "UTF8", "--no-sync")
+    options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off"
+    run(pg_ctl, "-D", cluster, "-w", "-l", str(home / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://wetread@127.0.0.1:{port}/postgres"
+    finally:
+        run(pg_ctl, "-D", cluster, "-m", "immediate", "stop")
+        shutil.rmtree(home)
 
 
 class Orthanc:
