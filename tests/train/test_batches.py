@@ -9,8 +9,8 @@ pytest.importorskip("torch", reason="needs the train extra")
 pytestmark = pytest.mark.train
 
 from wetread.errors import ConfigError  # noqa: E402
-from wetread.findings import CHEXPERT  # noqa: E402
-from wetread.train.batches import Batches, draw_balanced, drawn_before, targets  # noqa: E402
+from wetread.findings import CHEXPERT, PNEUMONIA  # noqa: E402
+from wetread.train.batches import Batches, class_weight, draw_balanced, drawn_before, targets  # noqa: E402
 from wetread.train.recipe import LabelsRecipe, Recipe, check  # noqa: E402
 
 F = CHEXPERT.findings.index
@@ -118,6 +118,13 @@ def test_balanced_draws_show_exclusive_classes_alike():
     rows = draw_balanced(wanted, 6000, np.random.default_rng(1), exclusive=True)
     shares = np.bincount(wanted[rows].argmax(1), minlength=4) / 6000
     np.testing.assert_allclose(shares, [1 / 3, 1 / 3, 1 / 3, 0], atol=0.03)
+
+
+def test_a_row_without_a_whole_answer_is_neither_drawn_nor_weighed():
+    wanted = np.repeat(np.eye(2, dtype=np.float32), [50, 10], axis=0)
+    wanted[:30, 1] = NAN  # the first class, but not said not to be the second: the loss leaves these out
+    assert draw_balanced(wanted, 200, np.random.default_rng(1), exclusive=True).min() >= 30
+    np.testing.assert_allclose(class_weight(PNEUMONIA, wanted).numpy() * [20, 10], [15, 15])
 
 
 def test_where_nothing_has_both_kinds_draws_are_plain():

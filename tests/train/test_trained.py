@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,30 @@ def test_a_soup_has_the_mean_weights_and_statistics_of_its_own(runs, square_data
         own = mean.network.backbone.layers[0](mean.network.prepare(images)).mean((0, 2, 3))
     torch.testing.assert_close(states[0]["backbone.layers.1.running_mean"], own, rtol=0.05, atol=0.02)
     assert mean.auroc(square_dataset) > 0.95
+
+
+def test_a_soup_of_frozen_norms_keeps_their_statistics(runs, square_dataset):
+    first, second = (Trained.open(run) for run in runs[1:3])
+    frozen = first.recipe.optimise.model_copy(update={"frozen_norm": True})
+    pair = [replace(run, recipe=first.recipe.model_copy(update={"optimise": frozen})) for run in (first, second)]
+    second.network.load_state_dict(first.network.state_dict() | {"head.bias": second.network.head.bias.detach()})
+    mean = soup(pair, square_dataset).network.state_dict()
+    for key, value in first.network.state_dict().items():
+        if "running" in key:
+            torch.testing.assert_close(mean[key], value)
+
+
+def test_a_soup_repeats_itself_where_the_backbone_drops_paths(square_dataset, tmp_path):
+    network = {"backbone": "resnet10t", "options": {"drop_path_rate": 0.5}}
+    short = {"epochs": 1, "batch": 60, "per_epoch": 60}
+    train(Recipe.model_validate(BASE | {"network": network, "optimise": short}), square_dataset, tmp_path / "run")
+    made = []
+    for seed in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            made.append(soup([Trained.open(tmp_path / "run")] * 2, square_dataset).network.state_dict())
+    for key, value in made[0].items():
+        torch.testing.assert_close(made[1][key], value, rtol=0, atol=0)
 
 
 def test_a_soup_of_one_run_is_that_run(runs, square_dataset):

@@ -85,6 +85,7 @@ def class_weight(task: Task, wanted: NDArray[np.float32]) -> Tensor:
     """Return weights [F] with which classes (or positives against negatives) count alike."""
     positive = np.nansum(wanted, 0)
     if task.exclusive:
+        positive = wanted[~np.isnan(wanted).any(1)].sum(0)  # the rows that the loss counts
         weight = positive.sum() / (len(task.findings) * np.maximum(positive, 1))
     else:
         negative = np.nansum(1 - wanted, 0)
@@ -241,7 +242,8 @@ def draw_balanced(
         Row numbers.
     """
     if exclusive:
-        classes = [np.flatnonzero(wanted.argmax(1) == f) for f in range(wanted.shape[1])]
+        known = ~np.isnan(wanted).any(1)  # a row with a gap teaches nothing, and NaN would be its maximum
+        classes = [np.flatnonzero(known & (wanted.argmax(1) == f)) for f in range(wanted.shape[1])]
         usable = [(rows, rows) for rows in classes if len(rows)]
     else:
         kinds = [(np.flatnonzero(column > 0.5), np.flatnonzero(column <= 0.5)) for column in wanted.T]

@@ -95,7 +95,8 @@ def soup(runs: Sequence[Trained], dataset: Dataset, say: Callable[[str], None] =
     """Average the weights of runs of one network that began from the same weights (Wortsman et al. 2022).
 
     The result costs no more than one of them. Batch norm's statistics are those of other weights, so they are taken
-    anew from training images, changed as the first run's recipe says.
+    anew from training images, changed as the first run's recipe says; with `optimise.frozen_norm` all runs learnt with
+    the ones that they began with, and these stay.
 
     Parameters
     ----------
@@ -129,7 +130,10 @@ def soup(runs: Sequence[Trained], dataset: Dataset, say: Callable[[str], None] =
             for key, value in states[0].items()
         }
     )
-    update_bn(_training_images(first.recipe, dataset), network)
+    if not first.recipe.optimise.frozen_norm:
+        with torch.random.fork_rng(devices=[]):  # dropped paths of a backbone
+            torch.manual_seed(first.recipe.seed)
+            update_bn(_training_images(first.recipe, dataset), network)
     mean = replace(first, network=network.eval())
     alone = [run.auroc(dataset) for run in runs]
     together = mean.auroc(dataset)
