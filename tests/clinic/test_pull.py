@@ -1,6 +1,12 @@
 """Fetching a list of studies: from Orthanc by C-GET, C-MOVE and DICOMweb, again after a stop, and from nobody."""
 
 import csv
+import itertools
+import json
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import parse_qs, urlsplit
 
 import pydicom
 import pytest
@@ -11,7 +17,7 @@ from ward import SITE, dicom
 from wetread.clinic import pull
 from wetread.clinic.peers import PeerError
 from wetread.clinic.pull import Outcome, State
-from wetread.clinic.pull_sources import Wanted, _part
+from wetread.clinic.pull_sources import Wanted, WebSource, _part
 from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import ConfigError
@@ -179,3 +185,92 @@ def test_a_wrong_address_fails_each_line_and_move_needs_a_port(tmp_path):
         pull.run(wanted, "A@127.0.0.1:104", tmp_path / "data", Settings(), by="move", say=said.append)
     with pytest.raises(ConfigError, match="get or move"):
         pull.run(wanted, "A@127.0.0.1:104", tmp_path / "data", Settings(), by="fly", say=said.append)
+
+
+class Paging:
+    """A DICOMweb server of the standard library with a paging of its own; `asked` holds what it was asked for."""
+
+    def __init__(self, number, page):
+        self.items = [{"0020000D": {"vr": "UI", "Value": [f"1.2.{n}"]}} for n in range(number)]
+        self.page, self.asked = page, []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                query = {k: v[0] for k, v in parse_qs(urlsplit(self.path).query).items()}
+                outer.asked.append(query)
+                status, found = outer.page(outer.items, int(query["limit"]), int(query["offset"]))
+                content = json.dumps(found).encode() if status == 200 else b""
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = Thread(target=self.server.serve_forever, args=(0.02,))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *args):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+    def find(self, ward, **wanted):
+        with closing(WebSource(f"http://127.0.0.1:{self.server.server_port}", ward.intake, SITE)) as source:
+            return source.find(Wanted(1, **wanted))
+
+
+def ended(items, limit, offset, cap=1000):
+    part = items[offset : offset + min(limit, cap)]
+    return (200, part) if part else (204, [])
+
+
+@pytest.mark.parametrize(
+    ("page", "requests"),
+    [
+        (ended, 2),
+        (lambda items, limit, offset: ended(items, limit, offset, cap=100), 4),
+        (lambda items, limit, offset: (200, items[offset : offset + 100]), 4),  # an empty list, not 204
+        (lambda items, limit, offset: (200, items[offset : offset + 100]) if offset < 250 else (404, []), 4),
+        (lambda items, limit, offset: (200, items), 2),  # heeds neither
+        (lambda items, limit, offset: (200, items[max(0, offset - 30) :][:100]), 4),  # pages overlap
+    ],
+)
+def test_every_way_of_paging_is_followed_to_its_end(ward, page, requests):
+    with Paging(250, page) as archive:
+        assert archive.find(ward, accession="A1") == sorted(f"1.2.{n}" for n in range(250))
+    assert len(archive.asked) == requests
+    assert {query["AccessionNumber"] for query in archive.asked} == {"A1"}
+
+
+def test_an_archive_that_has_no_end_is_left(ward, monkeypatch):
+    monkeypatch.setattr("wetread.clinic.pull_sources.MAX_MATCHES", 500)
+    numbers = itertools.count()
+
+    def endless(items, limit, offset):
+        return 200, [{"0020000D": {"vr": "UI", "Value": [f"1.3.{next(numbers)}"]}} for _ in range(100)]
+
+    with Paging(0, endless) as archive, pytest.raises(PeerError, match="more than 500 matches"):
+        archive.find(ward, accession="A1")
+    assert len(archive.asked) == 6
+
+
+@pytest.mark.parametrize("nonsense", [{"error": 1}, [1], "text"])
+def test_what_is_no_list_of_matches_is_an_error(ward, nonsense):
+    with Paging(0, lambda items, limit, offset: (200, nonsense)) as archive, pytest.raises(PeerError, match="no sense"):
+        archive.find(ward, accession="A1")
+
+
+def test_an_archive_that_does_not_know_a_key_does_not_give_everything(ward):
+    with Paging(3, lambda items, limit, offset: (200, items)) as archive:
+        for number, item in enumerate(archive.items):
+            item["00080050"] = {"vr": "SH", "Value": [f"A{number} "]}
+        assert archive.find(ward, accession="a1") == ["1.2.1"]
+        assert archive.find(ward, study_uid="1.2.2") == ["1.2.2"]
+        assert archive.find(ward, accession="other") == []

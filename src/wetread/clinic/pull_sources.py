@@ -44,7 +44,7 @@ from wetread.clinic import identity, peers
 from wetread.clinic.intake import Intake
 from wetread.clinic.peers import Caller, Peer, PeerError
 from wetread.clinic.receive import Receiver
-from wetread.errors import ClinicError, ConfigError
+from wetread.errors import ClinicError, ConfigError, hide
 
 _SYNTAXES = (
     (ExplicitVRLittleEndian, ImplicitVRLittleEndian), (DeflatedExplicitVRLittleEndian,), (JPEGBaseline8Bit,),
@@ -52,6 +52,9 @@ _SYNTAXES = (
     (JPEG2000Lossless,), (JPEG2000,), (RLELossless,), (HTJ2KLossless,),
 )  # fmt: skip
 _CLASSES = (ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation, SecondaryCaptureImageStorage)
+
+STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
+MAX_MATCHES = 100_000  # of one search; an archive that goes on for ever is left
 
 Series = dict[str, dict[str, str]]  # Series Instance UID → SOP Instance UID → SOP Class UID
 
@@ -105,9 +108,15 @@ class DimseSource:
             query.AccessionNumber = wanted.accession
         if wanted.patient_id:
             query.PatientID = wanted.patient_id
+        keys = {k: str(query[k].value) for k in ("StudyInstanceUID", "AccessionNumber", "PatientID") if k in query}
         with self._finding() as link:
-            found = [str(answer.get("StudyInstanceUID") or "") for answer in _find(link, query)]
-        return sorted({uid for uid in found if uid})
+            found = _find(link, query)
+        uids = {
+            str(match.get("StudyInstanceUID") or "")
+            for match in found
+            if all(_agrees(str(match.get(key) or "").strip(), value) for key, value in keys.items())
+        }
+        return sorted(uids - {""})
 
     def instances(self, study_uid: str) -> Series:
         """Return what a study holds, by C-FIND down the levels, as archives without relational queries need it."""
@@ -224,16 +233,16 @@ class WebSource:
             "AccessionNumber": wanted.accession,
             "PatientID": wanted.patient_id,
         }
-        found = self._search("/studies", {name: value for name, value in asked.items() if value})
-        return sorted({_value(item, "0020000D") for item in found} - {""})
+        found = self._search("/studies", {name: value for name, value in asked.items() if value}, STUDY)
+        tags = {STUDY: wanted.study_uid, "00080050": wanted.accession, "00100020": wanted.patient_id}
+        return sorted(uid for uid, item in found.items() if all(_agrees(_value(item, t), v) for t, v in tags.items()))
 
     def instances(self, study_uid: str) -> Series:
         """Return what a study holds, by QIDO-RS."""
         held: Series = {}
-        found = self._search(f"{_path(studies=study_uid)}/series", {})
-        for series in sorted({_value(item, "0020000E") for item in found} - {""}):
-            kept = self._search(f"{_path(studies=study_uid, series=series)}/instances", {})
-            held[series] = {uid: _value(item, "00080016") for item in kept if (uid := _value(item, "00080018"))}
+        for series in sorted(self._search(f"{_path(studies=study_uid)}/series", {}, SERIES)):
+            kept = self._search(f"{_path(studies=study_uid, series=series)}/instances", {}, INSTANCE)
+            held[series] = {uid: _value(item, "00080016") for uid, item in kept.items()}
         return held
 
     def fetch(self, study_uid: str, missing: Series) -> str:
@@ -249,22 +258,34 @@ class WebSource:
                     reasons.append(str(error))
         return "; ".join(dict.fromkeys(reasons))
 
-    def _search(self, path: str, asked: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return all matches, page by page."""
-        found: list[dict[str, Any]] = []
+    def _search(self, path: str, asked: Mapping[str, str], tag: str) -> dict[str, dict[str, Any]]:
+        """Return all matches by the UID that `tag` holds, page by page, until a page brings nothing new.
+
+        Archives give fewer a page than they are asked for, or heed neither `limit` nor `offset` and give the same page
+        for ever: how many came says nothing, only whether there was one among them that had not come before.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        came = 0
         try:
             while True:
-                page = {**asked, "limit": "1000", "offset": str(len(found))}
+                page = {**asked, "limit": "1000", "offset": str(came)}
                 answer = self._http.get(self.url + path, params=page, headers={"Accept": "application/dicom+json"})
-                if answer.status_code == 204:
+                if answer.status_code == 204 or (came and answer.status_code in (404, 416)):
                     return found
                 answer.raise_for_status()
                 more = answer.json()
-                found += more
-                if len(more) < 1000:
+                if not isinstance(more, list) or not all(isinstance(item, dict) for item in more):
+                    raise ValueError("no list of matches")
+                known, came = len(found), came + len(more)
+                for item in more:
+                    if uid := _value(item, tag):
+                        found.setdefault(uid, item)
+                if len(found) == known:
                     return found
+                if len(found) > MAX_MATCHES:
+                    raise PeerError(f"{self.url}: more than {MAX_MATCHES} matches of {path}; ask for less")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise PeerError(f"{self.url}: {_reason(error)}") from None
+            raise PeerError(f"{hide(self.url)}: {_reason(error)}") from None
 
     @contextmanager
     def _instance(self, path: str) -> Iterator[BinaryIO]:
@@ -280,11 +301,11 @@ class WebSource:
                 for piece in answer.iter_bytes():
                     file.write(piece)
                     if file.tell() > limit:
-                        raise ClinicError(f"{self.url}: an instance of more than {limit} bytes; raise max_bytes")
+                        raise ClinicError(f"{hide(self.url)}: an instance of more than {limit} bytes; raise max_bytes")
                 file.seek(0)
                 yield _part(cast(BinaryIO, file), answer.headers.get("Content-Type", ""))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise PeerError(f"{self.url}: {_reason(error)}") from None
+            raise PeerError(f"{hide(self.url)}: {_reason(error)}") from None
 
 
 def _path(**parts: str) -> str:
@@ -306,10 +327,15 @@ def _part(file: BinaryIO, content_type: str) -> BinaryIO:
 
 def _value(item: Mapping[str, Any], tag: str) -> str:
     values = (item.get(tag) or {}).get("Value") or [""]
-    return str(values[0])
+    return str(values[0] or "").strip()
+
+
+def _agrees(said: str, asked: str) -> bool:
+    """Tell whether a match is one: an archive that does not know a key gives everything it has."""
+    return not asked or not said or said.casefold() == asked.strip().casefold()
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.HTTPStatusError):
         return f"answered {error.response.status_code}"
-    return f"cannot be reached or makes no sense ({identity.clean(str(error))[:160] or type(error).__name__})"
+    return f"cannot be reached or makes no sense ({identity.clean(hide(str(error)))[:160] or type(error).__name__})"
