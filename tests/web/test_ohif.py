@@ -1,4 +1,4 @@
-"""The real OHIF, set up as docs/ohif.md says, against a `wetread serve` process: list, images, thumbnails, SR and SC."""
+"""The real OHIF, set up as docs/ohif.md says, over a `wetread serve` process: list, images, thumbnails, SR and SC."""
 
 from __future__ import annotations
 
