@@ -5,7 +5,7 @@ import re
 import pytest
 
 from wetread import errors
-from wetread.errors import ClinicError, Code, ReadError, WetreadError
+from wetread.errors import ClinicError, Code, ReadError, WetreadError, hide
 
 TREE = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, WetreadError)]
 
@@ -38,3 +38,26 @@ def test_the_clinic_tells_missing_conflicting_full_and_forbidden_apart():
     below = {kind for kind in TREE if ClinicError in kind.__bases__}
     assert {kind.__name__ for kind in below} == {"NotFoundError", "ConflictError", "FullError", "DeniedError"}
     assert not any(a is not b and issubclass(a, b) for a in below for b in below)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://host", "https://host"),
+        ("https://host:8443/", "https://host:8443"),
+        ("https://host/services/pw", "https://host/…"),
+        ("https://host?pw", "https://host/…"),
+        ("https://host#pw", "https://host/…"),
+        ("https://pw@host:1/x", "https://…@host:1/…"),
+        ("https://user:p/pw?#w@host:1", "https://…@host:1"),
+        ("postgresql+psycopg://me:pw@db:5432/clinic?password=pw", "postgresql+psycopg://…@db:5432/…"),
+        (
+            "v2+https://[::1]:8000/pw/phantom is gone, https://b/pw too",
+            "v2+https://[::1]:8000/… is gone, https://b/… too",
+        ),
+        ("['https://a/pw', 'https://b/pw']", "['https://a/…', 'https://b/…']"),
+        ("no address: at all", "no address: at all"),
+    ],
+)
+def test_addresses_are_shown_without_what_may_be_secret(text, shown):
+    assert hide(text) == shown

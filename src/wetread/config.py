@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from wetread.errors import ConfigError
+from wetread.errors import ConfigError, hide
 
 # Read by the tests and by the demo, not settings of the application.
 _OTHER_VARIABLES = frozenset({"WETREAD_REQUIRE", "WETREAD_TOKEN", "WETREAD_SHARED"})
@@ -149,13 +149,23 @@ class Settings(BaseModel):
     dicom_tls_ca: str = Field(
         "", description="Authority (PEM file) that DICOM peers' certificates must come from; senders then need one."
     )
+    pull_sources: list[str] = Field(
+        [],
+        description="Archives that may be pulled from by the API: `name=AE@host:port` or "
+        "`name=https://host/dicom-web#token-file=/path`, ` =site` at the end binds one to a site.",
+    )
     remote_token: str = Field("", description="Token for the servers of `v2+https://` models.", repr=False)
     remote_timeout_s: float = Field(10.0, description="Longest wait for a remote model's answer, in s.", gt=0)
     remote_retries: int = Field(1, description="Further tries of a remote model within that time.", ge=0, le=10)
     remote_failures: int = Field(3, description="Failures in a row after which a remote model is left alone.", ge=1)
     remote_pause_s: float = Field(15.0, description="How long it is left alone before it is tried again, in s.", gt=0)
     infer_max_bytes: int = Field(64 * 2**20, description="Largest body of an inference request, in bytes.", ge=1)
-    priority: str = Field("", description="TOML file with the site's priority rule; empty means the built-in rule.")
+    priority: str = Field(
+        "", description="TOML file with the priority rule, or a folder with `SITE.toml`; empty means the built-in rule."
+    )
+    claim_minutes: float = Field(
+        15.0, description="A study is free again when its reader did nothing on it for so long, in min.", gt=0, le=1440
+    )
     outputs_sr: list[str] = Field(
         [], description="Where structured reports go: `dicomweb+https://host/dicom-web`, `dicom://AE@host:port`."
     )
@@ -221,5 +231,5 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None,
                 f"{where}: unknown setting {key!r}; known: {', '.join(sorted(Settings.model_fields))}"
             ) from None
         field = Settings.model_fields.get(key)
-        shown = repr(first["input"]) if field is None or field.repr else "(a secret)"
+        shown = hide(repr(first["input"])) if field is None or field.repr else "(a secret)"
         raise ConfigError(f"{where}: {key} = {shown}: {first['msg']}") from None

@@ -18,6 +18,7 @@ Every message is one line that names the file or field, the value, and the remed
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 
@@ -108,3 +109,16 @@ class ConflictError(ClinicError):
 
 class DeniedError(ClinicError):
     """The caller may not do this."""
+
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]*)")
+
+
+def hide(text: str) -> str:
+    """Return a text whose addresses are cut to scheme, host and port: user, path and query may be secrets."""
+
+    def short(found: re.Match[str]) -> str:
+        host, rest = re.split(r"(?=[/?#\\])|$", found[2].rpartition("@")[2], maxsplit=1)
+        return f"{found[1]}://{'…@' if '@' in found[2] else ''}{host}{'/…' if rest.strip('/') else ''}"
+
+    return _ADDRESS.sub(short, text)

@@ -74,6 +74,8 @@ def test_a_critical_finding_is_told_signed_and_without_the_patient(ward: Ward) -
         assert events(ward) == ["delivery.failed", "delivery.sent"]
         request = receiver.got[-1]
         assert request.path == "/in?x=1"
+        assert done.destination.startswith(f"http://127.0.0.1:{receiver.port}/#")
+        assert "x=1" not in done.destination + repr(box.destinations)
         assert {r.headers["Wetread-Delivery"] for r in receiver.got} == {done.id}
         fields = dict(part.split("=") for part in request.headers["Wetread-Signature"].split(","))
         signed = hmac.new(b"swordfish", f"{fields['t']}.".encode() + request.body, hashlib.sha256).hexdigest()
@@ -311,7 +313,13 @@ def test_a_signature_owes_a_report(ward: Ward) -> None:
         ("outputs_fhir", "fhir+https://host:x/fhir", "not an address"),
         ("outputs_hl7", "mllp://host", "has no port"),
         ("outputs_hl7", "mllp://:2575", "has no host"),
+        ("outputs_fhir", "fhir+https://pw@host/fhir", "a password does not belong here"),
+        ("outputs_fhir", "fhir+https://user:p/w@pw@host/fhir", "//…@host/…"),
+        ("outputs_fhir", "fhir+https://host/fhir?token=pw", "a query does not belong here"),
+        ("outputs_sr", "dicomweb+https://host/dicom-web?token=pw", "a query does not belong here"),
         ("outputs_webhook", "https://host/in", "secret-file"),
+        ("outputs_webhook", "https://host:8443/pw?pw", "'https://host:8443/…': needs #secret-file"),
+        ("outputs_webhook", "https://pw@host/pw", "a password does not belong here"),
         ("outputs_webhook", "https://host/in#secret", "token-file=/path"),
     ],
 )

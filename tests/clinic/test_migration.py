@@ -19,7 +19,7 @@ from alembic.config import Config
 from ward import FINDINGS, SITE, NameReader, png
 
 import wetread.clinic
-from wetread.clinic import access, audit, jobs, reviews, store, verify, worklist
+from wetread.clinic import access, audit, destinations, jobs, reviews, store, verify, worklist
 from wetread.clinic.archive import Archive
 from wetread.clinic.service import Clinic
 from wetread.clinic.store import Store
@@ -264,6 +264,57 @@ def test_a_full_database_of_version_1_comes_along(tmp_path: Path) -> None:
 @pytest.mark.system
 def test_a_full_postgresql_of_version_1_comes_along(postgresql: str, tmp_path: Path) -> None:
     survive(postgresql, tmp_path, Settings(database=postgresql))
+
+
+def hooks(url: str, data: Path) -> None:
+    """Take deliveries of version 2 along: a webhook's address, which may be a secret, is in clear no longer."""
+    engine = at_version(url, "0001")
+    fill(engine, rows_of_version_1(Archive(data / "archive"), NameReader().id))
+    engine.dispose()
+    engine = at_version(url, "0002")
+    tables = sa.MetaData()
+    tables.reflect(engine)
+    then = THEN.replace(tzinfo=None) if engine.dialect.name == "sqlite" else THEN
+    hook, fhir = "https://chat.example:8443/services/T0PSECRET?key=T0PSECRET", "fhir+https://host/fhir"
+    owed = {"detail": {"for": "critical"}, "state": "failed", "tries": 1, "due_at": then, "created_at": then}
+    with engine.connect().execution_options(wetread_write=True) as connection, connection.begin():
+        for number, (kind, name) in enumerate((("webhook", hook), ("webhook", hook + "&b"), ("fhir", fhir))):
+            row = {"id": key(900 + number), "study": key(0), "kind": kind, "destination": name, "cause": "Edema"}
+            connection.execute(tables.tables["delivery"].insert().values(**row, **owed, error=f"{name}: answered 503"))
+            payload = {"delivery": row["id"], "kind": kind, "destination": name}
+            said = {"at": then, "site": SITE, "kind": "delivery.failed", "study": key(0), "payload": payload}
+            connection.execute(tables.tables["event"].insert().values(seq=100 + number, **said))
+    engine.dispose()
+    database = Store(url)
+    with database.read() as connection:
+        table = store.delivery.c
+        wanted = sa.select(table.destination, table.error).order_by(table.id)
+        one, two, three = connection.execute(wanted).all()
+        told = connection.execute(
+            sa.select(store.event.c.payload).where(store.event.c.seq >= 100).order_by(store.event.c.seq)
+        ).scalars()
+        assert [payload["destination"] for payload in told] == [one.destination, two.destination, fhir]
+    assert one.destination == destinations.label(hook)  # the one that this version looks for
+    assert one.destination.startswith("https://chat.example:8443/#")
+    assert one.destination != two.destination
+    for row in (one, two):
+        assert "T0PSECRET" not in str(row)
+        assert row.error == f"{row.destination}: answered 503"
+    assert tuple(three) == (fhir, f"{fhir}: answered 503")
+    database.close()
+
+
+def test_webhooks_of_version_2_are_hidden(tmp_path: Path) -> None:
+    hooks(f"sqlite:///{tmp_path}/clinic.db", tmp_path)
+
+
+@pytest.mark.system
+def test_webhooks_of_version_2_are_hidden_on_postgresql(postgresql: str, tmp_path: Path) -> None:
+    engine = sa.create_engine(postgresql, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE hooks")
+    engine.dispose()
+    hooks(sa.make_url(postgresql).set(database="hooks").render_as_string(hide_password=False), tmp_path)
 
 
 def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:

@@ -74,24 +74,52 @@ def test_nothing_in_clear(tmp_path: Path, webhook: tuple[str, list[Any]], caplog
     secrets = dict(PASSWORDS) | {
         "webhook secret": "hook, line and sinker 42",
         "webhook token": "bearer of good news 42",
+        "token in a webhook's path": "T0PATH42",
+        "token in a webhook's query": "T0QUERY42",
+        "token in a remote model's path": "T0MODEL42",
+        "password of a remote model": "T0REMOTE42",
+        "token of a remote model in its query": "T0MODELQUERY42",
     }
     secrets["OIDC client secret"] = identity_provider.CLIENT_SECRET
     secrets["remote token"] = "token of a remote model 42"
     address, heard = webhook
     for name in ("webhook secret", "webhook token"):
         (tmp_path / name).write_text(secrets[name])
-    hook = f"{address}#secret-file={tmp_path}/webhook secret&token-file={tmp_path}/webhook token".replace(" ", "%20")
+    path, query, deep, password, key = (name for name in secrets.values() if name.startswith("T0"))
+    hidden = f"/{path}?key={query}"
+    lost = f"http://127.0.0.1:1{hidden}#secret-file={tmp_path}/webhook secret".replace(" ", "%20")
+    remote = [
+        f"v2+http://127.0.0.1:1/{deep}/phantom",
+        f"v2+http://127.0.0.1:1/{deep}/nothing",
+        f"v2+http://user:{password}@127.0.0.1:1/phantom",
+        f"v2+http://:{password}@127.0.0.1:1/phantom",
+        f"v2+http://127.0.0.1:1/phantom?key={key}",
+    ]
+    hook = f"{address}{hidden}#secret-file={tmp_path}/webhook secret&token-file={tmp_path}/webhook token".replace(
+        " ", "%20"
+    )
     caplog.set_level(logging.INFO)
     caplog.set_level(logging.DEBUG, logger="wetread")
     serve.quieten()
     data = tmp_path / "clinic"
     with identity_provider.running(tmp_path) as provider:
-        known = settings(provider, outputs_webhook=[hook], remote_token=secrets["remote token"])
+        known = settings(
+            provider,
+            outputs_webhook=[hook, lost],
+            outputs_tries=1,
+            models=remote,
+            remote_token=secrets["remote token"],
+        )
         app = create_app(data, known, models=[NameReader()])
+        _remote_models(app)
         with TestClient(app, base_url=BASE) as http:
             said = _go_through(app, http, provider, secrets)
             wait(lambda: heard, "the webhook of a critical finding")
             wait(lambda: _sent(app), "the webhook's delivery is noted")
+            operator = {"Authorization": f"Bearer {access.create(app.state.clinic.database, 'eng', 'engineer', SITE)}"}
+            for page in ("/operations", "/deliveries", "/api/v1/deliveries?state=given_up", "/api/v1/operations"):
+                said[page] = http.get(page, headers=operator).text
+            assert "http://127.0.0.1:1/#" in said["/deliveries"]
             said["metrics"] = http.get("/metrics").text
             said["audit"] = "\n".join(map(str, audit.rows(app.state.clinic.database)))
             said["events"] = _events(app)
@@ -110,6 +138,16 @@ def test_nothing_in_clear(tmp_path: Path, webhook: tuple[str, list[Any]], caplog
     for name in ("Jane", IDENTIFIER):
         for place, text in said.items():
             assert name not in text, f"{name} is in the {place}"
+
+
+def _remote_models(app: Any) -> None:
+    """Open the models of the settings, of which none answers, beside the one in service."""
+    clinic = app.state.clinic
+    given, clinic._given = clinic._given, None
+    clinic._open_models()
+    for model in clinic.models.values():
+        model.predictor.close()
+    clinic._given, clinic.models = given, {}
 
 
 def _go_through(app: Any, http: TestClient, provider: Any, secrets: dict[str, str]) -> dict[str, str]:
@@ -184,7 +222,7 @@ def _go_through(app: Any, http: TestClient, provider: Any, secrets: dict[str, st
 def _sent(app: Any) -> bool:
     with app.state.clinic.database.read() as connection:
         states = connection.execute(sa.select(store.delivery.c.state)).scalars().all()
-    return bool(states) and set(states) <= {"sent", "nothing"}
+    return bool(states) and set(states) <= {"sent", "nothing", "given_up"}
 
 
 def _events(app: Any) -> str:

@@ -24,7 +24,7 @@ import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
 
 from wetread.clinic.archive import CHUNK, Archive, ArchiveError
-from wetread.errors import ClinicError, ConfigError, ReadError
+from wetread.errors import ClinicError, ConfigError, ReadError, hide
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Bucket(Archive):
     ) -> None:
         found = _URL.fullmatch(url)
         if found is None:
-            raise ConfigError(f"archive = {url!r}: must be s3://bucket/prefix, or empty for the data folder")
+            raise ConfigError(f"archive = {hide(url)!r}: must be s3://bucket/prefix, or empty for the data folder")
         super().__init__(cache, reserve)
         self.bucket, self.prefix, self.cache_bytes = found[1], found[2] or "", cache_bytes
         self._evicting, self._put_bytes = threading.Lock(), 0
@@ -81,7 +81,7 @@ class Bucket(Archive):
             self._s3.call_s3("head_bucket", Bucket=self.bucket)
         except (OSError, *_TROUBLE) as error:
             raise ConfigError(
-                f"archive {url}: cannot be reached ({_line(error)}); check bucket, keys, endpoint"
+                f"archive {hide(url)}: cannot be reached ({hide(_line(error))}); check bucket, keys, endpoint"
             ) from None
 
     def path(self, sha256: str) -> Path:
@@ -237,7 +237,7 @@ class Bucket(Archive):
         if isinstance(error, ArchiveError):
             return error
         return ArchiveError(
-            f"archive s3://{self.bucket}: {_line(error)}; the file was not accepted, send it again later"
+            f"archive s3://{self.bucket}: {hide(_line(error))}; the file was not accepted, send it again later"
         )
 
 

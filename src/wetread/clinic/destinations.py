@@ -29,7 +29,7 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from pydicom.dataset import Dataset
 
 from wetread.clinic import peers
 from wetread.config import Settings
-from wetread.errors import ClinicError, ConfigError
+from wetread.errors import ClinicError, ConfigError, hide
 
 TIMEOUT_S = 30.0
 _ANSWER = 2**20  # most bytes of an answer that are read
@@ -76,12 +76,15 @@ class Destination:
     kind : str
         sr, sc, fhir, hl7 or webhook.
     name : str
-        The address without its options; names it in the database and in messages.
+        Names it in the database and in messages: the address without its options; of a webhook, whose path and query
+        may be secrets, only scheme, host, port and a digest.
     scheme : str
     options : mapping
         Files of secrets.
     site : str
         Whose outputs go there; empty for every site's.
+    address : str
+        The address without its options, when `name` is not that.
     """
 
     kind: str
@@ -89,6 +92,7 @@ class Destination:
     scheme: str
     options: Mapping[str, str]
     site: str = ""
+    address: str = field(default="", repr=False)
 
     def takes(self, site: str) -> bool:
         """Tell whether a site's outputs go there."""
@@ -97,7 +101,7 @@ class Destination:
     @property
     def url(self) -> str:
         """The address as HTTP knows it."""
-        return self.name.removeprefix("dicomweb+").removeprefix("fhir+")
+        return self.address or self.name.removeprefix("dicomweb+").removeprefix("fhir+")
 
 
 def of(settings: Settings) -> tuple[Destination, ...]:
@@ -126,7 +130,8 @@ def parse(kind: str, text: str) -> Destination:
     """
     address, _, site = text.strip().partition(" =")
     name, _, fragment = address.rstrip().partition("#")
-    where = f"outputs_{kind} = {re.sub(r'//[^/@]*:[^/@]*@', '//…@', name)[:200]!r}"
+    open_ = kind != "webhook" and (name.startswith("dicom://") or not set("?@") & set(address))
+    where = f"outputs_{kind} = {(name if open_ else hide(address))[:200]!r}"
     scheme, site = name.partition("://")[0], site.strip()
     if " =" in text and not site:
         raise ConfigError(f"{where}: names no site; write the address and then ' =site', or only the address")
@@ -156,11 +161,21 @@ def parse(kind: str, text: str) -> Destination:
         raise ConfigError(f"{where}: not an address; write {scheme}://host:port") from None
     if not parts.hostname or (scheme.startswith("mllp") and not port):
         raise ConfigError(f"{where}: has no {'port' if parts.hostname else 'host'}")
-    if parts.username or parts.password:
+    if "@" in parts.netloc:
         raise ConfigError(f"{where}: a password does not belong here; put it into a file and name that as basic-file")
+    if parts.query and kind != "webhook":
+        raise ConfigError(f"{where}: a query does not belong here; put a token into a file and name that as token-file")
     if kind == "webhook" and "secret-file" not in options:
         raise ConfigError(f"{where}: needs #secret-file=/path, a file with the secret that signs what is sent")
-    return Destination(kind, name.rstrip("/") if kind != "webhook" else name, scheme, options, site)
+    if kind == "webhook":
+        return Destination(kind, label(name), scheme, options, site, name)
+    return Destination(kind, name.rstrip("/"), scheme, options, site)
+
+
+def label(address: str) -> str:
+    """Return what stands for an address that may be a secret: scheme, host, port, and a digest to tell two apart."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc}/#{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
 
 def send_dicom(destination: Destination, objects: Sequence[Dataset], settings: Settings) -> None:
@@ -323,4 +338,4 @@ def _secret(destination: Destination, option: str) -> bytes:
 def _reason(error: Exception) -> str:
     if isinstance(error, (TimeoutError, httpx.TimeoutException)):
         return f"no answer within {TIMEOUT_S:g} s"
-    return f"cannot be reached ({' '.join(str(error).split())[:160] or type(error).__name__})"
+    return f"cannot be reached ({' '.join(hide(str(error)).split())[:160] or type(error).__name__})"

@@ -26,6 +26,7 @@ from wetread.clinic.intake import Intake
 from wetread.clinic.jobs import READ_ONLY
 from wetread.clinic.merging import Merging
 from wetread.clinic.processes import Leader, Presence
+from wetread.clinic.pull_service import Pulls
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 from wetread.clinic.watch import Watch
@@ -129,6 +130,7 @@ class Clinic:
         self._lock = _lock(data, alone=not settings.database or settings.database.startswith("sqlite"))
         self.database = Store.open(data, settings.database)
         self.archive = open_archive(data, settings)
+        self.claim_life = timedelta(minutes=settings.claim_minutes)
         self.leader, self.watcher = Leader(self.database, "upkeep"), Leader(self.database, "watch")
         self.outbox = Outbox(self.database, self.archive, settings)
         self._given = models
@@ -144,6 +146,7 @@ class Clinic:
             wake=self._wake,
             complete_after_s=settings.complete_after_s,
         )
+        self.pulls = Pulls(self.intake, settings)
         self.corrections = Corrections(self.database, self.policy, lambda: list(self.models))
         enters = kind == "serve"
         self.watch = Watch(Path(settings.watch), self.intake, settings) if settings.watch and enters else None
@@ -151,6 +154,7 @@ class Clinic:
         self.adt = adt.Listener(self.corrections, settings) if settings.hl7_port and enters else None
         self.stopping = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._pulling: threading.Thread | None = None
         self._next_round = time.monotonic() + ROUND_S
 
     def start(self) -> None:
@@ -191,6 +195,10 @@ class Clinic:
         if self.listener is not None:
             self.listener.start()
             self._every(1.0, self._report)
+        if self.kind == "serve":
+            self.pulls.worker = self.worker.name
+            self._pulling = threading.Thread(target=self._pull, name="pull", daemon=True)
+            self._pulling.start()
         self._ordering = threading.Thread(target=self._rerank_all, name="rerank", daemon=True)
         self._ordering.start()
 
@@ -206,6 +214,8 @@ class Clinic:
         if self.worker is not None:
             self.worker.stop()
             self._ordering.join(PATIENCE_S)  # what it does not finish, the next start does
+            if self._pulling is not None:
+                self._pulling.join(PATIENCE_S)  # likewise
         self.outbox.stop()
         for model in self.models.values():
             if isinstance(model, Served):
@@ -298,6 +308,16 @@ class Clinic:
         thread = threading.Thread(target=loop, name=task.__name__, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def _pull(self) -> None:
+        while not self.stopping.is_set():
+            try:
+                others = [other["id"] for other in self.presence.others()]
+                if not self.pulls.step(others, self.stopping.is_set):
+                    self.stopping.wait(1.0)
+            except Exception as error:  # the database is gone: nothing is lost, try again
+                log.error("pull: %s", type(error).__name__)
+                self.stopping.wait(1.0)
 
     def _look(self) -> None:
         if self.watch is not None and self.watcher.leads():

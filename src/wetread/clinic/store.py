@@ -433,6 +433,25 @@ commitment = Table(  # of storage, asked for by a DICOM peer
 )
 _pending = commitment.c.state == "pending"
 Index("ix_commitment_pending", commitment.c.due_at, sqlite_where=_pending, postgresql_where=_pending)
+pull = Table(  # studies to be fetched from another archive, see `wetread.clinic.pull_service`
+    "pull",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("source", Name, nullable=False),  # the word that the setting `pull_sources` has for it
+    Column("actor", Name, nullable=False),
+    Column("state", Name, nullable=False),  # queued, running, done
+    Column("wanted", sa.JSON, nullable=False),
+    Column("outcomes", sa.JSON, nullable=False),
+    Column("error", sa.Text),
+    Column("created_at", Moment, nullable=False),
+    Column("lease_until", Moment),
+    Column("worker", sa.Text),
+    Column("done_at", Moment),
+)
+Index("ix_pull_site", pull.c.site, pull.c.created_at)
+_unfinished = pull.c.state != "done"
+Index("ix_pull_open", pull.c.created_at, sqlite_where=_unfinished, postgresql_where=_unfinished)
 event = Table(
     "event",
     metadata,
@@ -502,7 +521,9 @@ class Store:
             self.url = sa.make_url(url)
             self.engine = _engine(self.url)
         except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
-            raise ConfigError(f"database: not a usable SQLAlchemy URL ({hide(_line(error))}); see docs/clinic.md") from None
+            raise ConfigError(
+                f"database: not a usable SQLAlchemy URL ({hide(_line(error))}); see docs/clinic.md"
+            ) from None
         try:
             self._migrate(change=migrate)
         except CommandError as error:

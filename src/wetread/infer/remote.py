@@ -295,6 +295,6 @@ def split(url: str) -> tuple[str, str]:
     """
     parts = urlsplit(url)
     prefix, _, name = parts.path.rpartition("/")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not name or parts.query or parts.username:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not name or parts.query or "@" in parts.netloc:
         raise ConfigError(f"models: {SCHEME}{parts.scheme}://{parts.hostname}: give {SCHEME}https://host[:port]/NAME")
     return f"{parts.scheme}://{parts.netloc}{prefix}", name

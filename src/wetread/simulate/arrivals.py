@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from wetread.errors import ClinicError, DeniedError
+from wetread.errors import ClinicError, DeniedError, hide
 from wetread.simulate.department import Patient
 
 
@@ -68,7 +68,7 @@ def connect(url: str, token: str, *, timeout_s: float = 60.0) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token.strip()}"}
         return httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
     except httpx.InvalidURL as error:
-        raise ClinicError(f"{url}: not an address ({error}); give one like http://127.0.0.1:8080") from None
+        raise ClinicError(f"{hide(url)}: not an address ({error}); give one like http://127.0.0.1:8080") from None
 
 
 def send(
@@ -109,12 +109,16 @@ def send(
         except httpx.HTTPError as error:
             outcome = type(error).__name__
             if not summary.outcomes and isinstance(error, (httpx.ConnectError, httpx.UnsupportedProtocol)):
-                fatal.append(ClinicError(f"{client.base_url}: no server there ({error}); start `wetread serve`"))
+                fatal.append(
+                    ClinicError(f"{hide(str(client.base_url))}: no server there ({error}); start `wetread serve`")
+                )
                 stop.set()
         else:
             outcome = "accepted" if response.status_code == 201 else f"HTTP {response.status_code}"
             if response.status_code in (401, 403):
-                fatal.append(DeniedError(f"{client.base_url}: token not accepted; make one with `wetread token`"))
+                fatal.append(
+                    DeniedError(f"{hide(str(client.base_url))}: token not accepted; make one with `wetread token`")
+                )
                 stop.set()
         summary.outcomes.append((outcome, time.monotonic() - due))
 

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from wetread.clinic.access import Role
 from wetread.clinic.accounts import ROLES
 from wetread.config import Settings
-from wetread.errors import BusyError, ConfigError, DeniedError, NotFoundError
+from wetread.errors import BusyError, ConfigError, DeniedError, NotFoundError, hide
 
 log = logging.getLogger(__name__)
 
@@ -334,4 +334,4 @@ def _safe(url: str, what: str) -> None:
     except ValueError:
         loopback = False
     if not parts.hostname or parts.scheme not in (("https", "http") if loopback else ("https",)):
-        raise ConfigError(f"{what} = {url[:200]!r}: must be an https address")
+        raise ConfigError(f"{what} = {hide(url[:200])!r}: must be an https address")

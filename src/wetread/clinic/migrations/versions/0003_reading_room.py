@@ -17,6 +17,7 @@ def upgrade() -> None:
     _revisions()
     _worklist()
     _webhooks()
+    _pulls()
 
 
 _UNREAD, _READ = "reading != 'signed' AND listed", "reading = 'signed' AND listed"
@@ -141,14 +142,38 @@ def _webhooks() -> None:
         return f"{parts.scheme}://{parts.netloc}/#{hashlib.sha256(address.encode()).hexdigest()[:8]}"
 
     connection = op.get_bind()
-    delivery = sa.table("delivery", sa.column("kind", sa.Text()), sa.column("destination", sa.Text()))
+    delivery = sa.table("delivery", *(sa.column(name, sa.Text()) for name in ("kind", "destination", "error")))
     theirs = delivery.c.kind == "webhook"
     for address in connection.execute(sa.select(delivery.c.destination).where(theirs).distinct()).scalars().all():
         move = delivery.update().where(theirs, delivery.c.destination == address)
-        connection.execute(move.values(destination=label(address)))
+        error = sa.func.replace(delivery.c.error, address, label(address))
+        connection.execute(move.values(destination=label(address), error=error))
     event = sa.table("event", sa.column("seq"), sa.column("kind", sa.Text()), sa.column("payload", sa.JSON()))
     told = sa.select(event.c.seq, event.c.payload).where(event.c.kind.startswith("delivery."))
     for row in connection.execute(told).all():
         if row.payload.get("kind") == "webhook":
             payload = row.payload | {"destination": label(row.payload["destination"])}
             connection.execute(event.update().where(event.c.seq == row.seq).values(payload=payload))
+
+
+def _pulls() -> None:
+    """Studies to be fetched from another archive, in the background."""
+    name, moment = sa.String(64), sa.DateTime(timezone=True)
+    op.create_table(
+        "pull",
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("site", name, sa.ForeignKey("site.name"), nullable=False),
+        sa.Column("source", name, nullable=False),
+        sa.Column("actor", name, nullable=False),
+        sa.Column("state", name, nullable=False),
+        sa.Column("wanted", sa.JSON(), nullable=False),
+        sa.Column("outcomes", sa.JSON(), nullable=False),
+        sa.Column("error", sa.Text()),
+        sa.Column("created_at", moment, nullable=False),
+        sa.Column("lease_until", moment),
+        sa.Column("worker", sa.Text()),
+        sa.Column("done_at", moment),
+    )
+    op.create_index("ix_pull_site", "pull", ["site", "created_at"])
+    left = sa.text("state != 'done'")
+    op.create_index("ix_pull_open", "pull", ["created_at"], sqlite_where=left, postgresql_where=left)
