@@ -2,8 +2,8 @@
 
 The table of the standard is dicom-anonymizer's; the values that it puts in are ours: nothing that is to go stays as a
 dummy, UIDs and the patient are replaced by keyed pseudonyms, and it is applied inside sequences too. Beyond the
-profile, whatever may hold free text or a date goes, and pixels are stored decompressed, because compressed streams have
-room for comments. What is kept of text is a short list.
+profile, a new data set is made of the attributes and values of `defined_terms` alone, so that nothing that is free
+stays, and pixels are stored decompressed, because compressed streams have room for comments.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from wetread.clinic import defined_terms
 from wetread.clinic.pseudonyms import Pseudonyms
 from wetread.errors import ReadError
 from wetread.radiograph import isolated
@@ -29,16 +30,6 @@ from wetread.radiograph.read import Limits
 EDITION = "dicomfields_2026c"
 OLDEST = 90  # years; the few who are older are told apart by it
 KEPT = frozenset({"PatientAge", "PatientSex", "PatientSize", "PatientWeight"})
-_TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UN", "UR", "UT"})
-_TIME = frozenset({"DA", "DT", "TM"})
-_HARMLESS = frozenset(  # text that names a thing or a code, never a person
-    {"Manufacturer", "ManufacturerModelName", "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion"}
-)
-_BULK = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN", "AE"})
-_PIXELS = frozenset({"PixelData", "LUTData"})
-_SEQUENCES = frozenset(  # what pixels, view and body part need
-    {"ViewCodeSequence", "ViewModifierCodeSequence", "AnatomicRegionSequence", "ModalityLUTSequence", "VOILUTSequence"}
-)
 _EMPTY = (  # type 2: the attribute must be there
     "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "StudyID",
 )  # fmt: skip
@@ -102,32 +93,36 @@ def _deidentified(
         dataset.decompress(generate_instance_uid=False)
     _shorten(dataset)
     _mask(dataset)
+    if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian and int(dataset.BitsAllocated) == 16:
+        dataset.PixelData = np.frombuffer(dataset.PixelData, ">u2").astype("<u2").tobytes()
+    for element in list(dataset):
+        if element.VR == "SQ" and element.keyword not in defined_terms.SEQUENCES:
+            del dataset[element.tag]  # none of it stays, however deep it goes
     rules = _rules(pseudonyms)
     for part in [dataset, *_inside(dataset)]:
         _apply(part, rules)
-    for part in [dataset, *_inside(dataset)]:
-        _sweep(part)
+    clean = defined_terms.reduce(dataset)
     for keyword in _EMPTY:
-        setattr(dataset, keyword, "")
-    dataset.PatientID = dataset.PatientName = patient
-    said = sex or dataset.get("PatientSex", "")
-    dataset.PatientSex = said if said in ("M", "F", "O") else ""
+        setattr(clean, keyword, "")
+    clean.SOPClassUID = defined_terms.storage(dataset.SOPClassUID)
+    for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(clean, keyword, dataset[keyword].value)  # pseudonyms by now
+    clean.PatientID = clean.PatientName = patient
+    said = sex or clean.get("PatientSex", "")
+    clean.PatientSex = said if said in ("M", "F", "O") else ""
     if age_years is not None:
-        dataset.PatientAge = _age(age_years)
-    elif "PatientAge" in dataset:
-        del dataset.PatientAge  # what the clinic could not read as an age may be anything
-    dataset.PatientIdentityRemoved = "YES"
-    dataset.LongitudinalTemporalInformationModified = "REMOVED"
-    dataset.DeidentificationMethod = "DICOM PS3.15 basic profile, patient characteristics retained"
-    dataset.DeidentificationMethodCodeSequence = Sequence(_code(*code) for code in _CODES)
+        clean.PatientAge = _age(age_years)  # what the clinic could not read as an age may be anything
+    clean.PatientIdentityRemoved = "YES"
+    clean.LongitudinalTemporalInformationModified = "REMOVED"
+    clean.DeidentificationMethod = "DICOM PS3.15 basic profile, patient characteristics retained"
+    clean.DeidentificationMethodCodeSequence = Sequence(_code(*code) for code in _CODES)
+    clean.add_new("PixelData", "OW" if int(clean.BitsAllocated) > 8 else "OB", dataset.PixelData)
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.MediaStorageSOPClassUID = clean.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = clean.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta, dataset.preamble = meta, b"\0" * 128
+    clean.file_meta, clean.preamble = meta, b"\0" * 128
     out = io.BytesIO()
-    clean = Dataset(dataset)  # without the encoding that the file came in
-    clean.file_meta = meta
     clean.save_as(out, implicit_vr=False, little_endian=True, enforce_file_format=True)
     return out.getvalue()
 
@@ -203,20 +198,6 @@ def _apply(dataset: Dataset, rules: dict[tuple[int, ...], Rule]) -> None:
     if not hasattr(dataset, "file_meta"):
         dataset.file_meta = FileMetaDataset()
     anonymize_dataset(dataset, delete_private_tags=True, base_rules_gen=lambda: dict(rules))
-
-
-def _sweep(dataset: Dataset) -> None:
-    """Remove what the profile leaves to judgement: text, dates and times, most sequences, overlays and curves."""
-    for element in list(dataset):
-        group = element.tag.group
-        loose = (
-            element.VR in _TIME
-            or (element.VR in _TEXT and element.keyword not in _HARMLESS)
-            or (element.VR in _BULK and element.keyword not in _PIXELS)
-            or (element.VR == "SQ" and element.keyword not in _SEQUENCES)
-        )
-        if element.tag.is_private or loose or 0x5000 <= group < 0x5100 or 0x6000 <= group < 0x6100:
-            del dataset[element.tag]
 
 
 def _age(years: float) -> str:
