@@ -1,5 +1,5 @@
 /** A finding's heatmap over the radiograph, in image coordinates, on a canvas of its own: never part of the picture. */
-import type { Viewer } from "./viewer";
+import type { Pane } from "./pane";
 
 export interface HeatMap {
   rows: number;
@@ -60,11 +60,9 @@ export class Overlay {
   opacity = 0.6;
 
   constructor(
-    private readonly viewer: Viewer,
+    private readonly pane: Pane,
     private readonly canvas: HTMLCanvasElement,
-  ) {
-    viewer.onRendered(() => this.draw());
-  }
+  ) {}
 
   get shown(): boolean {
     return this.source !== null;
@@ -84,9 +82,9 @@ export class Overlay {
     if (!this.source) return;
     const context = this.canvas.getContext("2d")!;
     const [x, y, width, height] = this.box;
-    const [left, top] = this.viewer.toScreen(x, y);
-    const [right, topRight] = this.viewer.toScreen(x + width, y);
-    const [leftBottom, bottom] = this.viewer.toScreen(x, y + height);
+    const [left, top] = this.pane.toScreen(x, y);
+    const [right, topRight] = this.pane.toScreen(x + width, y);
+    const [leftBottom, bottom] = this.pane.toScreen(x, y + height);
     context.globalAlpha = this.opacity;
     context.imageSmoothingQuality = "high";
     // Affine, so that the map follows a flip or a rotation as well as zoom and pan.

@@ -1,8 +1,7 @@
 /** The study page: original first, findings by key, heatmap on H, sign on Enter, next on n or Tab. */
-import { Overlay, colour, type HeatMap } from "./heatmap";
-import { on } from "./keys";
+import { on, run, type ActionId } from "./keys";
 import { Refusal, send, start } from "./page";
-import { Viewer, fetchFrame, presets } from "./viewer";
+import { Picture } from "./picture";
 
 type Answer = "agree" | "disagree" | "unsure";
 
@@ -17,17 +16,7 @@ function say(words: string): void {
 
 // ------------------------------------------------------------------ picture
 
-let viewer: Viewer | null = null;
-let overlay: Overlay | null = null;
-let heat = false;
-const maps = new Map<string, Promise<HeatMap | null>>();
-
-function status(): void {
-  if (!viewer) return;
-  const { center, width } = viewer.level;
-  find("#level")!.textContent = `W ${width}  L ${center}  zoom ${viewer.zoom.toFixed(2)}×${viewer.inverted ? "\nINVERTED: bone is dark" : ""}`;
-  press("invert", viewer.inverted);
-}
+const picture = new Picture();
 
 function press(action: string, on: boolean): void {
   for (const button of all(`[data-action="${action}"]`)) button.setAttribute("aria-pressed", String(on));
@@ -38,97 +27,9 @@ const seen = new Set(all<HTMLButtonElement>("[data-image]:enabled").map((button)
 
 async function show(image: string): Promise<void> {
   try {
-    await draw(image);
+    await picture.show(image);
   } finally {
     seen.add(image); // also when it cannot be drawn: then the page says so
-  }
-}
-
-async function draw(image: string): Promise<void> {
-  begin();
-  if (!viewer) return;
-  const failure = find("#failure")!;
-  failure.hidden = true;
-  page.dataset.shown = "";
-  overlay?.show(null);
-  try {
-    await viewer.show(image);
-  } catch (error) {
-    failure.textContent = `The image cannot be shown: ${(error as Error).message}`;
-    failure.hidden = false;
-    return;
-  }
-  for (const button of all("[data-image]")) button.setAttribute("aria-pressed", String(button.dataset.image === image));
-  page.dataset.shown = image;
-  preset("original");
-  await paint();
-}
-
-/** Start the viewer with the first image: a study may have none until one arrives. */
-function begin(): void {
-  if (viewer) return;
-  try {
-    viewer = Viewer.start(find<HTMLDivElement>("#viewport")!);
-    overlay = new Overlay(viewer, find<HTMLCanvasElement>("#overlay")!);
-    viewer.onRendered(status);
-  } catch (error) {
-    find("#failure")!.textContent = `The viewer cannot start: ${(error as Error).message}`;
-    find("#failure")!.hidden = false;
-  }
-}
-
-function preset(name: keyof ReturnType<typeof presets>): void {
-  viewer?.window(name);
-  for (const button of all("[data-window]")) button.setAttribute("aria-pressed", String(button.dataset.window === name));
-}
-
-function reset(): void {
-  viewer?.reset();
-  preset("original");
-}
-
-async function nextImage(step: number): Promise<void> {
-  const images = all("[data-image]").map((button) => button.dataset.image!);
-  if (images.length < 2 || !viewer) return;
-  await show(images[(images.indexOf(viewer.image) + step + images.length) % images.length]!);
-}
-
-// ------------------------------------------------------------------ heatmap
-
-async function fetchMap(image: string, model: string, finding: string): Promise<HeatMap | null> {
-  const query = new URLSearchParams({ model, finding });
-  const response = await fetch(`/api/v1/images/${encodeURIComponent(image)}/heatmap?${query}`, { credentials: "same-origin" });
-  return response.ok ? ((await response.json()) as HeatMap) : null;
-}
-
-/** Draw the chosen finding's map, or none; say so when this image has none. */
-async function paint(): Promise<void> {
-  const legend = find("#legend")!;
-  press("heatmap", heat);
-  const finding = selected();
-  if (!heat || !viewer || !finding) {
-    legend.hidden = true;
-    overlay?.show(null);
-    return;
-  }
-  const { model, finding: name } = finding.dataset as { model: string; finding: string };
-  const key = JSON.stringify([viewer.image, model, name]);
-  if (!maps.has(key)) maps.set(key, fetchMap(viewer.image, model, name));
-  const map = await maps.get(key)!;
-  if (!heat || selected() !== finding) return;
-  overlay?.show(map);
-  legend.hidden = false;
-  find("#legend-finding")!.textContent = name;
-  find("#legend-none")!.hidden = map !== null;
-  find("#legend-scale")!.hidden = find("#legend-words")!.hidden = map === null;
-}
-
-function drawScale(): void {
-  const canvas = find<HTMLCanvasElement>("#scale")!;
-  const context = canvas.getContext("2d")!;
-  for (let x = 0; x < canvas.width; x++) {
-    context.fillStyle = `rgb(${colour(x / (canvas.width - 1)).map(Math.round).join(" ")})`;
-    context.fillRect(x, 0, 1, canvas.height);
   }
 }
 
@@ -145,7 +46,7 @@ function select(finding: HTMLElement | undefined): void {
   if (!finding) return;
   for (const other of findings) other.setAttribute("aria-selected", String(other === finding));
   finding.scrollIntoView({ block: "nearest" });
-  void paint();
+  picture.choose(finding.dataset as { model: string; finding: string });
 }
 
 function step(by: number): void {
@@ -262,6 +163,8 @@ async function sign(): Promise<void> {
     await send(`/api/v1/studies/${study}/reviews`, review("signed"));
   } catch (error) {
     armed = false;
+    save(); // what was typed last is kept all the same
+    await saving;
     const problem = error instanceof Refusal && error.status === 409 ? (error.answer as { images?: string[] } | null) : null;
     if (problem?.images?.length) await bring(problem.images);
     else say(`Not signed: ${(error as Error).message}`);
@@ -303,15 +206,6 @@ function next(): void {
 // ------------------------------------------------------------------ keys and buttons
 
 const ACTIONS: Record<string, () => unknown> = {
-  invert: () => viewer?.invert(),
-  reset,
-  "zoom-in": () => viewer?.zoomBy(1.25),
-  "zoom-out": () => viewer?.zoomBy(0.8),
-  heatmap: () => {
-    heat = !heat;
-    if (!selected()) select(findings[0]);
-    return paint();
-  },
   right: () => judge("right"),
   wrong: () => judge("wrong"),
   normal: callNormal,
@@ -319,16 +213,6 @@ const ACTIONS: Record<string, () => unknown> = {
 };
 
 on({
-  "viewer.invert": ACTIONS.invert!,
-  "viewer.reset": reset,
-  "viewer.zoom-in": ACTIONS["zoom-in"]!,
-  "viewer.zoom-out": ACTIONS["zoom-out"]!,
-  "viewer.window-original": () => preset("original"),
-  "viewer.window-lungs": () => preset("lungs"),
-  "viewer.window-mediastinum": () => preset("mediastinum"),
-  "viewer.heatmap": ACTIONS.heatmap!,
-  "viewer.image-previous": () => nextImage(-1),
-  "viewer.image-next": () => nextImage(1),
   "study.finding-next": () => step(1),
   "study.finding-previous": () => step(-1),
   "study.agree": () => answer(selected(), "agree"),
@@ -358,10 +242,9 @@ document.addEventListener("click", (event) => {
   const finding = target.closest<HTMLElement>(".finding");
   if (finding) select(finding);
   if (!button || button.disabled) return;
-  const { action, image, window: name, answerWord } = button.dataset;
-  if (action) void ACTIONS[action]?.();
+  const { action, image, answerWord } = button.dataset;
+  if (action && !run(action as ActionId)) void ACTIONS[action]?.();
   if (image) void show(image);
-  if (name) preset(name as keyof ReturnType<typeof presets>);
   if (answerWord) answer(finding, answerWord as Answer);
   if (button.dataset.remove !== undefined) {
     button.closest("li")!.remove();
@@ -379,12 +262,6 @@ find("#add-finding")?.addEventListener("submit", (event) => {
   field.value = "";
   field.blur();
 });
-find<HTMLInputElement>("#opacity")?.addEventListener("input", (event) => {
-  if (!overlay) return;
-  overlay.opacity = Number((event.target as HTMLInputElement).value) / 100;
-  overlay.draw();
-});
-
 // ------------------------------------------------------------------ claim
 
 /** While the study is open it is claimed, so that no two read it; a claim runs out, hence the repetition. */
@@ -424,9 +301,5 @@ start();
 void hold();
 follow();
 setInterval(hold, 5 * 60_000);
-drawScale();
 select(ranked ?? findings[0]);
-const images = all("[data-image]").map((button) => button.dataset.image!);
-if (images.length) {
-  void show(images[0]!).then(() => Promise.all(images.slice(1).map((image) => fetchFrame(image).catch(() => null))));
-}
+if (picture.images.length) void show(picture.images[0]!).then(() => picture.ahead());

@@ -1,284 +1,218 @@
-/** The radiograph on screen: a cornerstone3D stack viewport over frames that our own server sends decompressed. */
-import {
-  Enums,
-  RenderingEngine,
-  imageLoader,
-  init as initCore,
-  metaData,
-  setUseCPURendering,
-  utilities,
-  type Types,
-} from "@cornerstonejs/core";
-import {
-  Enums as ToolEnums,
-  PanTool,
-  ToolGroupManager,
-  WindowLevelTool,
-  ZoomTool,
-  addTool,
-  init as initTools,
-} from "@cornerstonejs/tools";
+/** The panes of a study page: cornerstone3D, its tools, which pane the keys speak to, and what the panes share. */
+import { Enums, RenderingEngine, init as initCore, setUseCPURendering } from "@cornerstonejs/core";
+import { init as initTools } from "@cornerstonejs/tools";
+import { Overlay } from "./heatmap";
+import { Lens } from "./lens";
+import { Pane } from "./pane";
+import { register } from "./source";
+import { Tools } from "./tools";
 
-const SCHEME = "wetread";
-const VIEWPORT = "radiograph";
-
-/** A window as the lowest and the highest pixel value shown. */
-export interface Window {
-  lower: number;
-  upper: number;
+/** What one pane is to show: an image, and the line above it that says whose it is. */
+export interface Cell {
+  image: string;
+  who: string[];
+  /** Of another study than the one that is read: what must be said before all else, e.g. "PRIOR 2025-03-01". */
+  other?: string;
 }
 
-export interface Frame {
-  rows: number;
-  columns: number;
-  bits: number;
-  /** Millimetres between rows and between columns; null when the file does not say. */
-  spacing: [number, number] | null;
-  pixels: Uint8Array | Uint16Array;
-}
+export const MOST = 4;
 
-const frames = new Map<string, Frame>();
-
-/** Fetch one frame: raw little-endian pixels, dense tissue bright whatever the polarity of its file. */
-export async function fetchFrame(image: string): Promise<Frame> {
-  const known = frames.get(image);
-  if (known) return known;
-  const response = await fetch(`/api/v1/images/${encodeURIComponent(image)}/frame`, { credentials: "same-origin" });
-  if (!response.ok) {
-    const problem: unknown = await response.json().catch(() => null);
-    const detail = problem && typeof problem === "object" && "detail" in problem ? String(problem.detail) : "";
-    throw new Error(detail || `the server answered ${response.status}`);
-  }
-  const header = (name: string) => response.headers.get(`Wetread-${name}`) ?? "";
-  const [rows, columns, bits] = [Number(header("Rows")), Number(header("Columns")), Number(header("Bits"))];
-  const buffer = await response.arrayBuffer();
-  if (buffer.byteLength !== rows * columns * (bits / 8)) {
-    throw new Error(`the frame has ${buffer.byteLength} bytes instead of ${rows * columns * (bits / 8)}; reload the page`);
-  }
-  const spacing = header("Spacing").split(",").map(Number);
-  const frame: Frame = {
-    rows,
-    columns,
-    bits,
-    spacing: spacing.length === 2 && spacing.every((s) => s > 0) ? [spacing[0]!, spacing[1]!] : null,
-    pixels: bits === 16 ? new Uint16Array(buffer) : new Uint8Array(buffer),
-  };
-  frames.set(image, frame);
-  return frame;
-}
-
-/** The pixel values below which the given fractions of the frame lie. */
-export function quantiles(frame: Frame, fractions: number[]): number[] {
-  const counts = new Uint32Array(2 ** frame.bits);
-  for (const value of frame.pixels) counts[value]!++;
-  return fractions.map((fraction) => {
-    let rest = fraction * frame.pixels.length;
-    for (let value = 0; value < counts.length; value++) {
-      rest -= counts[value]!;
-      if (rest <= 0) return value;
-    }
-    return counts.length - 1;
-  });
-}
-
-/** Windows by what a reader looks for. "original" is the one that the sender chose. */
-export function presets(frame: Frame): Record<"original" | "lungs" | "mediastinum", Window> {
-  const top = 2 ** frame.bits - 1;
-  const [dark, low, middle, bright] = quantiles(frame, [0.02, 0.3, 0.7, 0.995]) as [number, number, number, number];
-  const window = (lower: number, upper: number): Window => ({ lower, upper: Math.max(upper, lower + 1) });
-  return {
-    original: window(0, top),
-    lungs: window(dark, middle),
-    mediastinum: window(low, bright),
-  };
-}
-
-function loadFrame(imageId: string): { promise: Promise<Types.IImage> } {
-  const image = imageId.slice(SCHEME.length + 1);
-  const promise = fetchFrame(image).then((frame) => {
-    const top = 2 ** frame.bits - 1;
-    const [rowSpacing, columnSpacing] = frame.spacing ?? [1, 1];
-    const voxelManager = utilities.VoxelManager.createImageVoxelManager({
-      scalarData: frame.pixels,
-      width: frame.columns,
-      height: frame.rows,
-      numberOfComponents: 1,
-    });
-    return {
-      imageId,
-      rows: frame.rows,
-      columns: frame.columns,
-      height: frame.rows,
-      width: frame.columns,
-      rowPixelSpacing: rowSpacing,
-      columnPixelSpacing: columnSpacing,
-      minPixelValue: 0,
-      maxPixelValue: top,
-      // DICOM's linear window: width counts the values from the lowest to the highest, both included.
-      windowCenter: (top + 1) / 2,
-      windowWidth: top + 1,
-      voiLUTFunction: Enums.VOILUTFunctionType.LINEAR,
-      slope: 1,
-      intercept: 0,
-      // The server has already inverted MONOCHROME1; nothing here may do so again.
-      invert: false,
-      photometricInterpretation: "MONOCHROME2",
-      color: false,
-      rgba: false,
-      numberOfComponents: 1,
-      dataType: frame.bits === 16 ? "Uint16Array" : "Uint8Array",
-      sizeInBytes: frame.pixels.byteLength,
-      voxelManager,
-      getPixelData: () => voxelManager.getScalarData(),
-    } as unknown as Types.IImage;
-  });
-  return { promise };
-}
-
-function provideMetadata(type: string, imageId: string): unknown {
-  if (typeof imageId !== "string" || !imageId.startsWith(`${SCHEME}:`)) return undefined;
-  const frame = frames.get(imageId.slice(SCHEME.length + 1));
-  if (!frame) return undefined;
-  const [rowSpacing, columnSpacing] = frame.spacing ?? [1, 1];
-  switch (type) {
-    case "imagePixelModule":
-      return {
-        rows: frame.rows,
-        columns: frame.columns,
-        samplesPerPixel: 1,
-        photometricInterpretation: "MONOCHROME2",
-        bitsAllocated: frame.bits,
-        bitsStored: frame.bits,
-        highBit: frame.bits - 1,
-        pixelRepresentation: 0,
-      };
-    case "imagePlaneModule":
-      return {
-        frameOfReferenceUID: imageId,
-        rows: frame.rows,
-        columns: frame.columns,
-        rowCosines: [1, 0, 0],
-        columnCosines: [0, 1, 0],
-        imageOrientationPatient: [1, 0, 0, 0, 1, 0],
-        imagePositionPatient: [0, 0, 0],
-        rowPixelSpacing: rowSpacing,
-        columnPixelSpacing: columnSpacing,
-        pixelSpacing: [rowSpacing, columnSpacing],
-        usingDefaultValues: frame.spacing === null,
-      };
-    case "generalSeriesModule":
-      return { modality: "DX", seriesInstanceUID: imageId };
-    default:
-      return undefined;
-  }
+interface Slot {
+  pane: Pane;
+  overlay: Overlay;
+  cell: Cell;
 }
 
 export class Viewer {
   private readonly engine: RenderingEngine;
-  private readonly viewport: Types.IStackViewport;
-  private frame: Frame | null = null;
-  image = "";
+  readonly tools: Tools;
+  readonly lens: Lens;
+  private slots: Slot[] = [];
+  private at = 0;
+  private count = 0;
+  linked = true;
+  private following = false;
+  private readonly drawn: (() => void)[] = [];
 
-  private constructor(readonly element: HTMLDivElement) {
+  private constructor(
+    private readonly stage: HTMLElement,
+    private readonly pattern: HTMLElement,
+  ) {
     this.engine = new RenderingEngine("wetread");
-    this.engine.enableElement({
-      viewportId: VIEWPORT,
-      type: Enums.ViewportType.STACK,
-      element,
-      defaultOptions: { background: [0, 0, 0] },
-    });
-    this.viewport = this.engine.getViewport(VIEWPORT) as Types.IStackViewport;
-    const group = ToolGroupManager.createToolGroup(VIEWPORT);
-    if (!group) throw new Error("the viewer's tools could not start; reload the page");
-    const { Primary, Auxiliary, Secondary, Wheel } = ToolEnums.MouseBindings;
-    for (const tool of [WindowLevelTool, PanTool, ZoomTool]) {
-      addTool(tool);
-      group.addTool(tool.toolName);
-    }
-    group.setToolActive(WindowLevelTool.toolName, { bindings: [{ mouseButton: Primary }] });
-    group.setToolActive(PanTool.toolName, {
-      bindings: [{ mouseButton: Auxiliary }, { mouseButton: Primary, modifierKey: ToolEnums.KeyboardBindings.Shift }],
-    });
-    group.setToolActive(ZoomTool.toolName, { bindings: [{ mouseButton: Secondary }, { mouseButton: Wheel }] });
-    group.addViewport(VIEWPORT, "wetread");
-    element.addEventListener("contextmenu", (event) => event.preventDefault());
-    new ResizeObserver(() => this.engine.resize(true, true)).observe(element);
+    this.tools = new Tools(() => this.panes);
+    this.lens = new Lens(() => this.panes);
+    new ResizeObserver(() => this.resize()).observe(stage);
+    stage.addEventListener("contextmenu", (event) => event.preventDefault());
+    stage.addEventListener("pointerdown", (event) => {
+      const at = this.slots.findIndex(({ pane }) => pane.root.contains(event.target as Node));
+      if (at >= 0) this.activate(at);
+    }, { capture: true }); // prettier-ignore
   }
 
-  static start(element: HTMLDivElement): Viewer {
-    initCore();
+  /** Start over a stage whose first pane is in the page already. */
+  static start(stage: HTMLElement): Viewer {
+    // One WebGL context draws all panes: each more costs a start, and textures of its own.
+    initCore({ rendering: { webGlContextCount: 1 } } as Parameters<typeof initCore>[0]);
     initTools();
     // Without WebGL (a remote desktop, an old driver) cornerstone draws on the CPU instead.
     if (!document.createElement("canvas").getContext("webgl2")) setUseCPURendering(true);
-    imageLoader.registerImageLoader(SCHEME, loadFrame as Parameters<typeof imageLoader.registerImageLoader>[1]);
-    metaData.addProvider(provideMetadata, 1000);
-    return new Viewer(element);
+    register();
+    return new Viewer(stage, stage.querySelector<HTMLElement>(".pane")!);
   }
 
-  /** Show an image, whole and as its sender meant it. */
-  async show(image: string): Promise<void> {
-    this.frame = await fetchFrame(image);
-    this.image = image;
-    await this.viewport.setStack([`${SCHEME}:${image}`]);
-    this.reset();
+  get panes(): Pane[] {
+    return this.slots.map(({ pane }) => pane);
   }
 
-  /** Whole image, the sender's window, and the polarity of a radiograph: bone bright, air dark. */
-  reset(): void {
-    this.viewport.resetCamera();
-    this.window("original");
-    this.viewport.setProperties({ invert: false });
-    this.viewport.render();
+  get active(): Pane | null {
+    return this.slots[this.at]?.pane ?? null;
   }
 
-  window(name: keyof ReturnType<typeof presets>): void {
-    if (!this.frame) return;
-    const invert = this.inverted;
-    this.viewport.setProperties({ voiRange: presets(this.frame)[name] });
-    if (this.inverted !== invert) this.viewport.setProperties({ invert });
-    this.viewport.render();
+  get cells(): Cell[] {
+    return this.slots.map(({ cell }) => cell);
   }
 
-  get inverted(): boolean {
-    return Boolean(this.viewport.getProperties().invert);
+  overlayOf(pane: Pane): Overlay | undefined {
+    return this.slots.find((slot) => slot.pane === pane)?.overlay;
   }
 
-  /** The window as DICOM writes it, in pixel values of the frame. */
-  get level(): { center: number; width: number } {
-    const { lower, upper } = this.viewport.getProperties().voiRange ?? { lower: 0, upper: 0 };
-    return { center: Math.round((lower + upper + 1) / 2), width: Math.round(upper - lower + 1) };
+  get activeCell(): Cell | null {
+    return this.slots[this.at]?.cell ?? null;
   }
 
-  invert(): void {
-    this.viewport.setProperties({ invert: !this.inverted });
-    this.viewport.render();
+  /** Show these images side by side. A pane that shows its image already keeps window and place. */
+  async lay(cells: Cell[]): Promise<void> {
+    const wanted = cells.slice(0, MOST);
+    while (this.slots.length > wanted.length) this.remove(this.slots.pop()!);
+    while (this.slots.length < wanted.length) this.add(wanted[this.slots.length]!);
+    this.at = Math.min(this.at, this.slots.length - 1);
+    this.stage.dataset.panes = String(this.slots.length);
+    this.engine.resize(true, false);
+    await Promise.all(
+      this.slots.map(async (slot, index) => {
+        slot.cell = wanted[index]!;
+        this.name(slot);
+        if (slot.pane.image === slot.cell.image) {
+          slot.pane.place = slot.pane.place;
+          return;
+        }
+        slot.overlay.show(null);
+        await slot.pane.show(slot.cell.image).catch(() => null);
+        this.name(slot); // its side is known only now
+      }),
+    );
+    this.activate(this.at);
   }
 
-  get zoom(): number {
-    return this.viewport.getZoom();
+  private add(cell: Cell): void {
+    const first = this.count++ === 0;
+    const root = first ? this.pattern : (this.pattern.cloneNode(true) as HTMLElement);
+    if (!first) {
+      for (const element of root.querySelectorAll("[id]")) element.removeAttribute("id");
+      root.querySelector(".viewport")!.replaceChildren();
+      this.stage.append(root);
+    }
+    const pane = new Pane(root, this.engine, `radiograph-${this.count}`);
+    const overlay = new Overlay(pane, root.querySelector<HTMLCanvasElement>(".overlay")!);
+    this.slots.push({ pane, overlay, cell });
+    this.tools.add(pane);
+    this.lens.add(pane);
+    const { element } = pane;
+    element.addEventListener(Enums.Events.IMAGE_RENDERED, () => {
+      overlay.draw();
+      for (const callback of this.drawn) callback();
+    });
+    element.addEventListener(Enums.Events.VOI_MODIFIED, () => this.follow(pane, (other) => (other.relative = pane.relative)));
+    element.addEventListener(Enums.Events.CAMERA_MODIFIED, () => this.follow(pane, (other) => (other.place = pane.place)));
   }
 
-  zoomBy(factor: number): void {
-    this.viewport.setZoom(Math.min(20, Math.max(0.25, this.viewport.getZoom() * factor)));
-    this.viewport.render();
+  private remove({ pane }: Slot): void {
+    this.tools.remove(pane);
+    pane.close();
+    if (pane.root !== this.pattern) pane.root.remove();
   }
 
-  panBy(x: number, y: number): void {
-    const [left, top] = this.viewport.getPan();
-    this.viewport.setPan([left + x, top + y]);
-    this.viewport.render();
+  /** What one pane does, the others do, while they are linked. */
+  private follow(source: Pane, change: (other: Pane) => void): void {
+    if (!this.linked || this.following || source !== this.active || !source.frame) return;
+    this.following = true;
+    try {
+      for (const other of this.panes) if (other !== source && other.frame) change(other);
+    } finally {
+      this.following = false;
+    }
   }
 
-  /** Position on screen, in CSS px within the element, of a point given as fractions of the image's width and height. */
-  toScreen(x: number, y: number): [number, number] {
-    if (!this.frame) return [0, 0];
-    const [rowSpacing, columnSpacing] = this.frame.spacing ?? [1, 1];
-    // World coordinates are those of pixel centres; the image begins half a pixel before the first.
-    const world: Types.Point3 = [(x * this.frame.columns - 0.5) * columnSpacing, (y * this.frame.rows - 0.5) * rowSpacing, 0];
-    return this.viewport.worldToCanvas(world) as [number, number];
+  /** Do something to the active pane, and to the others when they are linked. */
+  each(change: (pane: Pane) => unknown): void {
+    const { active } = this;
+    if (!active?.frame) return;
+    const others = this.linked ? this.panes.filter((pane) => pane !== active && pane.frame) : [];
+    this.following = true;
+    try {
+      for (const pane of [active, ...others]) change(pane);
+    } finally {
+      this.following = false;
+    }
   }
 
-  onRendered(callback: () => void): void {
-    this.element.addEventListener(Enums.Events.IMAGE_RENDERED, callback);
+  /** Bring the others to the active pane's window and place. */
+  link(on: boolean): void {
+    this.linked = on;
+    const { active } = this;
+    if (!on || !active?.frame) return;
+    this.follow(active, (other) => {
+      other.relative = active.relative;
+      other.place = active.place;
+      other.invert(active.inverted);
+    });
+  }
+
+  activate(at: number): void {
+    if (!this.slots.length) return;
+    this.at = (at + this.slots.length) % this.slots.length;
+    this.slots.forEach(({ pane }, index) => pane.root.classList.toggle("active", index === this.at && this.slots.length > 1));
+    for (const callback of this.drawn) callback();
+  }
+
+  next(): void {
+    this.activate(this.at + 1);
+  }
+
+  /** The line above a pane: whose picture it is, of when, which view, which side. It never scrolls. */
+  private name({ pane, cell }: Slot): void {
+    const bar = pane.root.querySelector<HTMLElement>(".bar")!;
+    bar.classList.toggle("other", cell.other !== undefined);
+    const { view, laterality } = pane.image === cell.image && pane.frame ? pane.frame : { view: undefined, laterality: undefined };
+    const words = [...cell.who];
+    if (view !== undefined) words.push(view === "LATERAL" ? "lateral" : (view ?? "view unknown"));
+    if (laterality !== undefined) words.push(laterality && laterality !== "U" ? `side ${laterality}` : "side not stated");
+    bar.replaceChildren();
+    if (cell.other) {
+      const mark = document.createElement("strong");
+      mark.textContent = cell.other;
+      bar.append(mark);
+    }
+    for (const word of words) {
+      const part = document.createElement("span");
+      part.textContent = word;
+      bar.append(part);
+    }
+  }
+
+  private resize(): void {
+    const places = this.panes.map((pane) => (pane.frame ? pane.place : null));
+    this.following = true;
+    try {
+      this.engine.resize(true, false);
+      this.panes.forEach((pane, index) => places[index] && (pane.place = places[index]));
+    } finally {
+      this.following = false;
+    }
+  }
+
+  /** After each drawing of any pane. */
+  onDrawn(callback: () => void): void {
+    this.drawn.push(callback);
   }
 }

@@ -179,6 +179,7 @@ def _presented(stored: NDArray[Any], dataset: Dataset, about: dict[str, Any]) ->
     if high - low > 0xFFFF:
         raise ValueError(f"its values span {high - low}, more than 16 bits")
     own = np.arange(low, high + 1)  # stored values
+    counted = _counted(stored, low)
     inner = np.asarray(dicom.modality(own, dataset), np.float64)  # what the file calls them
     inverse = dicom.is_inverse(dataset)
     step = (inner[-1] - inner[0]) / (len(inner) - 1) if len(inner) > 1 else 1.0
@@ -187,17 +188,29 @@ def _presented(stored: NDArray[Any], dataset: Dataset, about: dict[str, Any]) ->
         falls = inverse != (step < 0)
         slope, intercept = (-step, float(inner[-1])) if falls else (step, float(inner[0]))
         place = own[::-1] - low if falls else own - low
+        values: Any = np.subtract(high - low, counted, dtype=counted.dtype) if falls else counted
     else:
         slope = -1.0 if inverse else 1.0
         intercept = float(inner.max() if inverse else inner.min())
         place = np.rint((inner - intercept) * slope).astype(np.int64)
         if int(place.max()) > 0xFFFF:
             raise ValueError(f"its Modality LUT spans {int(place.max())}, more than 16 bits")
+        values = place.astype(np.uint16)[counted]
     top = int(place.max())
-    values: Any = place.astype(np.uint8 if top <= 0xFF else np.uint16)[stored.astype(np.int64) - low]
+    values = values.astype(np.uint8 if top <= 0xFF else np.uint16, copy=False)
     named: Any = slope * np.arange(top + 1) + intercept  # of each value
-    tones = tuple(_tones(dataset, named, slope, intercept, inverse)) or (_whole(dataset, own, place, stored, low),)
+    tones = tuple(_tones(dataset, named, slope, intercept, inverse)) or (_whole(dataset, own, place, counted),)
     return Presentation(values, tones, slope, intercept, **about)
+
+
+def _counted(stored: NDArray[Any], low: int) -> NDArray[Any]:
+    """Return stored values counted from the lowest, unsigned; for 8 and 16 bits in one pass over the picture."""
+    if stored.dtype.itemsize > 2 or not stored.dtype.isnative:
+        counted: NDArray[Any] = (stored.astype(np.int64) - low).astype(np.uint16)
+        return counted
+    kind = np.dtype(f"u{stored.dtype.itemsize}")
+    wrapped: NDArray[Any] = np.subtract(stored.view(kind), low % 2 ** (8 * kind.itemsize), dtype=kind)  # as it must
+    return wrapped
 
 
 def _tones(
@@ -233,17 +246,17 @@ def _tones(
             yield Tone(name, lower, max(upper, lower + 1e-3))
 
 
-def _whole(dataset: Dataset, own: NDArray[Any], place: NDArray[Any], stored: NDArray[Any], low: int) -> Tone:
+def _whole(dataset: Dataset, own: NDArray[Any], place: NDArray[Any], counted: NDArray[Any]) -> Tone:
     """Return the tone of a file that names none: as `dicom.render` does, all values that occur but the padding."""
     bits = int(dataset.get("BitsStored") or 16)
     plain = bits <= 8 and not int(dataset.get("PixelRepresentation") or 0)
     if plain and not dataset.get("ModalityLUTSequence") and not dataset.get("RescaleSlope"):
-        ends = np.array([0, 2**bits - 1]) - low
+        ends = np.array([0, 2**bits - 1]) - own[0]
         lower, upper = sorted(ends if place[0] <= place[-1] else len(own) - 1 - ends)
         return Tone("", float(lower), float(upper))
-    present_ = np.bincount((stored.astype(np.int64) - low).ravel(), minlength=len(own)) > 0
+    present_ = np.bincount(counted.ravel(), minlength=len(own)) > 0
     with suppress(TypeError, ValueError):
-        present_ &= own != int(dataset.get("PixelPaddingValue", low - 1))
+        present_ &= own != int(dataset.get("PixelPaddingValue", own[0] - 1))
     seen = place[present_] if present_.any() else place
     return Tone("", float(seen.min()), float(max(seen.max(), seen.min() + 1)))
 

@@ -1,4 +1,4 @@
-"""The pages: worklist, one study. Whatever they change goes through the API."""
+"""What every page has, and the page of one study. Whatever it changes goes through the API."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from wetread import __version__
-from wetread.clinic import delivery, dicomweb, worklist
+from wetread.clinic import dicomweb, priors, worklist
 from wetread.clinic.access import Caller, Right
-from wetread.errors import ClinicError, NotFoundError
+from wetread.errors import NotFoundError
 from wetread.web import events, security, view
 from wetread.web.problems import UnauthenticatedError
 
@@ -34,9 +33,7 @@ class Static(StaticFiles):
 templates = Jinja2Templates(Path(__file__).parent / "templates")
 templates.env.trim_blocks = templates.env.lstrip_blocks = True
 templates.env.filters["waiting"] = view.waiting
-
-PAGE = 50
-_NOTHING = {"unread": "Nothing waits to be read.", "read": "No study was read yet."}
+templates.env.filters["left"] = view.left
 
 
 def _signed_in(request: Request) -> Caller:
@@ -72,59 +69,6 @@ def render(request: Request, name: str, status: int = 200, **context: Any) -> Re
     return templates.TemplateResponse(request, name, context, status_code=status, headers=headers)
 
 
-@router.get("/")
-def worklist_page(
-    request: Request,
-    caller: Reader,
-    chosen: Annotated[str, Query(alias="class")] = "unread",
-    after: Annotated[str | None, Query(alias="from")] = None,
-) -> Response:
-    """Show the worklist; to htmx, only what changes."""
-    clinic = request.app.state.clinic
-    only = next((f for f in view.FILTERS if f.key == chosen), None)
-    if only is None:
-        return RedirectResponse("/", 303)
-    seq = events.latest(clinic)  # before the list is read, so that no change falls between the two
-    try:
-        page = worklist.page(
-            clinic.database, caller.site, after=after, limit=PAGE, priority=only.priority, status=only.status
-        )
-    except ClinicError:
-        return RedirectResponse(f"/?{urlencode({'class': chosen})}", 303)
-    security.saw(request, caller)
-    live = request.headers.get("HX-Request") == "true"
-    return render(
-        request,
-        "live.html" if live else "worklist.html",
-        caller=caller,
-        rows=[view.line(row, caller.name) for row in page.rows],
-        counts=page.counts,
-        filters=view.FILTERS,
-        alarms=[
-            *view.alarms(page.counts, clinic.ai(caller.site).banner),
-            *view.room(clinic.has_room()),
-            *view.undelivered(delivery.undelivered(clinic.database, caller.site)),
-        ],
-        chosen=chosen,
-        seq=seq,
-        after_page=after,
-        next_page=page.next,
-        page_size=PAGE,
-        here=f"/?{urlencode({'class': chosen} | ({'from': after} if after else {}))}",
-        nothing=_NOTHING.get(chosen, "No unread study of this kind."),
-        may_upload=caller.may(Right.UPLOAD),
-    )
-
-
-@router.get("/studies/next")
-def next_study(request: Request, caller: Reader, after: str = "") -> Response:
-    """Go to the first unread study that nobody else is reading, other than `after`; when none is left, to the list."""
-    page = worklist.page(request.app.state.clinic.database, caller.site, limit=500)
-    free = (row.study for row in page.rows if row.study != after and row.claimed_by in (None, caller.name))
-    found = next(free, None)
-    return RedirectResponse("/" if found is None else f"/studies/{found}", 303)
-
-
 @router.get("/studies/{study}")
 def study_page(request: Request, caller: Reader, study: str) -> Response:
     """Show one study."""
@@ -134,11 +78,14 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         found = worklist.study(clinic.database, caller.site, study)
     except NotFoundError as error:
         return render(request, "problem.html", 404, title="No such study", detail=str(error))
-    security.saw(request, caller, study)
+    compared = priors.priors(clinic.database, caller.site, study)
+    for one in (study, *(prior.study for prior in compared)):
+        security.saw(request, caller, one)
     return render(
         request,
         "study.html",
         caller=caller,
+        priors=view.beside(compared),
         seq=seq,
         may_review=caller.may(Right.REVIEW),
         set_aside=view.set_aside(found) if caller.may(Right.OPERATE) else {},

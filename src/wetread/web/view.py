@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
-from wetread.clinic.worklist import Counts, Finding, Row, Study
+from wetread.clinic.priority import Rule
+from wetread.clinic.priors import Prior
+from wetread.clinic.store import READ_ORDERS
+from wetread.clinic.worklist import SORTS, VIEWS, Counts, Finding, Query, Row, Study
 from wetread.errors import Code
 from wetread.findings import CHEXPERT, TASKS, Task
 
@@ -37,6 +40,12 @@ def waiting(since: datetime, now: datetime | None = None) -> str:
     minutes = max(0, int(((now or datetime.now(UTC)) - since).total_seconds() // 60))
     days, rest = divmod(minutes, 24 * 60)
     return f"{f'{days} d ' if days else ''}{rest // 60}:{rest % 60:02d}"
+
+
+def left(due: datetime, now: datetime | None = None) -> str:
+    """Return how long it is until `due`: ``0:07``, and ``+0:12`` when it has been over for so long."""
+    now = now or datetime.now(UTC)
+    return f"+{waiting(due, now)}" if due <= now else waiting(now, due)
 
 
 def patient(row: Row) -> str:
@@ -69,7 +78,7 @@ def status(row: Row) -> str:
     if row.reading == "signed":
         return "read"
     if row.claimed_by is not None:
-        return "being read"
+        return "handed over" if row.handed_by else "being read"
     if row.reading == "draft":
         return "draft"
     return "analysing …" if row.analysis == "received" else "unread"
@@ -86,11 +95,68 @@ def line(row: Row, reader: str) -> dict[str, Any]:
         "patient": patient(row),
         "patient_id": row.patient_id if row.patient_name and row.patient_id not in row.patient_name else "",
         "age_sex": age_sex(row),
+        "title": row.title,
         "views": row.views or "view unknown",
         "images": f"{row.images} images" if row.images > 1 else "",
         "received_at": row.received_at,
+        "due": row.overdue_at if row.reading != "signed" else None,
+        "overdue": row.overdue,
         "status": status(row),
         "reader": "you" if row.claimed_by == reader else row.claimed_by or "",
+        "handed_by": row.handed_by or "",
+        "read": row.reading == "signed",
+    }
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the worklist: its name, the order that it stands for, and the address of the list in that order."""
+
+    word: str
+    style: str = ""
+    sort: str = ""
+    address: str = ""
+    sorted: str = ""  # ascending or descending, when the list is in this order
+
+
+COLUMNS = (
+    Column("Priority", sort="priority"),
+    Column("Why"),
+    Column("Patient", sort="patient"),
+    Column("Age, sex", sort="age"),
+    Column("Study", sort="study"),
+    Column("View", sort="view"),
+    Column("Arrived", "arrived"),
+    Column("Waiting", "waiting", sort="arrived"),
+    Column("To cap", "waiting", sort="due"),
+    Column("Status"),
+    Column("Reader"),
+)
+
+
+def columns(query: Query, values: Mapping[str, str], address: Callable[..., str]) -> list[Column]:
+    """Return the columns with the way to each order; the one in force leads the other way round."""
+    found = []
+    for column in COLUMNS:
+        allowed = READ_ORDERS if query.read else SORTS
+        if column.sort not in allowed:
+            found.append(replace(column, sort=""))
+            continue
+        now = query.order == column.sort
+        down = "1" if now and not query.backwards else None
+        way = ("descending" if query.backwards else "ascending") if now else ""
+        found.append(replace(column, address=address(values, sort=column.sort, down=down), sorted=way))
+    return found
+
+
+def choices(rule: Rule) -> dict[str, list[tuple[str, str]]]:
+    """Return what the list can be narrowed to: field → value and word."""
+    known = {f for task in TASKS.values() for f in task.findings if f != task.normal and f not in task.neutral}
+    known |= {*rule.critical.findings, *rule.urgent.findings, *rule.routine.findings}
+    return {
+        "finding": [(finding, finding) for finding in sorted(known)],
+        "view": [(value, value.replace("+", " and ")) for value in VIEWS],
+        "status": [("received", "being analysed"), ("analysed", "analysed, free"), ("claimed", "being read")],
     }
 
 
@@ -107,6 +173,8 @@ class Filter:
     count: str = ""
     priority: str | None = None
     status: str | None = None
+    overdue: bool = False
+    mine: bool = False
 
 
 FILTERS = (
@@ -114,7 +182,9 @@ FILTERS = (
     Filter("critical", "Critical", "critical", "critical", priority="critical"),
     Filter("urgent", "Urgent", "urgent", "urgent", priority="urgent"),
     Filter("routine", "Routine", "routine", "routine", priority="routine"),
+    Filter("overdue", "Overdue", "overdue", "overdue", overdue=True),
     Filter("unanalysed", "Not analysed", "unanalysed", "not_analysed", status="not_analysed"),
+    Filter("mine", "Mine", "", "mine", mine=True),
     Filter("read", "Read", "", status="reviewed"),
 )
 
@@ -225,11 +295,14 @@ def reading(study: Study, reader: str) -> dict[str, Any]:
         "patient": patient(row),
         "marks": marks(row),
         "identity": _identity(study),
+        "who": who(row.patient_name, row.patient_id, study.birth_date, study.acquired_at),
         "images": [
             {
                 "image": image.image,
                 "label": labels[image.image],
                 "name": image.name,
+                "view": image.view or "",
+                "maps": [result.model for result in image.results if result.suitable and result.box],
                 "shown": image.state == "stored",
             }
             for image in study.images
@@ -257,20 +330,62 @@ def _view(view: str | None) -> str:
 def _identity(study: Study) -> list[tuple[str, str]]:
     """Return label and value of all that tells one patient and study from another; unknown is said, not left out."""
     row = study.row
-    acquired = study.acquired_at
-    if acquired is not None:
-        with suppress(ValueError):
-            acquired = f"{datetime.fromisoformat(acquired):%Y-%m-%d %H:%M}" if len(acquired) > 10 else acquired
     facts = [
         ("id", row.patient_id or "unknown"),
         ("born", _day(study.birth_date) or "unknown"),
         ("", age_sex(row)),
-        ("acquired", acquired or "unknown"),
+        ("acquired", _moment(study.acquired_at) or "unknown"),
         ("", row.views or "view unknown"),
         ("accession", study.accession or ""),
         ("", study.description or ""),
     ]
     return [(label, value) for label, value in facts if value]
+
+
+def who(name: str, patient_id: str, birth_date: str | None, acquired_at: str | None) -> list[str]:
+    """Return what stands above each picture: name, identifier, birth date, and when it was taken."""
+    return [
+        name or "no name",
+        f"id {patient_id or 'unknown'}",
+        f"born {_day(birth_date) or 'unknown'}",
+        f"acquired {_moment(acquired_at) or 'unknown'}",
+    ]
+
+
+def beside(found: Sequence[Prior]) -> list[dict[str, Any]]:
+    """Return what the study page offers for comparison."""
+    lines = []
+    for prior in found:
+        kind = {True: "LATER", False: "PRIOR", None: "OTHER STUDY"}[prior.later]
+        when = _moment(prior.acquired_at) or "date unknown"
+        doubts = "".join(f" · {word} differs".upper() for word in prior.doubts)
+        lines.append(
+            {
+                "words": f"{kind} {when} {prior.views}{doubts}",
+                "result": _result(prior),
+                "beside": {
+                    "other": f"{kind} {when}{doubts}",
+                    "who": who(prior.patient_name, prior.patient_id, prior.birth_date, prior.acquired_at),
+                    "images": [{"image": image, "view": view or ""} for image, view in prior.images],
+                },
+            }
+        )
+    return lines
+
+
+def _result(prior: Prior) -> str:
+    """Return what a reader signed, in a few words."""
+    if prior.reader is None:
+        return "not read"
+    return f"read: {'normal' if prior.normal else ', '.join(prior.present) or 'no finding named'}"
+
+
+def _moment(text: str | None) -> str:
+    """Return a time of acquisition without its seconds."""
+    if text is not None and len(text) > 10:
+        with suppress(ValueError):
+            return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M}"
+    return text or ""
 
 
 def _day(text: str | None) -> str:

@@ -1,0 +1,284 @@
+/** One radiograph on screen: its window, its place and how it is turned. */
+import { Enums, type RenderingEngine, type Types } from "@cornerstonejs/core";
+import { fetchFrame, preset, shown, type Frame, type Preset, type Range } from "./frame";
+import { idOf } from "./source";
+
+/** Where a picture lies: how much larger than whole, and what point of it (as fractions) is in the middle. */
+export interface Place {
+  zoom: number;
+  x: number;
+  y: number;
+}
+
+type Vector = [number, number];
+
+const OPPOSITE: Record<string, string> = { L: "R", R: "L", A: "P", P: "A", H: "F", F: "H" };
+
+export class Pane {
+  readonly viewport: Types.IStackViewport;
+  readonly element: HTMLDivElement;
+  frame: Frame | null = null;
+  image = "";
+  tone = 0;
+  inverted = false;
+  /** What is to the right and above on screen, in image coordinates (x rightwards, y downwards). */
+  private right: Vector = [1, 0];
+  private up: Vector = [0, -1];
+
+  constructor(
+    readonly root: HTMLElement,
+    readonly engine: RenderingEngine,
+    readonly id: string,
+  ) {
+    this.element = root.querySelector<HTMLDivElement>(".viewport")!;
+    engine.enableElement({ viewportId: id, type: Enums.ViewportType.STACK, element: this.element, defaultOptions: { background: [0, 0, 0] } });
+    this.viewport = engine.getViewport(id) as Types.IStackViewport;
+  }
+
+  /** Show an image whole, by the sender's window and in the polarity of a radiograph: bone bright, air dark. */
+  async show(image: string): Promise<void> {
+    this.say("");
+    let frame: Frame;
+    try {
+      frame = await fetchFrame(image);
+    } catch (error) {
+      this.say(`The image cannot be shown: ${(error as Error).message}`);
+      throw error;
+    }
+    shown.delete(this.image);
+    shown.add(image);
+    this.frame = frame;
+    this.image = image;
+    this.tone = 0;
+    await this.viewport.setStack([this.drawnId()]);
+    this.reset();
+  }
+
+  /** Say in place of the picture why there is none. */
+  say(words: string): void {
+    const place = this.root.querySelector<HTMLElement>(".failure");
+    if (place) {
+      place.textContent = words;
+      place.hidden = !words;
+    }
+  }
+
+  close(): void {
+    shown.delete(this.image);
+    this.engine.disableElement(this.id);
+  }
+
+  // ---------------------------------------------------------------- window
+
+  private drawnId(): string {
+    return idOf(this.image, this.frame?.tones[this.tone]?.table ? this.tone : -1);
+  }
+
+  /** The sender's window as the values that are drawn: of a table's greys all. */
+  private meant(): Range {
+    const tone = this.frame!.tones[this.tone]!;
+    return tone.table ? { lower: 0, upper: 65535 } : { lower: tone.lower, upper: tone.upper };
+  }
+
+  get range(): Range {
+    return this.viewport.getProperties().voiRange ?? { lower: 0, upper: 1 };
+  }
+
+  set range(voiRange: Range) {
+    this.viewport.setProperties({ voiRange, invert: this.inverted });
+    this.viewport.render();
+  }
+
+  /** One of the sender's windows. */
+  async choose(tone: number): Promise<void> {
+    if (!this.frame) return;
+    await this.draw(() => (this.tone = ((tone % this.frame!.tones.length) + this.frame!.tones.length) % this.frame!.tones.length));
+    this.range = this.meant();
+  }
+
+  /** A window by what a reader looks for; it is one of values, not of a table's greys. */
+  async preset(name: Preset): Promise<void> {
+    if (!this.frame) return;
+    const range = preset(this.frame, name);
+    const values = this.frame.tones.findIndex(({ table }) => !table);
+    await this.draw(() => (this.tone = values));
+    this.range = range;
+  }
+
+  /** Change which values are drawn, and leave the picture where it is. */
+  private async draw(change: () => void): Promise<void> {
+    const before = this.drawnId();
+    change();
+    if (this.drawnId() === before) return;
+    const [place, [right, up]] = [this.place, [this.right, this.up] as const];
+    await this.viewport.setStack([this.drawnId()]);
+    this.turn(right, up, place);
+  }
+
+  /** The window relative to the sender's: 0 to 1 is just that. Two images of other devices are compared by this. */
+  get relative(): Range {
+    const [now, meant] = [this.range, this.meant()];
+    const of = (value: number) => (value - meant.lower) / (meant.upper - meant.lower);
+    return { lower: of(now.lower), upper: of(now.upper) };
+  }
+
+  set relative({ lower, upper }: Range) {
+    if (!this.frame) return;
+    const meant = this.meant();
+    const of = (fraction: number) => meant.lower + fraction * (meant.upper - meant.lower);
+    this.range = { lower: of(lower), upper: of(upper) };
+  }
+
+  /** The window as DICOM writes it, in the file's own units. */
+  get level(): { center: number; width: number } {
+    const { lower, upper } = this.range;
+    const own = this.frame && !this.frame.tones[this.tone]?.table;
+    const { slope, intercept } = own ? this.frame! : { slope: 1, intercept: 0 };
+    return {
+      center: Math.round(((lower + upper) / 2) * slope + intercept + 0.5),
+      width: Math.round((upper - lower) * Math.abs(slope) + 1),
+    };
+  }
+
+  /** Widen the window by dragging right, raise its level by dragging down; CSS px. */
+  drag(across: number, down: number): void {
+    if (!this.frame) return;
+    const [meant, { lower, upper }] = [this.meant(), this.range];
+    const speed = (meant.upper - meant.lower) / 512;
+    const width = Math.max(1, upper - lower + across * speed);
+    const center = (lower + upper) / 2 + down * speed;
+    this.range = { lower: center - width / 2, upper: center + width / 2 };
+  }
+
+  invert(on = !this.inverted): void {
+    this.inverted = on;
+    this.viewport.setProperties({ invert: on });
+    this.viewport.render();
+  }
+
+  // ---------------------------------------------------------------- place
+
+  private get size(): Vector {
+    const [rowSpacing, columnSpacing] = this.frame?.spacing ?? [1, 1];
+    return [(this.frame?.columns ?? 1) * columnSpacing, (this.frame?.rows ?? 1) * rowSpacing];
+  }
+
+  /** Half of the height that is seen when the picture just fits, in world units. */
+  private get fit(): number {
+    const [width, height] = this.size;
+    const lying = this.up[0] !== 0;
+    const { clientWidth, clientHeight } = this.element;
+    const [across, down] = lying ? [height, width] : [width, height];
+    return Math.max(down, (across * clientHeight) / Math.max(1, clientWidth)) / 2;
+  }
+
+  get zoom(): number {
+    return this.fit / (this.viewport.getCamera().parallelScale ?? this.fit);
+  }
+
+  get place(): Place {
+    const [width, height] = this.size;
+    const [rowSpacing, columnSpacing] = this.frame?.spacing ?? [1, 1];
+    const [x, y] = this.viewport.getCamera().focalPoint ?? [0, 0, 0];
+    return { zoom: this.zoom, x: (x + columnSpacing / 2) / width, y: (y + rowSpacing / 2) / height };
+  }
+
+  set place(place: Place) {
+    this.turn(this.right, this.up, place);
+  }
+
+  /** Lay the picture so that these directions of it point right and up, at this place. */
+  private turn(right: Vector, up: Vector, { zoom, x, y }: Place): void {
+    if (!this.frame) return;
+    [this.right, this.up] = [right, up];
+    const [width, height] = this.size;
+    const [rowSpacing, columnSpacing] = this.frame.spacing ?? [1, 1];
+    // World coordinates are those of pixel centres; the image begins half a pixel before the first.
+    const focalPoint: Types.Point3 = [x * width - columnSpacing / 2, y * height - rowSpacing / 2, 0];
+    // From the picture to the eye: right × up; behind the picture it is seen mirrored.
+    const normal = right[0] * up[1] - right[1] * up[0];
+    const distance = Math.hypot(width, height);
+    this.viewport.setCamera({
+      viewUp: [up[0], up[1], 0],
+      viewPlaneNormal: [0, 0, normal],
+      focalPoint,
+      position: [focalPoint[0], focalPoint[1], normal * distance],
+      parallelScale: this.fit / Math.min(40, Math.max(0.1, zoom)),
+    });
+    this.viewport.render();
+    this.side();
+  }
+
+  /** Turn by a quarter: what was above is then to the right (or left). */
+  rotate(clockwise: boolean): void {
+    const { right, up, place } = this;
+    const minus = ([x, y]: Vector): Vector => [-x, -y];
+    if (clockwise) this.turn(up, minus(right), place);
+    else this.turn(minus(up), right, place);
+  }
+
+  /** Mirror as it is seen: side to side, or upside down. */
+  flip(sides: boolean): void {
+    const { right, up, place } = this;
+    this.turn(sides ? [-right[0], -right[1]] : right, sides ? up : [-up[0], -up[1]], place);
+  }
+
+  get mirrored(): boolean {
+    return this.right[0] * this.up[1] - this.right[1] * this.up[0] > 0;
+  }
+
+  get turned(): boolean {
+    return this.mirrored || this.up[1] !== -1;
+  }
+
+  /** Whole image, upright, the sender's first window, and the polarity of a radiograph. */
+  reset(): void {
+    if (!this.frame) return;
+    this.inverted = false;
+    this.turn([1, 0], [0, -1], { zoom: 1, x: 0.5, y: 0.5 });
+    void this.choose(0);
+  }
+
+  zoomBy(factor: number): void {
+    this.place = { ...this.place, zoom: this.zoom * factor };
+  }
+
+  /** The whole picture, or with `pixels` one pixel of it to each of the screen. */
+  fitTo(pixels: boolean): void {
+    const [, columnSpacing] = this.frame?.spacing ?? [1, 1];
+    const scale = (this.element.clientHeight * window.devicePixelRatio * columnSpacing) / 2;
+    this.place = pixels ? { ...this.place, zoom: this.fit / scale } : { zoom: 1, x: 0.5, y: 0.5 };
+  }
+
+  /** Position on screen, in CSS px within the element, of a point given as fractions of the image's width and height. */
+  toScreen(x: number, y: number): Vector {
+    const [width, height] = this.size;
+    const [rowSpacing, columnSpacing] = this.frame?.spacing ?? [1, 1];
+    return this.viewport.worldToCanvas([x * width - columnSpacing / 2, y * height - rowSpacing / 2, 0]) as Vector;
+  }
+
+  /** The fractions of the image's width and height at a position on screen. */
+  toImage(left: number, top: number): Vector {
+    const [width, height] = this.size;
+    const [rowSpacing, columnSpacing] = this.frame?.spacing ?? [1, 1];
+    const [x, y] = this.viewport.canvasToWorld([left, top]);
+    return [(x + columnSpacing / 2) / width, (y + rowSpacing / 2) / height];
+  }
+
+  // ---------------------------------------------------------------- sides
+
+  /** Which side of the patient is where, by the file's header; nothing when it does not say. */
+  private side(): void {
+    const letters = (direction: Vector): string => {
+      const orientation = this.frame?.orientation;
+      if (!orientation) return "";
+      const along = direction[0] !== 0 ? orientation[0] : orientation[1];
+      const forward = direction[0] + direction[1] > 0;
+      return forward ? along : [...along].map((letter) => OPPOSITE[letter] ?? "").join("");
+    };
+    for (const [name, direction] of [["left", [-this.right[0], -this.right[1]]], ["right", this.right]] as const) {
+      const place = this.root.querySelector<HTMLElement>(`.side-${name}`);
+      if (place) place.textContent = letters(direction as Vector);
+    }
+  }
+}
