@@ -181,7 +181,13 @@ def test_the_list(room: Room, page: Any) -> None:
     row.wait_for()
     assert "DX" in row.inner_text()
     assert "Transfer syntaxes" in row.inner_text()
-    assert page.locator("tr", has_text="DX\\OT\\SR").count() == 1
+    other = page.locator("tr", has_text="DX\\OT\\SR")
+    assert other.count() == 1
+    search = page.locator("table input").first
+    for text, found, gone in (("zoë", row, other), ("Phantom", other, row)):
+        search.fill(text)
+        gone.wait_for(state="detached")
+        found.wait_for()
 
 
 def test_a_study_opens_from_its_page_and_shows_the_image_the_capture_and_the_report(room: Room) -> None:
