@@ -22,6 +22,9 @@ export const ACTIONS = [
   { id: "worklist.last", keys: ["End"], label: "last row", scope: "worklist" },
   { id: "worklist.open", keys: ["Enter"], label: "open the study", scope: "worklist" },
   { id: "worklist.leave", keys: ["Escape"], label: "leave the row", scope: "worklist" },
+  { id: "worklist.search", keys: ["/"], label: "search for a patient; Esc leaves the field", scope: "worklist" },
+  { id: "worklist.claim", keys: ["c"], label: "claim the study, or release it", scope: "worklist" },
+  { id: "worklist.hand-over", keys: ["o"], label: "hand the study over to another reader", scope: "worklist" },
 
   { id: "study.finding-next", keys: ["j", "ArrowDown"], label: "next finding", scope: "study" },
   { id: "study.finding-previous", keys: ["k", "ArrowUp"], label: "finding before", scope: "study" },

@@ -47,13 +47,18 @@ export function elapsed(since: Date, now: Date): string {
   return `${days ? `${days} d ` : ""}${Math.floor(rest / 60)}:${String(rest % 60).padStart(2, "0")}`;
 }
 
+/** How long until `due`: 0:07, and +0:12 when it has been over for so long. */
+export function left(due: Date, now: Date): string {
+  return due <= now ? `+${elapsed(due, now)}` : elapsed(now, due);
+}
+
 /** Keep relative times right, and give the exact one, in the reader's own zone, on hover. */
 export function tick(root: ParentNode = document): void {
   for (const time of root.querySelectorAll<HTMLTimeElement>("time[datetime]")) {
     const since = new Date(time.dateTime);
     if (Number.isNaN(since.getTime())) continue;
     time.title = since.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" });
-    const words = time.classList.contains("wait") ? elapsed(since, new Date()) : since.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+    const words = time.classList.contains("left") ? left(since, new Date()) : time.classList.contains("wait") ? elapsed(since, new Date()) : since.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
     if (time.textContent !== words) time.textContent = words;
   }
 }

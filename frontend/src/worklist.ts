@@ -3,7 +3,7 @@ import htmx from "htmx.org";
 import { on } from "./keys";
 import { send, start, tick } from "./page";
 
-const KINDS = ["instance.stored", "instance.quarantined", "study.reopened", "study.analysed", "study.refused", "study.claimed", "study.released", "study.overdue",
+const KINDS = ["instance.stored", "instance.quarantined", "study.reopened", "study.analysed", "study.refused", "study.claimed", "study.released", "study.handed_over", "study.overdue",
   "instance.corrected", "instance.rejected", "instance.restored", "study.corrected", "study.merged",
   "review.saved", "review.signed", "ai.switched", "model.promoted",
   "delivery.failed", "delivery.sent"]; // prettier-ignore
@@ -141,14 +141,127 @@ on({
   "worklist.leave": () => (document.activeElement as HTMLElement | null)?.blur(),
 });
 
+/** The row that keys speak of: the one in focus, or else under the pointer. */
+const current = () => held();
+
+on({
+  "worklist.search": () => document.querySelector<HTMLInputElement>("#search")?.select(),
+  "worklist.claim": () => {
+    const button = current()?.querySelector<HTMLButtonElement>("[data-do=claim], [data-do=release]");
+    if (button) void act(button);
+  },
+  "worklist.hand-over": () => {
+    const button = current()?.querySelector<HTMLButtonElement>("[data-do=hand-over]");
+    if (button) void act(button);
+  },
+});
+
 document.addEventListener("click", (event) => {
   const target = event.target as HTMLElement;
-  if (!target.closest("a, button") && !getSelection()?.toString()) open(target.closest<HTMLTableRowElement>("#rows tr[data-study]"));
+  const button = target.closest<HTMLButtonElement>("#rows [data-do]");
+  if (button) void act(button);
+  else if (!target.closest("a, button") && !getSelection()?.toString()) open(target.closest<HTMLTableRowElement>("#rows tr[data-study]"));
 });
 
 document.querySelector("#logout")?.addEventListener("click", () => {
+  sessionStorage.removeItem(SEARCH);
   void send("/logout", null).finally(() => location.assign("/login"));
 });
+
+// ------------------------------------------------------------------ who reads what
+
+async function act(button: HTMLButtonElement): Promise<void> {
+  const row = button.closest<HTMLTableRowElement>("tr[data-study]")!;
+  const study = `/api/v1/studies/${encodeURIComponent(row.dataset.study!)}`;
+  try {
+    if (button.dataset.do === "hand-over") await handOver(row, study);
+    else await send(`${study}/claim`, null, button.dataset.do === "claim" ? "POST" : "DELETE");
+  } catch (error) {
+    say((error as Error).message);
+  }
+  refresh();
+}
+
+/** Say what became of something where the state of the page is told; a screen reader reads it out. */
+function say(words: string): void {
+  document.querySelector<HTMLElement>("#live")!.textContent = words;
+}
+
+/** Show a dialog and wait until it is closed; what its button stands for, "" when it was left. */
+function ask(dialog: HTMLDialogElement): Promise<string> {
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((done) => dialog.addEventListener("close", () => done(dialog.returnValue), { once: true }));
+}
+
+async function handOver(row: HTMLTableRowElement, study: string): Promise<void> {
+  const dialog = document.querySelector<HTMLDialogElement>("dialog#hand-over")!;
+  const select = dialog.querySelector("select")!;
+  const readers = (await send("/api/v1/readers", null, "GET")) as string[];
+  if (!readers.length) return say("nobody else reads here");
+  select.replaceChildren(...readers.map((name) => new Option(name)));
+  dialog.querySelector("#hand-over-whom")!.textContent = row.querySelector(".patient")!.textContent;
+  if ((await ask(dialog)) !== "give") return;
+  await send(`${study}/hand-over`, { to: select.value });
+  say(`handed over to ${select.value}`);
+}
+
+// ------------------------------------------------------------------ searching, filtering
+
+const SEARCH = "wetread-search";
+
+/** What is searched for goes in a header: an address with a patient's name would be logged and remembered. */
+function search(): void {
+  const field = document.querySelector<HTMLInputElement>("#search")!;
+  document.body.addEventListener("htmx:configRequest", (event) => {
+    const { headers } = (event as CustomEvent<{ headers: Record<string, string> }>).detail;
+    if (field.value.trim()) headers["Wetread-Search"] = encodeURIComponent(field.value.trim());
+  });
+  let pause = 0;
+  field.addEventListener("input", () => {
+    // For this tab only, so that coming back from a study finds the same list; gone with the tab or the session.
+    sessionStorage.setItem(SEARCH, field.value);
+    clearTimeout(pause);
+    pause = window.setTimeout(() => {
+      const first = new URL(location.href);
+      first.searchParams.delete("from");
+      history.replaceState(null, "", first);
+      body().setAttribute("hx-get", `${first.pathname}${first.search}`);
+      htmx.process(body());
+      refresh();
+    }, 200);
+  });
+  field.value = sessionStorage.getItem(SEARCH) ?? "";
+  if (field.value) refresh();
+}
+
+function filter(): void {
+  const form = document.querySelector<HTMLFormElement>("#narrow")!;
+  document.querySelector<HTMLInputElement>("#zone")!.value = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  form.addEventListener("submit", () => {
+    // What is empty says nothing and need not stand in the address.
+    for (const field of form.querySelectorAll<HTMLInputElement | HTMLSelectElement>("input, select")) field.disabled = !field.value;
+  });
+  window.addEventListener("pageshow", () => form.querySelectorAll("input, select").forEach((field) => field.removeAttribute("disabled")));
+  document.querySelector("#keep")?.addEventListener("click", () => void keep());
+  for (const button of document.querySelectorAll<HTMLButtonElement>("[data-forget]")) {
+    button.addEventListener("click", () => {
+      void send(`/api/v1/filters/${encodeURIComponent(button.dataset.forget!)}`, null, "DELETE").then(() => button.closest("li")!.remove());
+    });
+  }
+}
+
+async function keep(): Promise<void> {
+  const name = document.querySelector<HTMLInputElement>("#filter-name")!;
+  if ((await ask(document.querySelector<HTMLDialogElement>("dialog#keep-filter")!)) !== "keep") return;
+  const query = Object.fromEntries([...new URL(location.href).searchParams].filter(([key, value]) => key !== "from" && value));
+  try {
+    await send(`/api/v1/filters/${encodeURIComponent(name.value.trim())}`, { query }, "PUT");
+    location.reload();
+  } catch (error) {
+    say((error as Error).message);
+  }
+}
 
 // ------------------------------------------------------------------ adding studies
 
@@ -227,4 +340,6 @@ function takeFiles(): void {
 
 start();
 takeFiles();
+search();
+filter();
 follow();

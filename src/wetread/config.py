@@ -167,7 +167,9 @@ class Settings(BaseModel):
         15.0, description="A study is free again when its reader did nothing on it for so long, in min.", gt=0, le=1440
     )
     outputs_sr: list[str] = Field(
-        [], description="Where structured reports go: `dicomweb+https://host/dicom-web`, `dicom://AE@host:port`."
+        [],
+        description="Where structured reports go: `dicomweb+https://host/dicom-web`, `dicom://AE@host:port`; "
+        "` =site` at the end for one site's only.",
     )
     outputs_sc: list[str] = Field([], description="Where secondary captures go; addresses as for `outputs_sr`.")
     outputs_fhir: list[str] = Field([], description="Where FHIR R4 transactions go: `fhir+https://host/fhir`.")

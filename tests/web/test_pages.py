@@ -113,7 +113,7 @@ def test_an_unknown_class_or_place_leads_back_to_the_list(client):
 
 
 def test_a_page_after_another(client, monkeypatch):
-    monkeypatch.setattr("wetread.web.pages.PAGE", 4)
+    monkeypatch.setattr("wetread.web.worklist.PAGE", 4)
     first = client.get("/").text
     link = html.unescape(re.search(r'href="([^"]*from=[^"]*)"', first)[1])
     second = client.get(link).text

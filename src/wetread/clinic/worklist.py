@@ -10,10 +10,24 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import listing, store, triage
-from wetread.clinic.listing import PAGE, STATUSES, Counts, Page, Query, Row, counts, page, row
+from wetread.clinic.listing import PAGE, SORTS, STATUSES, VIEWS, Counts, Page, Query, Row, counts, page, row
 from wetread.clinic.store import Store
 
-__all__ = ["PAGE", "STATUSES", "Counts", "Page", "Query", "Row", "Study", "counts", "page", "row", "study"]
+__all__ = [
+    "PAGE",
+    "SORTS",
+    "STATUSES",
+    "VIEWS",
+    "Counts",
+    "Page",
+    "Query",
+    "Row",
+    "Study",
+    "counts",
+    "page",
+    "row",
+    "study",
+]
 
 
 @dataclass(frozen=True)

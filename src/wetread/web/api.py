@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from wetread.clinic import fetch, reviews, upload, worklist
+from wetread.clinic import claims, fetch, reviews, upload, worklist
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.service import Clinic
 from wetread.clinic.upload import Receipt
@@ -91,6 +91,8 @@ def _add(
 ) -> schemas.ReceiptOut:
     if not files and not urls:
         raise ClinicError("nothing was sent: put radiographs into the form field `files`, or an address into `url`")
+    if len(urls) > fetch.AT_ONCE:
+        raise ClinicError(f"url: {len(urls)} addresses; give at most {fetch.AT_ONCE} at a time")
     settings = clinic.settings
     with ExitStack() as stack:
         fetched = [
@@ -153,41 +155,20 @@ def get_study(request: Request, study: str, caller: Viewer) -> schemas.StudyOut:
     return schemas.study_out(found)
 
 
-@router.get("/worklist", tags=["worklist"])
-def get_worklist(
-    request: Request,
-    caller: Viewer,
-    status: Annotated[str | None, Query(description="received, analysed, not_analysed, claimed or reviewed")] = None,
-    priority: Annotated[str | None, Query(description="critical, urgent or routine")] = None,
-    after: Annotated[str | None, Query(max_length=400, description="`next` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = worklist.PAGE,
-) -> schemas.WorklistOut:
-    """Return a page of the worklist, most urgent first; by default all that is unread."""
-    clinic = clinic_of(request)
-    security.saw(request, caller)
-    page = worklist.page(clinic.database, caller.site, status=status, priority=priority, after=after, limit=limit)
-    return schemas.WorklistOut(
-        studies=[schemas.RowOut.model_validate(row) for row in page.rows],
-        counts=schemas.CountsOut.model_validate(page.counts),
-        next=page.next,
-        ai=schemas.AiOut.model_validate(clinic.ai(caller.site)),
-    )
-
-
 @router.post("/studies/{study}/claim", tags=["reviews"])
 def claim_study(request: Request, study: str, caller: Reviewer) -> schemas.RowOut:
     """Say that you are reading this study; the claim runs out by itself and can be prolonged by claiming again."""
-    database = clinic_of(request).database
-    reviews.claim(database, caller.site, study, caller.name)
+    clinic = clinic_of(request)
+    claims.claim(clinic.database, caller.site, study, caller.name, life=clinic.claim_life)
     security.saw(request, caller, study)
-    return schemas.RowOut.model_validate(worklist.row(database, caller.site, study))
+    return schemas.RowOut.model_validate(worklist.row(clinic.database, caller.site, study))
 
 
 @router.delete("/studies/{study}/claim", tags=["reviews"])
 def release_study(request: Request, study: str, caller: Reviewer) -> schemas.RowOut:
     """Give your claim back."""
     database = clinic_of(request).database
-    reviews.release(database, caller.site, study, caller.name)
+    claims.release(database, caller.site, study, caller.name)
     security.saw(request, caller, study)
     return schemas.RowOut.model_validate(worklist.row(database, caller.site, study))
 
@@ -198,7 +179,8 @@ def add_review(request: Request, study: str, body: schemas.ReviewIn, caller: Rev
 
     With `seen`, what arrived unseen is not signed over: the answer is 409, with the new images' ids under `images`.
     """
-    database = clinic_of(request).database
+    clinic = clinic_of(request)
+    database = clinic.database
     key = reviews.save(
         database,
         caller.site,
@@ -211,6 +193,7 @@ def add_review(request: Request, study: str, body: schemas.ReviewIn, caller: Rev
         note=body.note,
         sign=body.state == "signed",
         seen=body.seen,
+        life=clinic.claim_life,
     )
     found = worklist.study(database, caller.site, study)
     return schemas.review_out(next(review for review in found.reviews if review.review == key))

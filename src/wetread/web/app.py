@@ -23,15 +23,18 @@ from wetread.web import (
     events,
     images,
     inference,
+    lists,
     oidc,
     operations,
     outputs,
     pages,
     problems,
+    pulls,
     signin,
     upkeep,
     users,
     wado,
+    worklist,
 )
 from wetread.web.cors import Cors
 from wetread.web.operations import Metrics, Timing
@@ -47,6 +50,7 @@ _TAGS = [
     {"name": "events", "description": "What happens, as it happens."},
     {"name": "inference", "description": "The models over the Open Inference Protocol v2."},
     {"name": "accounts", "description": "Who may come in."},
+    {"name": "pull", "description": "Studies fetched from other archives."},
     {"name": "operations", "description": "Health, numbers, the AI switch."},
 ]
 
@@ -109,7 +113,8 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     app.state.headers = Headers(clinic.archive)
     problems.install(app)
     for module in (
-        api, corrections, images, dicomweb, events, operations, outputs, pages, inference, signin, upkeep, users,
+        api, lists, corrections, images, dicomweb, events, operations, outputs, worklist, pages, inference, signin,
+        upkeep, users, pulls,
     ):  # fmt: skip
         app.include_router(module.router)
     app.include_router(users.pages)

@@ -81,6 +81,8 @@ class RowOut(_Out):
     received_at: datetime
     overdue_at: datetime
     claimed_by: str | None
+    title: str = Field("", description="Study description, or else the body part.")
+    handed_by: str | None = Field(None, description="Who handed it over to the reader who has not opened it yet.")
 
 
 class CountsOut(_Out):
@@ -260,6 +262,29 @@ class ReviewIn(BaseModel):
         description="Ids of the images that the reader has seen. When others are in the study, signing is answered with "
         "409 and their ids under `images`. Without it nothing is compared.",
     )
+
+
+class HandOverIn(BaseModel):
+    """To whom a study goes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    to: str = Field(min_length=1, max_length=64, description="A name of `/readers`.")
+
+
+class FilterIn(BaseModel):
+    """What a filter of the worklist shows: parameters of the page's address."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: dict[str, Annotated[str, Field(max_length=64)]] = Field(max_length=20)
+
+
+class FilterOut(_Out):
+    """A filter that is kept."""
+
+    name: str
+    query: dict[str, str]
 
 
 class SwitchIn(BaseModel):

@@ -1,0 +1,100 @@
+"""The page of the worklist, and the way from one study to the next. Whatever it changes goes through the API."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from wetread.clinic import claims, delivery, filters, store, worklist
+from wetread.clinic.access import Right
+from wetread.errors import ClinicError
+from wetread.web import events, lists, security, view
+from wetread.web.pages import Reader, render
+
+router = APIRouter(include_in_schema=False)
+
+PAGE = 50
+_NOTHING = {
+    "unread": "Nothing waits to be read.",
+    "read": "No study was read yet.",
+    "mine": "You hold no study.",
+    "overdue": "Nothing is past its waiting cap.",
+}
+
+
+@router.get("/")
+def worklist_page(
+    request: Request,
+    caller: Reader,
+    chosen: Annotated[str, Query(alias="class")] = "unread",
+    after: Annotated[str | None, Query(alias="from")] = None,
+    search: Annotated[str, Header(alias=lists.SEARCH_HEADER)] = "",
+) -> Response:
+    """Show the worklist; to htmx, only what changes."""
+    clinic, now = request.app.state.clinic, store.now()
+    only = next((f for f in view.FILTERS if f.key == chosen), None)
+    if only is None:
+        return RedirectResponse("/", 303)
+    values = {"class": chosen} | lists.known(request.query_params.items())
+    fixed: dict[str, Any] = {"priority": only.priority, "overdue": only.overdue}
+    fixed |= {"status": only.status} if only.status else {}
+    fixed |= {"reader": caller.name} if only.mine else {}
+    seq = events.latest(clinic)  # before the list is read, so that no change falls between the two
+    try:
+        query = lists.query_of(values, fixed, search)
+        page = worklist.page(clinic.database, caller.site, query, after=after, limit=PAGE, now=now)
+    except ClinicError:  # an address that somebody changed, or that was right once
+        plain = lists.address({"class": chosen})
+        return RedirectResponse("/" if request.url.query == plain[2:] else plain, 303)
+    with clinic.database.read() as connection:
+        held = claims.held(connection, caller.site, caller.name, now)
+        saved = filters.of(connection, caller.site, caller.name)
+    security.saw(request, caller)
+    live = request.headers.get("HX-Request") == "true"
+    return render(
+        request,
+        "live.html" if live else "worklist.html",
+        caller=caller,
+        rows=[view.line(row, caller.name) for row in page.rows],
+        counts=asdict(page.counts) | {"mine": held.count},
+        filters=view.FILTERS,
+        handed=held.handed,
+        alarms=[
+            *view.alarms(page.counts, clinic.ai(caller.site).banner),
+            *view.room(clinic.has_room()),
+            *view.undelivered(delivery.undelivered(clinic.database, caller.site)),
+        ],
+        chosen=chosen,
+        columns=view.columns(query, values, lists.address),
+        values=values,
+        narrowed=sum(name in values for name in lists.PARAMETERS[1:8]),
+        choices=view.choices(clinic.rules.of(caller.site)),
+        saved=[(f.name, lists.address(f.query), f.query == values) for f in saved],
+        seq=seq,
+        first_page=lists.address(values) if after else None,
+        next_page=lists.address(values, **{"from": page.next}) if page.next else None,
+        page_size=PAGE,
+        here=lists.address(values, **{"from": after}),
+        nothing=_nothing(chosen, values, search),
+        may_upload=caller.may(Right.UPLOAD),
+        may_review=caller.may(Right.REVIEW),
+    )
+
+
+def _nothing(chosen: str, values: dict[str, str], search: str) -> str:
+    if search.strip():
+        read = " Look among the read ones, too." if chosen != "read" else ""
+        return f"No study of this list begins so.{read}"
+    return "No study of this kind." if len(values) > 1 else _NOTHING.get(chosen, "No unread study of this kind.")
+
+
+@router.get("/studies/next")
+def next_study(request: Request, caller: Reader, after: str = "") -> Response:
+    """Go to the first unread study that nobody else is reading, other than `after`; when none is left, to the list."""
+    page = worklist.page(request.app.state.clinic.database, caller.site, limit=500)
+    free = (row.study for row in page.rows if row.study != after and row.claimed_by in (None, caller.name))
+    found = next(free, None)
+    return RedirectResponse("/" if found is None else f"/studies/{found}", 303)
