@@ -180,6 +180,17 @@ def test_bad_trials_are_stopped_early(square_dataset, tmp_path):
     assert found["best"]["values"] == {"optimise.learning_rate": 3e-3}
 
 
+def test_choices_that_do_not_go_together_are_a_result_and_not_the_end(square_dataset, tmp_path):
+    """Each value is sound by itself, so that the space is; two of them are not."""
+    table = {"labels.balance": [True, False], "loss.kind": ["auc-margin"]}
+    plan = sweep.plan(base(), table, square_dataset, tmp_path / "s", trials=4, pruner="none", sampler="random")
+    rows = sweep.run(plan)["trials"]
+    assert {row["state"] for row in rows} == {"complete", "fail"}
+    for row in rows:
+        assert (row["state"] == "fail") == row["values"]["labels.balance"]
+        assert ("labels.balance = true" in row["reason"]) == row["values"]["labels.balance"]
+
+
 def test_a_diverging_trial_is_a_result_and_not_the_end(square_dataset, tmp_path, monkeypatch):
     import wetread.train.loop
 

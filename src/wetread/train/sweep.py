@@ -271,10 +271,11 @@ def _one(study: Study, plan: Plan, space: Space, begun: _Begun, dataset: Dataset
             pruned = trial.should_prune()
         return pruned
 
-    chosen = space.recipe(plan.values, trial.user_attrs["choices"], name=f"{plan.values['name']}-{begun.folder.name}")
+    name = f"{plan.values['name']}-{begun.folder.name}"
     try:
+        chosen = space.recipe(plan.values, trial.user_attrs["choices"], name=name)
         result = train(chosen, dataset, begun.folder, on_epoch=on_epoch)
-    except TrainError as error:  # it diverged, for instance: a result too
+    except (ConfigError, TrainError) as error:  # its choices do not go together, or it diverged: a result too
         trial.set_user_attr("reason", str(error))
         study.tell(trial, state=TrialState.FAIL)
         return f"trial {trial.number}: failed: {error}"
