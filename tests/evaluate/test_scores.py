@@ -7,6 +7,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from wetread.errors import WetreadError
 from wetread.evaluate import delong, intervals, metrics, scores
+from wetread.evaluate.clustered import holm
 from wetread.evaluate.tables import Table
 
 STUDIES = [f"s/patient{i:05d}/study1" for i in range(200)]
@@ -88,7 +89,7 @@ def test_pairs_are_compared_on_the_same_patients(sample, found):
         alone = intervals.difference(metrics.Counts.auroc, *arguments, np.arange(200), count=300, seed=5)
         assert result.bootstrap == alone
         raw.append(result.delong.p)
-    assert sorted(r.adjusted for r in pair.findings.values()) == sorted(scores.holm(raw))
+    assert sorted(r.adjusted for r in pair.findings.values()) == sorted(holm(np.array(raw)))
     assert pair.mean.low > 0
 
 
@@ -205,7 +206,7 @@ def test_the_curve_between_and_on_its_points():
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_rejects_what_its_steps_reject(p):
     """Holm's definition: go up the sorted p-values and stop at the first that exceeds 5 % over those left."""
-    adjusted = scores.holm(p)
+    adjusted = holm(np.asarray(p))
     rejected = 0
     for rank, value in enumerate(sorted(p)):
         if value * (len(p) - rank) > 0.05:
@@ -217,5 +218,5 @@ def test_holm_rejects_what_its_steps_reject(p):
 
 
 def test_holm_leaves_out_what_was_not_tested():
-    assert scores.holm([0.01, np.nan, 0.03])[[0, 2]] == pytest.approx([0.02, 0.03])
-    assert np.isnan(scores.holm([0.01, np.nan])[1])
+    assert holm(np.array([0.01, np.nan, 0.03]))[[0, 2]] == pytest.approx([0.02, 0.03])
+    assert np.isnan(holm(np.array([0.01, np.nan]))[1])

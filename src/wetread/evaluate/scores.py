@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from wetread.errors import WetreadError
 from wetread.evaluate import delong, intervals, metrics
+from wetread.evaluate.clustered import holm
 from wetread.evaluate.delong import Difference
 from wetread.evaluate.intervals import Interval, interval, percentiles, wilson
 from wetread.evaluate.metrics import FloatArray, Ranking
@@ -280,16 +281,6 @@ def sensitivity_at(labels: ArrayLike, scores: ArrayLike, false_positive_rate: fl
         return float(y[-1])
     share = (false_positive_rate - x[left]) / (x[left + 1] - x[left])
     return float(y[left] + max(0.0, share) * (y[left + 1] - y[left]))
-
-
-def holm(p: ArrayLike) -> FloatArray:
-    """Return p-values corrected for their number (Holm 1979): all hold at once; NaN stays and does not count."""
-    values = np.asarray(p, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    order = order[~np.isnan(values[order])]
-    result = np.full(values.shape, np.nan)
-    result[order] = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(order.size, 0, -1)))
-    return result
 
 
 def _calls(table: Table, findings: Sequence[str], studies: Sequence[str]) -> dict[str, FloatArray]:
