@@ -37,16 +37,15 @@ class Code:
         return SYSTEMS[self.scheme]
 
 
-# Where code and term stand together. `DICOM` is PS3.16 as pydicom's dictionary has it; a test compares.
-_CTCAE = "MII (German Medical Informatics Initiative), ConceptMap of CTCAE terms to SNOMED CT"
-_CONCEPTS = "terms of SNOMED CT as OHDSI's vocabularies have them"
-_SYNTHEA = "Synthea's modules"
+# Where code and term stand together. PS3.16 is looked up in pydicom's dictionary by a test; the others were read once.
+_CTCAE = "a public ConceptMap of CTCAE's terms (MedDRA) to SNOMED CT, equivalent"
+_SYNTHEA = "Synthea's synthetic records"
 CONFIRMED = {
-    "18748-4": "DICOM PS3.16 CID 7000, and HL7's consolidated CDA",
+    "18748-4": "DICOM PS3.16 CID 7000; HL7's consolidated CDA",
     "125605004": f"SNOMED International's examples of ECL; {_CTCAE}",
     "19242006": f"DICOM PS3.16 CID 3700; {_CTCAE}",
-    "233604007": f"HL7's consolidated CDA, examples; {_SYNTHEA}",
-    "309529002": "HL7's Genomics Reporting and FHIR's GenomicStudy, examples: Lung mass (finding)",
+    "233604007": f"HL7's consolidated CDA, examples of problems; {_SYNTHEA}",
+    "309529002": "HL7's Genomics Reporting, examples: Lung mass (finding)",
     "36118008": "DICOM PS3.16 CID 6105; OHDSI 253796",
     "399208008": f"{_SYNTHEA}: Plain chest X-ray (procedure)",
     "46621007": _CTCAE,
@@ -54,10 +53,10 @@ CONFIRMED = {
     "56717001": "OHDSI 434557",
     "60046008": "DICOM PS3.16 CID 645; OHDSI 254061",
     "786838002": "HL7 Lithuania's lung cancer guide: Nodule of lung",
-    "8186001": "Stanford AIMI's INSPECT, list of the codes of labels",
+    "8186001": "Stanford's labels for chest CT (arXiv 2411.09361), and a dozen mappings of CheXpert's labels alike",
     "840539006": "EU Digital COVID Certificate, value set disease-agent-targeted",
     "87433001": f"{_SYNTHEA}: Pulmonary emphysema (disorder)",
-    "95436008": f"OHDSI 4318404, {_CONCEPTS}; Stanford AIMI's INSPECT",
+    "95436008": "OHDSI 4318404; Stanford's labels for chest CT (arXiv 2411.09361)",
 }
 _SNOMED = {
     "Atelectasis": ("46621007", "Atelectasis"),
