@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
+from certificates import Authority
 
 from wetread.clinic import fetch
 from wetread.clinic.archive import TooLargeError
@@ -217,6 +221,8 @@ def test_redirects_are_followed_and_counted() -> None:
         ({}, 404, "answered 404"),
         ({}, 500, "answered 500"),
         ({}, 206, "answered 206"),
+        ({}, 302, "answered 302"),
+        ({}, 304, "answered 304"),
     ],
 )
 def test_answers_that_are_no_radiograph(headers: dict[str, str], status: int, named: str) -> None:
@@ -314,6 +320,130 @@ def listening() -> Iterator[tuple[int, list[str]]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def dripping(pieces: Callable[[], Iterator[bytes]], tls: ssl.SSLContext | None) -> Iterator[int]:
+    """A server that sends a piece every 20 ms, whatever it is asked; gives its port."""
+    done = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError), tls.wrap_socket(self.request, True) if tls else nullcontext(self.request) as link:
+                link.recv(4096)
+                for piece in pieces():
+                    link.sendall(piece)
+                    if done.wait(0.02):
+                        break
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        done.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _header() -> Iterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
+    yield from (b"X: y\r\n" for _ in range(1000))
+    yield b"\r\n" + BODY
+
+
+def _length() -> Iterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
+    yield from (b"x" for _ in range(1000))
+
+
+def _end() -> Iterator[bytes]:
+    yield b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n"
+    yield from (b"x" for _ in range(1000))
+
+
+@pytest.mark.parametrize("pieces", [_header, _length, _end])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_server_that_drips_is_cut_off(pieces: Callable[[], Iterator[bytes]], tls: bool, tmp_path: Path) -> None:
+    """Each of these would be done after some 20 s, and no single wait is long."""
+    ours, trust = None, None
+    if tls:
+        authority = Authority(tmp_path)
+        ours, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=authority.certificate)
+        ours.load_cert_chain(*authority.issue("server"))
+    with (
+        dripping(pieces, ours) as port,
+        httpx.HTTPTransport(verify=trust or False) as transport,
+        pytest.raises(ClinicError, match="takes too long"),
+        fetch.get(
+            f"http{'s' if tls else ''}://localhost:{port}/x.jpg",
+            max_bytes=9999,
+            timeout_s=0.7,
+            resolver=lambda host, port: [ipaddress.ip_address("127.0.0.1")],
+            allow=lambda address: True,
+            transport=transport,
+        ),
+    ):
+        pass
+
+
+def test_a_server_that_never_answers_and_redirects_without_haste_share_one_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time is that of all redirects together, not of each."""
+    clock = [0.0]
+    monkeypatch.setattr(fetch.time, "monotonic", lambda: clock[0])
+
+    def hop(request: httpx.Request) -> httpx.Response:
+        assert max(request.extensions["timeout"].values()) <= 5.0 - clock[0]
+        clock[0] += 2.0
+        return httpx.Response(302, headers={"Location": "/again"})
+
+    net = Net(hop)
+    with pytest.raises(ClinicError, match="takes too long"):
+        get("http://example.org/x", net)
+    assert len(net.requests) == 3
+
+
+def test_no_connection_serves_two_names() -> None:
+    """Two names of one address: what was proved by certificate for the first is not taken for the second."""
+    links: list[object] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            links.append(self.client_address)
+            self.send_response(302 if len(links) < 3 else 200)
+            self.send_header("Location", f"http://other{len(links)}.example:{self.server.server_address[1]}/x")
+            self.send_header("Content-Type", "image/jpeg")
+            self.send_header("Content-Length", "0" if len(links) < 3 else str(len(BODY)))
+            self.end_headers()
+            if len(links) == 3:
+                self.wfile.write(BODY)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with fetch.get(
+            f"http://one.example:{server.server_address[1]}/x",
+            max_bytes=9999,
+            timeout_s=30,
+            resolver=lambda host, port: [ipaddress.ip_address("127.0.0.1")],
+            allow=lambda address: True,
+        ) as (_, file):
+            assert file.read() == BODY
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert len(set(links)) == 3
 
 
 def test_over_a_real_connection() -> None:

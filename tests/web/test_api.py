@@ -108,6 +108,7 @@ def test_quarantine_is_seen(client) -> None:
         ({"json": {}}, 422, "url"),
         ({"json": [1]}, 422, "body"),
         ({"data": {"url": "file:///etc/passwd"}}, 422, "only http"),
+        ({"data": {"url": ["https://example.org/x"] * 5}}, 422, "at most 4 at a time"),
         ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 422, "body"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary"),
         (

@@ -2,7 +2,7 @@
 
 The name is resolved here, every address it has must be public, and the connection goes to one of the very
 addresses that were checked: an answer that changes between check and use changes nothing. Redirects are followed
-one by one under the same rule.
+one by one under the same rule. When the time is over, the connection is cut, however slowly a server drips.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 import httpx
@@ -25,6 +25,9 @@ from wetread.errors import BusyError, ClinicError
 
 REDIRECTS = 5
 AT_ONCE = 4
+# No connection serves twice: it was made, and its certificate checked, for one name.
+_ONCE = httpx.Limits(max_keepalive_connections=0)
+_PATIENCE_S = 10.0  # longest wait for one answer of the other side
 TYPES = ("image/", "application/dicom", "application/zip", "application/x-zip", "application/octet-stream", "binary/")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -79,7 +82,7 @@ def get(
     max_bytes : int
         Largest body.
     timeout_s : float
-        Longest time for everything, in s.
+        Longest time for everything, in s; only the system's own look-up of a name may take longer.
     resolver : callable, optional
         Name and port → addresses.
     allow : callable, optional
@@ -102,13 +105,72 @@ def get(
         until = time.monotonic() + timeout_s
         with (
             tempfile.TemporaryFile() as file,
-            httpx.Client(transport=transport, trust_env=False, timeout=min(timeout_s, 10.0)) as client,
+            httpx.Client(transport=transport, trust_env=False, limits=_ONCE) as client,
+            _Deadline(until) as deadline,
         ):
-            name = _download(client, url, file, max_bytes, until, resolver, allow)
+            name = _download(client, url, file, max_bytes, deadline, resolver, allow)
             file.seek(0)
             yield name, file
     finally:
         _slots.release()
+
+
+class _Deadline:
+    """Cuts the connection of a fetch when its time is over.
+
+    Limits of single reads do not help against a server that sends a byte of its header now and then.
+    """
+
+    def __init__(self, until: float) -> None:
+        self.until, self.over = until, False
+        self._lock, self._link = threading.Lock(), cast("socket.socket | None", None)
+        self._timer = threading.Timer(max(self.left, 0.0), self._cut)
+        self._timer.daemon = True
+
+    @property
+    def left(self) -> float:
+        """The time that is left, in s."""
+        return self.until - time.monotonic()
+
+    def check(self) -> None:
+        """Raise ClinicError when the time is over."""
+        if self.over or self.left <= 0:
+            raise ClinicError("url: takes too long; send the file itself")
+
+    def watch(self, event: str, info: Mapping[str, Any]) -> None:
+        """Follow what httpcore does, to know the connection (extension ``trace``)."""
+        if event == "connection.connect_tcp.complete":
+            link = info["return_value"].get_extra_info("socket")
+            with self._lock:
+                self._close()
+                # A handle of our own: TLS takes the connection over into another object.
+                self._link = link.dup() if link is not None else None
+                if self.over:
+                    self._shut()
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._close()
+
+    def _cut(self) -> None:
+        with self._lock:
+            self.over = True
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._link is not None:
+            with suppress(OSError):
+                self._link.shutdown(socket.SHUT_RDWR)
+
+    def _close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
 
 def _download(
@@ -116,7 +178,7 @@ def _download(
     url: str,
     file: BinaryIO,
     max_bytes: int,
-    until: float,
+    deadline: _Deadline,
     resolver: Callable[[str, int], Sequence[Address]],
     allow: Callable[[Address], bool],
 ) -> str:
@@ -124,21 +186,26 @@ def _download(
         target = httpx.URL(url.strip())
         for _ in range(REDIRECTS + 1):
             request = _request(client, target, resolver, allow)
+            deadline.check()
+            timeout = httpx.Timeout(min(_PATIENCE_S, max(deadline.left, 0.01)))
+            request.extensions |= {"trace": deadline.watch, "timeout": timeout.as_dict()}
             response = client.send(request, stream=True)
             try:
-                if response.is_redirect:
+                if response.has_redirect_location:
                     target = target.join(response.headers["location"])
                     continue
                 _check(response, max_bytes)
-                _copy(response, file, max_bytes, until)
+                _copy(response, file, max_bytes, deadline)
                 return unquote(target.path.rsplit("/", 1)[-1]) or target.host
             finally:
                 response.close()
     except httpx.InvalidURL as error:
         raise ClinicError(f"url: {error}; give one like https://example.org/chest.dcm") from None
     except httpx.TimeoutException:
+        deadline.check()
         raise ClinicError("url: no answer in time; try again later, or send the file itself") from None
     except httpx.HTTPError as error:
+        deadline.check()
         raise ClinicError(f"url: cannot be fetched ({type(error).__name__}); send the file itself") from None
     raise ClinicError(f"url: more than {REDIRECTS} redirects; give the final address")
 
@@ -186,12 +253,12 @@ def _check(response: httpx.Response, max_bytes: int) -> None:
         raise TooLargeError(f"url: {length} bytes; at most {max_bytes} are accepted")
 
 
-def _copy(response: httpx.Response, file: BinaryIO, max_bytes: int, until: float) -> None:
+def _copy(response: httpx.Response, file: BinaryIO, max_bytes: int, deadline: _Deadline) -> None:
     size = 0
     for piece in response.iter_raw():  # as it comes: pieces of a given size would be waited for, past all time limits
         size += len(piece)
         if size > max_bytes:
             raise TooLargeError(f"url: more than {max_bytes} bytes")
-        if time.monotonic() > until:
-            raise ClinicError("url: takes too long; send the file itself")
+        deadline.check()
         file.write(piece)
+    deadline.check()  # a body without a length ends when the connection does
