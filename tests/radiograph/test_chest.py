@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wetread.radiograph import chest, phantom
-from wetread.radiograph.chest import Chests, describe, fit, from_bytes, thumbnail, to_bytes
+from wetread.radiograph.chest import Chests, describe, fit, from_bytes, settle, thumbnail, to_bytes, turns
 from wetread.radiograph.read import Radiograph, read
 
 THUMB = films.scene(64, 64, bits=8)
@@ -34,31 +34,62 @@ def test_edges_are_counted_by_direction() -> None:
     assert np.argwhere(edges[3] > 0.1).tolist() == [[4, 0]]
 
 
-def test_distance_is_that_of_the_fitted_gaussian() -> None:
+def test_a_turned_picture_has_the_permuted_description() -> None:
+    turned = [np.rot90(film, quarters) for film in (THUMB, THUMB[:, ::-1]) for quarters in (1, 2, 3)]
+    expected = [describe(np.ascontiguousarray(film)) for film in turned]
+    np.testing.assert_allclose(describe(THUMB)[turns()], expected, atol=1e-5)
+
+
+def test_the_mahalanobis_distance_is_that_of_the_fitted_gaussian() -> None:
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(3, 12))
     sample = rng.normal(size=(4000, 3)) @ mixing + rng.normal(size=(4000, 12)) * 0.1
-    fitted = fit(sample, np.ones(len(sample)), sample, axes=3, share=0.99, margin=1.0)
-    assert np.mean(fitted.distance(sample) <= 1) == pytest.approx(0.99, abs=0.001)
+    fitted = fit(sample, np.ones(len(sample)), axes=3)
     covariance = np.cov(sample.T)
     apart = sample[:50] - sample.mean(axis=0)
-    mahalanobis = np.sqrt(np.einsum("ni,ij,nj->n", apart, np.linalg.inv(covariance), apart))
-    np.testing.assert_allclose(fitted.distance(sample[:50]) * fitted.threshold, mahalanobis, rtol=0.05)
+    expected = np.sqrt(np.einsum("ni,ij,nj->n", apart, np.linalg.inv(covariance), apart))
+    np.testing.assert_allclose(fitted.mahalanobis(sample[:50]), expected, rtol=0.05)
 
 
 def test_weights_count_as_repetitions() -> None:
     rng = np.random.default_rng(1)
     sample = rng.normal(size=(60, 5))
     weights = rng.integers(1, 4, 60).astype(float)
-    once = fit(sample, weights, sample, axes=2)
-    repeated = fit(np.repeat(sample, weights.astype(int), axis=0), np.ones(int(weights.sum())), sample, axes=2)
-    np.testing.assert_allclose(once.distance(sample), repeated.distance(sample), rtol=1e-2)
+    once = fit(sample, weights, axes=2)
+    repeated = fit(np.repeat(sample, weights.astype(int), axis=0), np.ones(int(weights.sum())), axes=2)
+    np.testing.assert_allclose(once.mahalanobis(sample), repeated.mahalanobis(sample), rtol=1e-2)
+
+
+def test_what_is_as_far_turned_as_upright_gains_nothing_and_what_is_upright_does() -> None:
+    rng = np.random.default_rng(3)
+    sample = describe(THUMB) + rng.normal(size=(80, 768)) * 0.05
+    fitted = fit(sample, np.ones(80), axes=4)
+    flat = describe(np.full((64, 64), 9, np.uint8))[None]
+    np.testing.assert_allclose(fitted.distance(flat), fitted.mahalanobis(flat))
+    upright = sample[:1]
+    turned = min(fitted.mahalanobis(upright[:, turn])[0] for turn in turns())
+    own = fitted.mahalanobis(upright)[0]
+    np.testing.assert_allclose(fitted.distance(upright), own - 2 * (turned - own))
+
+
+def test_the_threshold_lies_half_way_and_films_come_first() -> None:
+    rng = np.random.default_rng(4)
+    sample = describe(np.full((64, 64), 9, np.uint8)) + rng.normal(size=(400, 768)) * 0.05
+    fitted = fit(sample[:200], np.ones(200), axes=4)
+    others = describe(THUMB)[None]
+    two = [sample[200:300], sample[300:] + 0.02]
+    settled = settle(fitted, two, others, share=0.9)
+    assert min(np.mean(settled.distance(part) <= 1) for part in two) >= 0.9
+    needed = max(np.quantile(settled.distance(part), 0.9) for part in two)
+    assert (needed + settled.distance(others)[0]) / 2 == pytest.approx(1)
+    close = settle(fitted, two, sample[:5], share=0.9)  # films, really
+    assert min(np.mean(close.distance(part) <= 1) for part in two) == pytest.approx(0.9, abs=0.011)
 
 
 def test_parameters_survive_their_file() -> None:
     rng = np.random.default_rng(2)
-    sample = rng.normal(size=(50, 6))
-    fitted = fit(sample, np.ones(50), sample, axes=2)
+    sample = rng.normal(size=(50, 768))
+    fitted = fit(sample, np.ones(50), axes=2)
     again = from_bytes(to_bytes(fitted))
     assert isinstance(again, Chests)
     np.testing.assert_array_equal(again.distance(sample), fitted.distance(sample))
@@ -74,8 +105,9 @@ def test_phantoms_look_like_chests_also_small_and_blurred() -> None:
 def test_noise_and_upended_phantoms_do_not() -> None:
     film = phantom.make(0).radiograph.pixels
     noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
-    for pixels in (noise, films.scene(200, 200, bits=8), 255 - film, np.ascontiguousarray(np.rot90(film))):
-        assert chest.distance(Radiograph(pixels)) > 1
+    turned = [np.rot90(film, quarters) for quarters in (1, 2, 3)]
+    for pixels in (noise, films.scene(200, 200, bits=8), 255 - film, film[::-1], *turned):
+        assert chest.distance(Radiograph(np.ascontiguousarray(pixels))) > 1
 
 
 def passing(folder: Path, count: int) -> float:

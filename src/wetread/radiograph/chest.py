@@ -3,13 +3,16 @@
 A description of the picture that neither exposure, contrast nor blur changes much (its 64×64 thumbnail by rank of
 grey value; from it the directions of its edges in 8×8 cells, as in Dalal and Triggs 2005, and its coarse shading) is
 compared with those of many chest radiographs: the Mahalanobis distance of probabilistic PCA (Tipping and Bishop
-1999). `fit` makes the parameters, which `benchmarks/chest.py` fits to public collections and ships as ``chest.npz``.
+1999). A chest is also clearly nearer upright than on its side or its head, cut off or not; a hand or a slice is about
+as far whichever way it lies. So how much nearer counts too. `fit` and `settle` make the parameters, which
+`benchmarks/chest.py` fits to public collections and ships as ``chest.npz``.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 
@@ -25,6 +28,7 @@ Array = NDArray[np.float64]
 THUMBNAIL = 64
 _GRID, _CELLS, _DIRECTIONS, _SHADING = 32, 8, 8, 16
 _SHADING_WEIGHT = 2.0
+_UPRIGHT = 2.0  # how much it counts, against the distance itself, that a picture is nearer upright than turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +44,7 @@ class Chests:
     noise : float
         Deviation along every other axis.
     threshold : float
-        Distance up to which a picture counts as a chest.
+        Distance, as `distance` has it, up to which a picture counts as a chest.
     """
 
     mean: Array
@@ -48,14 +52,48 @@ class Chests:
     noise: float
     threshold: float
 
-    def distance(self, descriptions: Array) -> Array:
-        """Return the Mahalanobis distance of descriptions, shape [N, D] to [N], in units of `threshold`."""
+    def mahalanobis(self, descriptions: Array) -> Array:
+        """Return the Mahalanobis distance of descriptions, shape [..., D] to [...]."""
         apart = descriptions - self.mean
         along = apart @ self.axes.T
         deviations = 1 / np.linalg.norm(self.axes, axis=1)
-        rest = (apart**2).sum(axis=1) - ((along * deviations) ** 2).sum(axis=1)
-        squared = (along**2).sum(axis=1) + np.maximum(rest, 0) / self.noise**2
-        return np.asarray(np.sqrt(squared) / self.threshold)
+        rest = (apart**2).sum(axis=-1) - ((along * deviations) ** 2).sum(axis=-1)
+        return np.asarray(np.sqrt((along**2).sum(axis=-1) + np.maximum(rest, 0) / self.noise**2))
+
+    def distance(self, descriptions: Array) -> Array:
+        """Return how far pictures are from chests, shape [N, 768] to [N], in units of `threshold`; it may be negative.
+
+        The Mahalanobis distance, plus twice what it is more than that of the nearest of the picture's `turns`.
+        """
+        upright = self.mahalanobis(descriptions)
+        turned = self.mahalanobis(descriptions[:, _TURNS]).min(axis=1)
+        return np.asarray((upright + _UPRIGHT * (upright - turned)) / self.threshold)
+
+
+def turns() -> NDArray[np.int64]:
+    """Return how turning a picture permutes its description.
+
+    Returns
+    -------
+    int array, shape [6, 768]
+        Of a picture turned by one, two and three quarters (as `numpy.rot90` does), and of its mirror image turned so.
+        The mirror image upright is left out: a chest is nearly its own.
+    """
+    edges = np.arange(_CELLS * _CELLS * _DIRECTIONS).reshape(_CELLS, _CELLS, _DIRECTIONS)
+    shading = np.arange(_SHADING * _SHADING).reshape(_SHADING, _SHADING) + edges.size
+    directions = np.arange(_DIRECTIONS)
+    found = []
+    for mirrored in (False, True):
+        if mirrored:
+            edges = edges[:, ::-1][..., (_DIRECTIONS // 2 - directions) % _DIRECTIONS]
+            shading = shading[:, ::-1]
+        for quarters in (1, 2, 3):
+            turned = np.rot90(edges, quarters)[..., (directions + quarters * _DIRECTIONS // 4) % _DIRECTIONS]
+            found.append(np.concatenate([turned.ravel(), np.rot90(shading, quarters).ravel()]))
+    return np.array(found)
+
+
+_TURNS = turns()
 
 
 def thumbnail(radiograph: Radiograph) -> NDArray[np.uint8]:
@@ -105,24 +143,16 @@ def distance_of(description: Array) -> float:
     return float(_shipped().distance(description[None])[0])
 
 
-def fit(
-    descriptions: Array, weights: Array, held_out: Array, *, axes: int = 64, share: float = 0.995, margin: float = 1.08
-) -> Chests:
-    """Fit what chests have in common.
+def fit(descriptions: Array, weights: Array, *, axes: int = 64) -> Chests:
+    """Fit what chests have in common; the threshold is left at 1, for `settle`.
 
     Parameters
     ----------
     descriptions : float array, shape [N, D]
     weights : float array, shape [N]
         Of the descriptions; any positive scale.
-    held_out : float array, shape [M, D]
-        Other patients' descriptions, for the threshold.
     axes : int
         Principal axes to keep.
-    share : float
-        Of `held_out` that passes.
-    margin : float
-        The threshold is so many times the distance within which that share lies, for sources never seen.
     """
     weights = weights / weights.sum()
     mean = weights @ descriptions
@@ -133,8 +163,25 @@ def fit(
     noise = float(np.sqrt(values[rest].mean()))
     # float16, as the file holds them
     scaled = (vectors[:, keep] / np.sqrt(values[keep])).T.astype(np.float16).astype(np.float64)
-    chests = Chests(mean.astype(np.float16).astype(np.float64), scaled, noise, 1.0)
-    return Chests(chests.mean, chests.axes, noise, margin * float(np.quantile(chests.distance(held_out), share)))
+    return Chests(mean.astype(np.float16).astype(np.float64), scaled, noise, 1.0)
+
+
+def settle(chests: Chests, films: Sequence[Array], others: Array, *, share: float = 0.995) -> Chests:
+    """Return `chests` with its threshold half-way between films and what is none.
+
+    Parameters
+    ----------
+    chests : Chests
+    films : sequence of float array, shape [M, 768]
+        Descriptions of other patients' films, one array for each collection: `share` of each lies within.
+    others : float array, shape [K, 768]
+        Descriptions of pictures that are no chest radiographs. The threshold lies half-way to the nearest of them; if
+        that is nearer than the films, films come first.
+    share : float
+    """
+    needed = max(float(np.quantile(chests.distance(part), share)) for part in films)
+    nearest = float(chests.distance(others).min())
+    return replace(chests, threshold=chests.threshold * max(needed, (needed + nearest) / 2))
 
 
 def to_bytes(chests: Chests) -> bytes:

@@ -26,7 +26,7 @@ MIN_SIDE = 48  # pixels: below, nothing can be said about a chest
 
 _TAGGED = 1.15  # times the usual distance from other chests is allowed where a tag says chest
 _DOUBTFUL = 1.2  # up to so many times, the features of a model may still know it for a chest
-_NEGATIVE = 0.9  # a picture whose negative lies as near as this, as 97 % of chests do, is a chest's negative
+_NEGATIVE = 0.6  # a picture whose negative lies as near as this, as 99 % of chests do, is a chest's negative
 
 _MODALITIES = frozenset({"CR", "DX", "DR", "RG", "OT", "SC"})  # OT and SC: copies; the picture decides
 _CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "TORSO", "HEART", "STERNUM")
