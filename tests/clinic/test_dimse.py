@@ -14,13 +14,14 @@ import pytest
 import sqlalchemy as sa
 from clinic_dimse import US, body, dataset, listening, rows, send
 from peers import wait
+from prometheus_client import generate_latest
 from pydicom.uid import JPEGLosslessSV1, MRImageStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE, build_context, evt
 from pynetdicom.sop_class import Verification
 from ward import dicom as dicom_file
 
 from wetread.clinic import peers, store
-from wetread.clinic.dimse import Listener
+from wetread.clinic.dimse import _WORDS, Listener
 from wetread.clinic.peers import Caller, Peer, PeerError
 from wetread.clinic.receive import STATUS_MEANS, Body, Status, file_header
 from wetread.clinic.senders import Sender
@@ -208,6 +209,32 @@ def test_a_strange_sender_is_refused_and_a_known_one_has_its_site(ward):
         with pytest.raises(PeerError, match=r"(?i)called ae title not recognised"):
             peers.echo(Peer("OTHER", "127.0.0.1", listener.port), Caller("CR1"))
     assert [row.site for row in rows(ward)] == ["north", "default"]
+
+
+def test_associations_and_answers_are_counted_without_names(ward):
+    def counted(**labels):
+        name = "wetread_dicom_stores_total" if "status" in labels else "wetread_dicom_associations_total"
+        return ward.intake.tally.registry.get_sample_value(name, labels) or 0
+
+    with listening(ward, dicom_peers=["CR1@127.0.0.1"], dicom_associations=1) as listener:
+        send(listener, dataset(1), caller=Caller("CR1"))
+        send(listener, dataset(1, SOPClassUID=MRImageStorage), caller=Caller("CR1"))
+        assert (counted(status="0x0000"), counted(outcome="accepted", reason="")) == (2, 2)
+        with pytest.raises(PeerError):
+            send(listener, dataset(2), caller=Caller("WHO"))
+        with pytest.raises(PeerError):
+            peers.echo(Peer("OTHER", "127.0.0.1", listener.port), Caller("CR1"))
+        wait(lambda: not any(link.is_alive() for link in list(listener._guests)), "the associations end")
+        with peers.association(listener.us, [build_context(Verification)], Caller("CR1")) as link:
+            with pytest.raises(PeerError):
+                peers.echo(listener.us, Caller("CR1"))
+            link.abort()
+        wait(lambda: counted(outcome="aborted", reason=""), "the abort is counted")
+    refused = {reason: counted(outcome="refused", reason=reason) for reason in _WORDS.values()}
+    assert refused == {"unknown sender": 1, "called AE title": 1, "no room": 0, "too many": 1}
+    text = generate_latest(ward.intake.tally.registry).decode()
+    assert "CR1" not in text
+    assert "WHO" not in text
 
 
 def test_nobody_may_send_unless_named(ward):

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from clinic_dimse import body, rows
 from peers import free_port
+from pulled import Books
 from ward import SITE, dicom
 
 from wetread.clinic import pull
@@ -45,29 +46,6 @@ def test_a_list_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError):
         pull.read_list(tmp_path / "l.csv")
-
-
-class Books:
-    """An archive that holds what it is told, and brings all but what it is told not to."""
-
-    def __init__(self, ward, holds, keeps=(), down=False):
-        self.ward, self.holds, self.keeps, self.down, self.brought = ward, holds, set(keeps), down, []
-
-    def find(self, wanted):
-        if self.down:
-            raise PeerError("down")
-        return [wanted.study_uid] if wanted.study_uid in self.holds else []
-
-    def instances(self, study_uid):
-        return {"s": {f"1.2.{seed + 1}.3": "c" for seed in self.holds[study_uid]}}
-
-    def fetch(self, study_uid, missing):
-        for uid in missing["s"]:
-            seed = int(uid.split(".")[2]) - 1
-            if seed not in self.keeps:
-                self.ward.take(dicom(seed))
-                self.brought.append(seed)
-        return "kept some" if self.keeps else ""
 
 
 def test_only_what_is_missing_is_fetched_and_each_line_says_what_came(ward):

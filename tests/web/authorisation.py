@@ -30,7 +30,7 @@ class Rule:
 
 
 VIEW, UPLOAD, REVIEW, INFER = Right.VIEW, Right.UPLOAD, Right.REVIEW, Right.INFER
-OPERATE, ADMINISTER = Right.OPERATE, Right.ADMINISTER
+OPERATE, PULL, ADMINISTER = Right.OPERATE, Right.PULL, Right.ADMINISTER
 _STUDY, _SERIES = "/dicomweb/studies/{study}", "/dicomweb/studies/{study}/series/{series}"
 _INSTANCE = f"{_SERIES}/instances/{{instance}}"
 _PDF = {"headers": {"Content-Type": "application/pdf"}}
@@ -67,6 +67,11 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("POST", "/api/v1/deliveries/{delivery_id}/retry"): Rule(OPERATE),
     ("DELETE", "/api/v1/deliveries/{delivery_id}"): Rule(OPERATE),
     ("GET", "/api/v1/worklist"): Rule(VIEW),
+    ("GET", "/api/v1/filters"): Rule(VIEW),
+    ("PUT", "/api/v1/filters/{name}"): Rule(VIEW, more={"json": {"king": 1}}),
+    ("DELETE", "/api/v1/filters/{name}"): Rule(VIEW),
+    ("GET", "/api/v1/readers"): Rule(REVIEW),
+    ("POST", "/api/v1/studies/{study}/hand-over"): Rule(REVIEW, more={"json": {"king": 1}}),
     ("POST", "/api/v1/studies/{study}/claim"): Rule(REVIEW, also=(409,)),
     ("DELETE", "/api/v1/studies/{study}/claim"): Rule(REVIEW),
     ("POST", "/api/v1/studies/{study}/reviews"): Rule(REVIEW, more={"json": {"state": "neither"}}),
@@ -78,6 +83,9 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("GET", "/api/v1/images/{image}/heatmap.png"): Rule(VIEW, more={"params": {"finding": "Edema"}}),
     ("POST", "/api/v1/images/{image}/retry"): Rule(OPERATE),
     ("GET", "/api/v1/operations"): Rule(OPERATE),
+    ("POST", "/api/v1/pull"): Rule(PULL, more={"json": {"source": "none", "studies": ["1.2"]}}),
+    ("GET", "/api/v1/pull"): Rule(PULL),
+    ("GET", "/api/v1/pull/{pull}"): Rule(PULL),
     ("POST", "/api/v1/studies/{study}/patient"): Rule(ADMINISTER, more={"json": {"king": 1}}),
     ("POST", "/api/v1/studies/{study}/merge"): Rule(ADMINISTER, more={"json": {"king": 1}}),
     ("POST", "/api/v1/images/{image}/rejection"): Rule(REVIEW, more={"json": {"king": 1}}),

@@ -122,8 +122,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "name": "names",
             "version": "1",
             "delivery_id": "a-delivery",
+            "pull": "a-pull",
         }
         with database.write() as connection:
+            asked = {"id": "a-pull", "site": SITE, "source": "pacs", "actor": "x", "state": "done", "wanted": []}
+            connection.execute(store.pull.insert().values(**asked, outcomes=[], created_at=store.now()))
             sent_on = {"id": "a-delivery", "study": study, "kind": "webhook", "destination": "d", "cause": "c"}
             connection.execute(
                 store.delivery.insert().values(

@@ -48,17 +48,18 @@ class Right(StrEnum):
     REVIEW = "review"
     INFER = "infer"
     OPERATE = "operate"
+    PULL = "pull"  # have studies fetched from an archive of the setting pull_sources
     ADMINISTER = "administer"
 
 
 RIGHTS: dict[Role, frozenset[Right]] = {
     Role.RADIOLOGIST: frozenset({Right.UPLOAD, Right.VIEW, Right.REVIEW}),
-    Role.ENGINEER: frozenset({Right.UPLOAD, Right.VIEW, Right.INFER, Right.OPERATE}),
+    Role.ENGINEER: frozenset({Right.UPLOAD, Right.VIEW, Right.INFER, Right.OPERATE, Right.PULL}),
     Role.ADMINISTRATOR: frozenset(Right),
     Role.SERVICE: frozenset({Right.UPLOAD, Right.VIEW, Right.INFER}),
 }
 # What a token of the role may have besides, when its scopes name it.
-GRANTABLE: dict[Role, frozenset[Right]] = {Role.SERVICE: frozenset({Right.CORRECT})}
+GRANTABLE: dict[Role, frozenset[Right]] = {Role.SERVICE: frozenset({Right.CORRECT, Right.PULL})}
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,14 @@ log = logging.getLogger(__name__)
 STORAGE_CLASSES: Mapping[str, str] = {uid: word for word, uid in _STORAGE_CLASSES.items()}
 TRANSFER_SYNTAXES: Sequence[UID] = tuple(AllTransferSyntaxes)
 # Result, source and reason of A-ASSOCIATE-RJ (DICOM PS3.8 9.3.4).
-_STRANGER, _NO_ROOM, _TOO_MANY = (1, 1, 3), (2, 3, 1), (2, 3, 2)
+_STRANGER, _NOT_OURS, _NO_ROOM, _TOO_MANY = (1, 1, 3), (1, 1, 7), (2, 3, 1), (2, 3, 2)
 REJECTIONS: Mapping[tuple[int, int, int], str] = {
     _STRANGER: "the calling AE title is not in `dicom_peers`, or calls from another address",
-    (1, 1, 7): "the called AE title is not ours (unless `dicom_check_called` is off)",
+    _NOT_OURS: "the called AE title is not ours (unless `dicom_check_called` is off)",
     _NO_ROOM: "the disk has only its reserve left: come again later",
     _TOO_MANY: "as many associations as `dicom_associations` allows are open: come again later",
 }
+_WORDS = {_STRANGER: "unknown sender", _NOT_OURS: "called AE title", _NO_ROOM: "no room", _TOO_MANY: "too many"}
 _STORAGE_SERVICE = UID("1.2.840.10008.4.2")
 _ASSOCIATE_BYTES = 2**20  # largest A-ASSOCIATE-RQ; 128 presentation contexts need about 100 KiB
 _COMMAND_BYTES = 2**16  # largest command set; one has a few hundred
@@ -136,6 +137,9 @@ class Listener:
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_N_ACTION, self._commit),
             (evt.EVT_CONN_CLOSE, _gone),
+            (evt.EVT_ACCEPTED, self._accepted),
+            (evt.EVT_REJECTED, self._rejected),
+            (evt.EVT_ABORTED, self._aborted),
         ]
         port = settings.dicom_port if port is None else port
         try:
@@ -187,17 +191,35 @@ class Listener:
         line = self.senders.find(ae, address)
         if line is None:
             log.warning("DICOM: %s at %s is not in dicom_peers and was refused", identity.clean(ae), address)
-            return _reject(link, *_STRANGER)
+            return self._reject(link, _STRANGER)
         if not self._has_room():
             log.error("DICOM: no room on disk; %s was told to come later", ae)
-            return _reject(link, *_NO_ROOM)
+            return self._reject(link, _NO_ROOM)
         with self._counting:
             if sum(other.is_alive() for other in list(self._guests)) >= self.settings.dicom_associations:
                 log.warning("DICOM: too many associations; %s was told to come later", ae)
-                return _reject(link, *_TOO_MANY)
+                return self._reject(link, _TOO_MANY)
             self._guests[link] = _Guest(ae, line.site or self.settings.site, line.corrects)
         link.acceptor.supported_contexts = self._contexts(request.presentation_context_definition_list or [])
         return None
+
+    def _reject(self, link: Association, reason: tuple[int, int, int]) -> None:
+        link.acse.send_reject(*reason)
+        link.kill()
+        self.intake.tally.associations.labels("refused", _WORDS[reason]).inc()
+
+    def _accepted(self, event: Event) -> None:
+        self.intake.tally.associations.labels("accepted", "").inc()
+
+    def _rejected(self, event: Event) -> None:
+        """Count what pynetdicom refuses by itself: above all another called AE title than ours."""
+        called = cast(A_ASSOCIATE, event.assoc.requestor.primitive).called_ae_title or ""
+        ours = not self.settings.dicom_check_called or called.strip() == self._title.strip()
+        self.intake.tally.associations.labels("refused", "other" if ours else _WORDS[_NOT_OURS]).inc()
+
+    def _aborted(self, event: Event) -> None:
+        if event.assoc in self._guests:
+            self.intake.tally.associations.labels("aborted", "").inc()
 
     def _contexts(self, proposed: Sequence[PresentationContext]) -> list[PresentationContext]:
         """Return what we support of what is proposed; transfer syntaxes in the order that the sender prefers."""
@@ -272,11 +294,6 @@ def _gone(event: Event) -> None:
     """Let the thread of a connection end that closed before it asked for an association."""
     if event.assoc.requestor.primitive is None:
         cast(Any, event.assoc.dul.to_user_queue).put(None)
-
-
-def _reject(link: Association, *reason: int) -> None:
-    link.acse.send_reject(*reason)
-    link.kill()
 
 
 def _contain(link: Association, run: Callable[[], None]) -> None:

@@ -37,6 +37,7 @@ from wetread.clinic.identity import Identity
 from wetread.clinic.jobs import READ_ONLY, enqueue
 from wetread.clinic.priority import Priority
 from wetread.clinic.store import Store
+from wetread.clinic.tally import Tally
 from wetread.clinic.triage import Policy
 from wetread.errors import BusyError, ClinicError, NotFoundError
 
@@ -103,6 +104,7 @@ class Intake:
         self.database, self.archive, self.max_bytes = database, archive, max_bytes
         self._policy, self._models, self._wake = policy, models, wake
         self._complete_after = timedelta(seconds=complete_after_s)
+        self.tally = Tally()
 
     def take(
         self,

@@ -123,6 +123,7 @@ class Receiver:
             status, comment = self._store(request, body, str(event.context.transfer_syntax), ae, site, corrects)
         finally:
             body.close()
+        self.intake.tally.stores.labels(f"0x{status:04X}").inc()
         if status != Status.SUCCESS:
             log.warning("DICOM: instance from %s refused with 0x%04X: %s", ae, status, comment)
         return answer(status, comment)

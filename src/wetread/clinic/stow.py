@@ -93,6 +93,18 @@ def take(
     corrects : bool
         As `Intake.take` has it.
     """
+    stored, failed = len(result.stored), len(result.failed)
+    _take(intake, path, site, actor, study_uid, result, corrects)
+    for one in result.stored[stored:]:
+        warning = f"0x{one.warning:04X}" if one.warning else ""
+        intake.tally.stow.labels("warning" if warning else "stored", warning).inc()
+    for lost in result.failed[failed:]:
+        intake.tally.stow.labels("failed", f"0x{lost.reason:04X}").inc()
+
+
+def _take(
+    intake: Intake, path: Path, site: str, actor: str, study_uid: str | None, result: Result, corrects: bool
+) -> None:
     said = _uids(path)
     if said is None:
         result.failed.append(Failure("", "", CANNOT_UNDERSTAND))

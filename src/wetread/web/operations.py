@@ -175,5 +175,7 @@ def readyz(request: Request) -> JSONResponse:
 def metrics(request: Request) -> Response:
     """Return the numbers for Prometheus."""
     found: Metrics = request.app.state.metrics
-    found.measure(clinic_of(request))
-    return Response(generate_latest(found.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    clinic = clinic_of(request)
+    found.measure(clinic)
+    text = generate_latest(found.registry) + generate_latest(clinic.intake.tally.registry)
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})

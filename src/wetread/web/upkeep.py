@@ -17,6 +17,7 @@ from wetread.clinic.service import Clinic
 from wetread.web import security
 from wetread.web.api import clinic_of
 from wetread.web.pages import SignedIn, render
+from wetread.web.pulls import PullOut
 from wetread.web.security import Operator
 
 router = APIRouter(prefix="/api/v1")
@@ -121,7 +122,11 @@ def operations_page(request: Request, caller: Annotated[Caller, Depends(_operato
     clinic = clinic_of(request)
     state = _state(clinic, caller.site)
     names = {model.id: model.name for model in clinic.ai(caller.site).models}
-    return render(request, "operations.html", caller=caller, state=state, names=names, shared=clinic.database.shared)
+    pulls = [PullOut.of(row) for row in clinic.pulls.recent(caller.site)]
+    return render(
+        request, "operations.html", caller=caller, state=state, names=names, pulls=pulls, sources=clinic.pulls.sources,
+        shared=clinic.database.shared,
+    )  # fmt: skip
 
 
 @pages.post("/images/{image}/retry")
