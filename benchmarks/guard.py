@@ -48,6 +48,14 @@ def samples() -> Iterator[Path]:
             yield from (f for f in files(Path(found.origin).parents[1] / place) if f.parent.name != "images")
 
 
+def rate(number: int, of: int) -> str:
+    """Return a share with its exact interval (Clopper and Pearson)."""
+    if not of:
+        return "none"
+    low, high = binomtest(number, of).proportion_ci()
+    return f"{number} of {of}, {100 * number / of:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
 def row(name: str, analyses: Iterable[Analysis]) -> list[Analysis]:
     """Print one line: how many, how many refused and why, how many with which caution."""
     analyses = list(analyses)
@@ -56,14 +64,14 @@ def row(name: str, analyses: Iterable[Analysis]) -> list[Analysis]:
     cautions = Counter(c for a in analyses if a.suitable for c in a.caution_codes)
     shown = ", ".join(f"{c} {cautions[c]}" for c in Caution if cautions[c] and c not in ("AGE_UNKNOWN", "VIEW_UNKNOWN"))
     print(
-        f"| {name} | {len(analyses)} | {100 * len(refused) / max(1, len(analyses)):.2f} % | {codes} | {shown} |",
+        f"| {name} | {rate(len(refused), len(analyses))} | {codes} | {shown} |",
         flush=True,
     )
     return analyses
 
 
 def head(title: str) -> None:
-    print(f"\n{title}\n\n| images | number | refused | codes | cautions |\n|---|---|---|---|---|")
+    print(f"\n{title}\n\n| images | refused (95 % interval) | codes | cautions |\n|---|---|---|---|")
 
 
 def real(predictor: Predictor) -> None:
@@ -193,12 +201,6 @@ def edge(predictor: Predictor) -> None:
         print(f"| {name} | {len(doubtful)} | {known} |")
 
 
-def share(number: int, of: int) -> str:
-    """Return a share with its exact interval (Clopper and Pearson)."""
-    low, high = binomtest(number, of).proportion_ci()
-    return f"{number} of {of}, {100 * number / of:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-
-
 def blind() -> None:
     """Settle the limit of the chest check without the kinds that it is then measured on."""
     from benchmarks.chest import fitted, no_chests
@@ -215,16 +217,16 @@ def blind() -> None:
         settled = chest.settle(chests, list(held_out.values()), others)
         distances = np.concatenate([settled.distance(kinds[kind]) for kind in left or kinds])
         passing = [int((settled.distance(part) <= 1).sum()) for part in held_out.values()]
-        films = share(sum(passing), sum(map(len, held_out.values())))
+        films = rate(sum(passing), sum(map(len, held_out.values())))
         print(
             f"| {', '.join(left) or 'nothing: fitted'} | {settled.threshold / shipped:.3f} | {distances.min():.2f} | "
-            f"{share(int((distances > 1).sum()), len(distances))} | {films} |"
+            f"{rate(int((distances > 1).sum()), len(distances))} | {films} |"
         )
         if len(left) == 1:
             total.append(distances)
     every = np.concatenate(total)
-    print(f"\nEach kind left out once: refused {share(int((every > 1).sum()), len(every))},")
-    print(f"and beyond doubt (1.2 times the limit) {share(int((every > 1.2).sum()), len(every))}.")
+    print(f"\nEach kind left out once: refused {rate(int((every > 1).sum()), len(every))},")
+    print(f"and beyond doubt (1.2 times the limit) {rate(int((every > 1.2).sum()), len(every))}.")
 
 
 def main() -> None:

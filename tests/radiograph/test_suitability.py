@@ -166,6 +166,22 @@ def test_white_lungs_are_not_refused(sides: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", ["kermany224", "nih1000"])
+def test_a_real_chest_is_told_when_it_lies_on_its_side_or_head_and_when_it_is_cut_off(shared: Path, name: str) -> None:
+    files = sorted(f for f in (shared / "data" / name).rglob("*") if f.suffix in (".png", ".jpeg"))
+    films = [read(file, reduce_to=256).pixels for file in files[:: len(files) // 40]]
+
+    def answers(part: Any) -> list[suitability.Suitability]:
+        return [suit(Radiograph(np.ascontiguousarray(part(pixels)))) for pixels in films]
+
+    for turned in (np.rot90, np.flipud, lambda pixels: np.rot90(pixels, 2), lambda pixels: np.rot90(pixels, 3)):
+        assert sum(a.suitable or a.doubtful for a in answers(turned)) == 0
+    for part in (lambda p: p[:, int(0.3 * p.shape[1]) :], lambda p: p[:, : int(0.7 * p.shape[1])]):
+        found = answers(part)
+        assert sum(a.code is Code.NOT_CHEST for a in found) <= 0.1 * len(films)
+        assert sum(Caution.CROPPED in a.caution_codes for a in found) >= 0.85 * len(films)
+
+
+@pytest.mark.parametrize("name", ["kermany224", "nih1000"])
 def test_films_are_no_screenshots_and_no_negatives(shared: Path, name: str) -> None:
     files = sorted(f for f in (shared / "data" / name).rglob("*") if f.suffix in (".png", ".jpeg"))
     answers = [suit(read(file), population="any") for file in files[:: max(1, len(files) // 200)]]
