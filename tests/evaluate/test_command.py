@@ -3,7 +3,7 @@ import json
 import sys
 from dataclasses import replace
 
-import cv2
+import noise
 import numpy as np
 import polars as pl
 import pytest
@@ -11,9 +11,7 @@ import tiny_package
 from rich.console import Console
 
 from wetread import cli
-from wetread.dataset import sources, split
 from wetread.dataset.dataset import Dataset
-from wetread.dataset.pack import pack
 from wetread.errors import DatasetError, WetreadError
 from wetread.evaluate import command, metrics
 from wetread.evaluate.cautions import TUNED
@@ -188,24 +186,13 @@ def test_an_nih_model_does_not_answer_pneumonia(tmp_path):
         command.fits(packed(tmp_path), NIH, plain(size=SIDE, source=SIDE))
 
 
-def repack(folder, out, transform):
-    collection = sources.collect("folders", folder / "films", task=PNEUMONIA)
-    rows, _ = split.assign(collection.rows, collection.task, valid=10.0, test=20.0)
-    return pack(replace(collection, rows=rows), out, transform=transform, workers=1)
-
-
 @pytest.fixture(scope="module")
 def packaged(tmp_path_factory):
     """A package and a dataset on disk, packed with its transform."""
     folder = tmp_path_factory.mktemp("evaluate")
-    rng = np.random.default_rng(0)
-    for n in range(40):
-        file = folder / "films" / ("NORMAL", "PNEUMONIA")[n % 2] / f"{n}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)
-        cv2.imwrite(str(file), cv2.resize(coarse, (80, 70), interpolation=cv2.INTER_CUBIC))
+    noise.films(folder / "films", 40)
     package = tiny_package.write(folder / "tiny")
-    repack(folder, folder / "data", package.transform)
+    noise.packed(folder / "films", folder / "data", package.transform, test=20.0)
     return folder
 
 
@@ -240,7 +227,7 @@ def test_the_command_evaluates_what_the_runtime_says(monkeypatch, capsys, packag
 
 
 def test_mistakes_of_the_command_are_one_line(monkeypatch, capsys, packaged, tmp_path):
-    other = repack(packaged, tmp_path / "other", plain(size=32, source=32))
+    other = noise.packed(packaged / "films", tmp_path / "other", plain(size=32, source=32), test=20.0)
     for arguments, words in [
         ((packaged / "tiny", other.path), "other transform: source is 32, the model's is 64"),
         ((packaged / "tiny", packaged / "data", "--split", "train"), "use test or valid"),

@@ -4,36 +4,23 @@ import json
 import re
 import sys
 
-import cv2
-import numpy as np
+import noise
 import pytest
 import tiny_package
 
 from wetread import cli
-from wetread.dataset import sources, split
 from wetread.dataset.dataset import Dataset
-from wetread.dataset.pack import pack
 from wetread.evaluate import hard, metrics
-from wetread.findings import PNEUMONIA
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Two packages of one task and a dataset that both can read."""
-    from dataclasses import replace
-
     folder = tmp_path_factory.mktemp("gate")
-    rng = np.random.default_rng(0)
-    for n in range(160):
-        file = folder / "films" / ("NORMAL", "PNEUMONIA")[n % 2] / f"{n}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)
-        cv2.imwrite(str(file), cv2.resize(coarse, (80, 70), interpolation=cv2.INTER_CUBIC))
+    noise.films(folder / "films", 160)
     tiny_package.write(folder / "one")
     other = tiny_package.write(folder / "two", seed=3, name="two")
-    collection = sources.collect("folders", folder / "films", task=PNEUMONIA)
-    rows, _ = split.assign(collection.rows, collection.task, valid=10.0, test=120.0)
-    pack(replace(collection, rows=rows), folder / "data", transform=other.transform, workers=1)
+    noise.packed(folder / "films", folder / "data", other.transform, test=120.0)
     return folder
 
 

@@ -7,6 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the train extra")
 pytestmark = pytest.mark.train
 
+from watched import last_features  # noqa: E402
+
 from wetread.evaluate.calibration import Calibration  # noqa: E402
 from wetread.findings import CHEXPERT, COVID, NIH, PNEUMONIA  # noqa: E402
 from wetread.infer import runtime  # noqa: E402
@@ -118,19 +120,8 @@ def on_grid(cam: np.ndarray, look: Look, grid: tuple[int, int]) -> np.ndarray:
 def test_maps_are_the_gradient_of_the_reported_log_odds(task, case):
     """Grad-CAM by automatic differentiation: features weighed by the mean gradient, before the ReLU."""
     backbones, looks = CASES[case]
-    served, remembered = make(task, backbones, looks), []
-
-    def watch(network):
-        own = network.features
-
-        def remember(x):
-            remembered.append(own(x).detach().requires_grad_())
-            return remembered[-1]
-
-        network.features = remember
-
-    for network in served.ensemble.members:
-        watch(network)
+    served = make(task, backbones, looks)
+    remembered = last_features(served.ensemble.members)
     out = served(pixels())
     assert len(remembered) == len(backbones) * len(looks)
     grid = tuple(max(last.shape[axis] for last in remembered) for axis in (2, 3))

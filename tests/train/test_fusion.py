@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 pytestmark = pytest.mark.train
 
 from squares import SIDE, write_dataset  # noqa: E402
+from watched import last_features  # noqa: E402
 
 from wetread.dataset.studies import apart, studies  # noqa: E402
 from wetread.errors import TrainError  # noqa: E402
@@ -136,19 +137,7 @@ def test_maps_of_both_views_are_the_gradient_of_the_reported_log_odds(task, back
     count = len(task.findings)
     slope = np.full(count, 1.4)
     served = Served(Ensemble(networks, task, looks), Calibration(task, slope, np.zeros(count)))
-    remembered = []
-
-    def watch(network):
-        own = network.features
-
-        def remember(x):
-            remembered.append(own(x).detach().requires_grad_())
-            return remembered[-1]
-
-        network.features = remember
-
-    for network in networks:
-        watch(network)
+    remembered = last_features(networks)
     probability, _, maps, *_ = served(views(), torch.tensor([[1, 1], [1, 1], [1, 1], [1, 0]]).bool())
     assert maps.shape[:3] == (4, 2, count)
     for column in range(count):
