@@ -29,7 +29,7 @@ class Server:
             )
         assert self.process.stdout is not None
         self.link = self.process.stdout.readline().strip()
-        assert "/login?code=" in self.link, self.log.read_text()
+        assert "/login" in self.link, self.log.read_text()
         token = data.parent / "token"
         if not token.exists():
             said = self.wetread("token", "create", "test", "--role", "administrator")
@@ -39,6 +39,8 @@ class Server:
             base_url=self.link.split("/login")[0],
             headers={"Authorization": f"Bearer {token.read_text().strip()}"},
             timeout=60,
+            # A connection that the server closes for idleness just as it is used again would fail the request.
+            limits=httpx.Limits(max_keepalive_connections=0),
         )
 
     def wetread(self, *command: str) -> subprocess.CompletedProcess[str]:
