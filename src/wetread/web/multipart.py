@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import AsyncGenerator, Iterable, Iterator
-from typing import IO
+from typing import IO, NamedTuple
 
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
@@ -16,8 +16,16 @@ _BUFFER = 2**20
 _SLICE = 2**13  # bytes that are split at a time: each part of them is an open file until it is taken
 
 
+class Piece(NamedTuple):
+    """One part of a body that is written: its content type, its content in pieces, and where it can be had alone."""
+
+    media: str
+    content: Iterable[bytes]
+    location: str = ""
+
+
 class Part:
-    """One part of a body: its content type, and its content in a file on disk."""
+    """One part of a body that is read: its content type, and its content in a file on disk."""
 
     def __init__(self) -> None:
         self.media = ""
@@ -120,11 +128,12 @@ async def parts(request: Request, boundary: bytes, *, max_parts: int) -> AsyncGe
             part.close()
 
 
-def write(pieces: Iterable[tuple[str, Iterable[bytes]]], boundary: str) -> Iterator[bytes]:
-    """Yield the bytes of a multipart body whose parts are (content type, content in pieces)."""
-    for media, content in pieces:
-        yield f"--{boundary}\r\nContent-Type: {media}\r\n\r\n".encode()
-        yield from content
+def write(pieces: Iterable[Piece], boundary: str) -> Iterator[bytes]:
+    """Yield the bytes of a multipart body."""
+    for piece in pieces:
+        place = f"Content-Location: {piece.location}\r\n" if piece.location else ""
+        yield f"--{boundary}\r\nContent-Type: {piece.media}\r\n{place}\r\n".encode()
+        yield from piece.content
         yield b"\r\n"
     yield f"--{boundary}--\r\n".encode()
 
