@@ -22,6 +22,8 @@ import tiny_package
 from serving import Server, serving
 from ward import archive, dicom, png
 
+from wetread.clinic import accounts, audit
+from wetread.clinic.store import Store
 from wetread.findings import CHEXPERT
 
 pytestmark = pytest.mark.system
@@ -107,6 +109,22 @@ def test_one_line_and_code_two(tmp_path: Path) -> None:
             assert named in said.stderr
             assert said.stderr.count("\n") == 1
             assert said.stdout == ""
+
+
+def test_a_login_link_is_printed_while_nobody_administers_and_never_logged(tmp_path: Path) -> None:
+    with serving(tmp_path / "clinic") as server:
+        base, code = server.link.split("/login?code=")
+        with contextlib.closing(Store.existing(server.data)) as database, httpx.Client(base_url=base) as browser:
+            accounts.create(database, "Admin", "administrator", "default", "correct horse battery")
+            assert browser.post("/login", data={"code": code}, timeout=60).status_code == 403  # there is somebody now
+            said = list(audit.rows(database, action="login."))
+        assert [(row["action"], row["actor"]) for row in said] == [
+            ("login.link", "serve"),
+            ("login.failed", "operator"),
+        ]
+        assert code not in str(said) + server.log.read_text()
+    with serving(tmp_path / "clinic") as server:
+        assert server.link.endswith("/login")
 
 
 def test_a_token_is_printed_and_nothing_else(tmp_path: Path) -> None:
