@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -154,7 +155,7 @@ def page(room: Room) -> Iterator[Any]:
 
 def shows(page: Any, expected: np.ndarray) -> bool:
     """Tell whether the viewport shows this picture: the same where both have something, whatever the scale of grey."""
-    address = page.evaluate(f"{CANVAS} ? {CANVAS}.toDataURL('image/png') : ''")
+    address = page.evaluate(f"{CANVAS}?.width ? {CANVAS}.toDataURL('image/png') : ''")
     if not address:
         return False
     content = np.frombuffer(base64.b64decode(address.split(",")[1]), np.uint8)
@@ -182,7 +183,7 @@ def test_the_list(room: Room, page: Any) -> None:
     assert "DX" in row.inner_text()
     assert "Transfer syntaxes" in row.inner_text()
     other = page.locator("tr", has_text="DX\\OT\\SR")
-    assert other.count() == 1
+    other.wait_for()
     search = page.locator("table input").first
     for text, found, gone in (("zoë", row, other), ("Phantom", other, row)):
         search.fill(text)
@@ -198,6 +199,7 @@ def test_a_study_opens_from_its_page_and_shows_the_image_the_capture_and_the_rep
         page.get_by_role("link", name="open in OHIF").click()
     page.close()
     viewer = room.watch(opened.value)
+    viewer.wait_for_url(re.compile("StudyInstanceUIDs="))
     uid = viewer.url.split("StudyInstanceUIDs=")[1]
     series = {
         one["00080060"]["Value"][0]: one["0020000E"]["Value"][0]
