@@ -40,6 +40,8 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("GET", "/"): Rule(VIEW, page=True),
     ("GET", "/studies/next"): Rule(VIEW, page=True),
     ("GET", "/studies/{study}"): Rule(VIEW, page=True),
+    ("GET", "/settings/rule"): Rule(ADMINISTER, page=True),
+    ("POST", "/settings/rule"): Rule(ADMINISTER),
     ("GET", "/users"): Rule(ADMINISTER, page=True),
     ("POST", "/users"): Rule(ADMINISTER),
     ("POST", "/users/{account}"): Rule(ADMINISTER),

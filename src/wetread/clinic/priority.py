@@ -8,6 +8,7 @@ first served, but for the head start that a finding may have; urgent and routine
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -192,6 +193,24 @@ def read(text: str, name: str) -> Rule:
         where = ".".join(str(part) for part in first["loc"])
         said = f"{where} = {str(first['input'])[:80]!r}: " if where else ""
         raise ConfigError(f"{name}: {said}{first['msg'].removeprefix('Value error, ')}; see docs/clinic.md") from None
+
+
+def written(rule: Rule) -> str:
+    """Return a rule as TOML, as `read` takes it."""
+
+    def quoted(texts: Sequence[str]) -> str:
+        return f"[{', '.join(json.dumps(text) for text in texts)}]"
+
+    lines = [f"never = {quoted(rule.never)}"]
+    if rule.ratio is not None:
+        lines.append(f"ratio = {rule.ratio:g}")
+    for name in Priority:
+        found: Class = getattr(rule, name)
+        lines += ["", f"[{name}]", f"findings = {quoted(found.findings)}", f"cap_minutes = {found.cap_minutes:g}"]
+    for table, values in (("weights", rule.weights), ("points", rule.points)):
+        if values:
+            lines += ["", f"[{table}]", *(f"{json.dumps(finding)} = {value!r}" for finding, value in values.items())]
+    return "\n".join(lines) + "\n"
 
 
 def parse(word: str | None) -> Priority:

@@ -30,6 +30,7 @@ from wetread.web import (
     pages,
     problems,
     pulls,
+    rule,
     signin,
     upkeep,
     users,
@@ -114,7 +115,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     problems.install(app)
     for module in (
         api, lists, corrections, images, dicomweb, events, operations, outputs, worklist, pages, inference, signin,
-        upkeep, users, pulls,
+        upkeep, users, pulls, rule,
     ):  # fmt: skip
         app.include_router(module.router)
     app.include_router(users.pages)
