@@ -1,6 +1,6 @@
 """Burned-in writing: what is found of rendered names, numbers and dates, and what passes of films without any.
 
-    python benchmarks/burned_in.py [SHARED]
+    python benchmarks/burned_in.py [SHARED [FILMS [DRAWINGS [SEED]]]]
 
 Writing is drawn by OpenCV's and by FreeType's fonts (the detector itself compares words with DejaVu Sans, so other
 faces count here too), in three styles, of 10 to 48 pixels' height on films of 1,024 pixels, anywhere, on phantoms and,
@@ -90,7 +90,7 @@ def films(shared: Path, count: int) -> dict[str, list[np.ndarray]]:
     return made
 
 
-def main(shared: Path, count: int) -> None:
+def main(shared: Path, count: int = 25, drawings: int = 300, seed: int = 1) -> None:
     """Print both tables."""
     by_source = films(shared, count)
     print("| films without burned-in names | films | flagged | CPU ms a film |\n|---|---|---|---|")
@@ -98,12 +98,12 @@ def main(shared: Path, count: int) -> None:
         start = time.process_time()
         flagged = sum(bool(burned_in.find(picture)) for picture in pictures)
         print(f"| {name} | {len(pictures)} | {flagged} | {(time.process_time() - start) / len(pictures) * 1000:.0f} |")
-    rng = random.Random(1)
     grounds = [f for name in ("phantoms", "native/nih") for f in by_source.get(name, [])]
     clean = [ground for ground in grounds if not burned_in.find(ground)]
     clean = [cv2.resize(c, (1024, 1024), interpolation=cv2.INTER_AREA) for c in clean]
     seen, there = Counter[tuple[str, object]](), Counter[tuple[str, object]]()
-    for number in range(12 * count):
+    for number in range(drawings):
+        rng = random.Random(seed * 100_000 + number)
         text, face, height = TEXTS[number % len(TEXTS)], rng.choice(FACES), rng.choice(HEIGHTS)
         style, film = rng.choice(STYLES), rng.choice(clean)
         found = bool(burned_in.find(draw(film, text, face, height, style, rng)))
@@ -116,4 +116,4 @@ def main(shared: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared"), int(sys.argv[2]) if len(sys.argv) > 2 else 25)
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../shared"), *map(int, sys.argv[2:]))
