@@ -18,11 +18,13 @@ import peers
 import pydicom
 import pytest
 import receivers
+import sqlalchemy as sa
 from dicomweb_client.api import DICOMwebClient
 from peers import Orthanc
 from ward import SITE, Ward, dicom
 
 from wetread.clinic import delivery, store
+from wetread.clinic.corrections import Corrections
 from wetread.clinic.delivery import Outbox
 from wetread.config import Settings
 
@@ -216,3 +218,44 @@ def test_a_destination_that_hangs_keeps_no_other_waiting(ward: Ward) -> None:
             peers.wait(lambda: states(ward) == ["queued", "sent"], "the quick one")
             held.set()
             peers.wait(lambda: states(ward) == ["sent", "sent"], "both")
+
+
+def test_orthanc_gets_the_rejection_note_and_the_corrected_objects(
+    ward: Ward, orthanc: Orthanc, tmp_path: Path
+) -> None:
+    seed, uid = 9011, "1.2.9012.1"
+    orthanc.upload(dicom(seed, PatientName="Doe^Jane", StudyDate="20240102", StudyTime="101112"))
+    stow, store_to = f"dicomweb+{orthanc.dicomweb}", f"dicom://{orthanc.peer}"
+    box = Outbox(ward.database, ward.archive, Settings(outputs_sr=[stow], outputs_sc=[store_to], outputs_retry_s=0.05))
+    study = completed(ward, seed)
+    hand = Corrections(ward.database, lambda connection, site: ward.ranking)
+    with sending(box):
+        peers.wait(lambda: states(ward) == ["sent"] * 2, f"deliveries: {states(ward)}")
+        hand.patient(SITE, study, {"patient_name": "Roe, Jane"}, "mixed up", "admin")
+        peers.wait(lambda: states(ward) == ["sent"] * 4, f"deliveries: {states(ward)}")
+    found = DICOMwebClient(orthanc.dicomweb).retrieve_study(uid)
+    by = {kind: [i for i in found if i.Modality == kind] for kind in ("SR", "OT", "KO")}
+    assert {kind: len(each) for kind, each in by.items()} == {"SR": 2, "OT": 2, "KO": 2}
+    old = {i.SOPInstanceUID for i in by["SR"] + by["OT"] if str(i.PatientName) == "Doe^Jane"}
+    assert len(old) == 2
+    named = {
+        o.ReferencedSOPInstanceUID
+        for note in by["KO"]
+        for each in note.CurrentRequestedProcedureEvidenceSequence
+        for series in each.ReferencedSeriesSequence
+        for o in series.ReferencedSOPSequence
+    }
+    assert named == old
+    for number, note in enumerate(by["KO"]):
+        note.save_as(file := tmp_path / f"{number}.dcm", enforce_file_format=True)
+        read = peers.dcmtk("dsrdump", "+Pn", file)
+        assert read.returncode == 0
+        assert "Rejected for Patient Safety Reasons" in read.stdout
+    # They come back, as a route without a filter sends everything: they attach, and reject nothing here.
+    for made in by["SR"] + by["KO"]:
+        made.save_as(buffer := BytesIO(), enforce_file_format=True)
+        ward.intake.take(BytesIO(buffer.getvalue()), "back", SITE)
+    with ward.database.read() as connection:
+        shown = connection.execute(sa.select(store.instance.c.state)).scalars().all()
+        assert connection.execute(sa.select(sa.func.count()).select_from(store.study)).scalar_one() == 1
+    assert sorted(shown) == ["document"] * 4 + ["stored"]

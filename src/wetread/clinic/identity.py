@@ -127,7 +127,9 @@ def of(path: Path, head: bytes) -> Identity:
         with quiet():
             dataset, pixels = content.header(path, _TAGS)
             said = _dicom({tag: _text(dataset, tag) for tag in _TAGS}, pixels)
-            return _with_note(said, path) if said.sop_class == content.KEY_OBJECT and said.document else said
+            # A note of ours takes back what we sent, not images: when it comes back, it rejects nothing here.
+            note = said.sop_class == content.KEY_OBJECT and said.document and not said.own
+            return _with_note(said, path) if note else said
     except Exception:
         return Identity("dicom", cautions=("DICOM header unreadable: identifiers unknown",))
 
