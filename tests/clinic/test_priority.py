@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wetread.clinic import priority
-from wetread.clinic.priority import ORDER, Priority, Rule, Scored
+from wetread.clinic.priority import ORDER, Class, Priority, Rule, Scored
 from wetread.errors import ClinicError, ConfigError
 from wetread.findings import CHEXPERT
 
@@ -150,9 +150,68 @@ def test_a_site_has_its_own_rule(tmp_path: Path) -> None:
     assert rule.urgent == RULE.urgent
 
 
+def test_a_rule_takes_a_finding_out_of_the_classes_that_it_does_not_name() -> None:
+    rule = priority.read('[critical]\nfindings = ["Edema", "Support Devices"]\ncap_minutes = 5', "rule")
+    assert rule.of("Edema") is rule.of("Support Devices") is Priority.CRITICAL
+    assert rule.of("Pneumothorax") is Priority.ROUTINE
+    assert rule.of("Consolidation") is Priority.URGENT
+    assert rule.of("No Finding") is None
+    assert "Edema" not in rule.urgent.findings
+
+
+def test_points_decide_what_counts() -> None:
+    rule = priority.read("[points]\nPneumothorax = 0.95\nEdema = 0.2\n", "rule")
+    found = [scored("Pneumothorax", 0.9), scored("Edema", 0.3, flagged=False, call="unsure")]
+    assert priority.decide(rule, Priority.ROUTINE, found).finding == "Edema"
+    assert priority.decide(Rule(), Priority.ROUTINE, found).finding == "Pneumothorax"
+
+
+def test_the_heavier_finding_of_a_class_is_named_and_gives_its_head_start() -> None:
+    rule = priority.read("[weights]\nEdema = 30\n", "rule")
+    found = [scored("Pneumonia", 0.99), scored("Edema", 0.6)]
+    decision = priority.decide(rule, Priority.ROUTINE, found)
+    assert (decision.finding, decision.ahead) == ("Edema", timedelta(minutes=30))
+    assert priority.decide(rule, Priority.CRITICAL, found).ahead == timedelta(0)  # requested: not for the finding
+
+
+@given(
+    st.builds(
+        Rule,
+        critical=st.builds(Class, findings=st.just(['Hernia "x"']), cap_minutes=st.floats(1, 100).map(round)),
+        ratio=st.none() | st.sampled_from([1.0, 2.5]),
+        weights=st.dictionaries(st.sampled_from(["Edema", "a b", 'q"\\']), st.integers(0, 1000).map(float)),
+        points=st.dictionaries(st.sampled_from(CHEXPERT.findings), st.floats(0, 1)),
+    )
+)
+def test_a_rule_that_is_written_reads_the_same(rule: Rule) -> None:
+    assert priority.read(priority.written(rule), "rule") == rule
+
+
+def test_each_site_may_have_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "north.toml").write_text("[routine]\ncap_minutes = 7")
+    assert priority.rules("").of("north") == RULE
+    rules = priority.rules(str(tmp_path))
+    assert rules.of("north").routine.cap_minutes == 7
+    assert rules.of("south") == RULE
+    (tmp_path / "default.toml").write_text("ratio = 3")
+    assert priority.rules(str(tmp_path)).of("south").ratio == 3
+    assert priority.rules(str(tmp_path / "north.toml")).of("south").routine.cap_minutes == 7
+    (tmp_path / "empty").mkdir()
+    for bad in ("empty", "nowhere.toml"):
+        with pytest.raises(ConfigError, match=bad):
+            priority.rules(str(tmp_path / bad))
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
+        ("ratio = 0.5", "ratio"),
+        ("ratio = nan", "ratio"),
+        ("[weights]\nEdema = -1", "weights.Edema"),
+        ("[points]\nEdema = 1.5", "points.Edema"),
+        ('never = ["Edema"]\n[urgent]\nfindings = ["Edema"]\ncap_minutes = 5', "named more than once"),
+        ("never = 7", "never"),
+        ("critical = 7", "critical"),
         ("[critical]\ncap_minutes = 0", "critical.cap_minutes"),
         ("[critical]\ncap_minutes = inf", "critical.cap_minutes"),
         ("[criticall]\ncap_minutes = 1", "criticall"),

@@ -108,7 +108,7 @@ class Query:
     reader : str, optional
         Only those that this reader has claimed.
     age_from, age_to : float, optional
-        Only patients of this age in years, both ends included.
+        Only patients who are known to be of this age in years, both ends included.
     since, until : datetime, optional
         Only what arrived from `since` on and before `until`.
     search : str
@@ -291,6 +291,8 @@ def _conditions(query: Query, site: str, now: datetime, shared: bool) -> list[sa
                                    ("since", "received_at", True)):  # fmt: skip
         if (value := getattr(query, name)) is not None:
             own = table[column] if store.ORDERS[query.order][0] == column else kept(column)
+            if name == "age_from":
+                found.append(own < keys.AGELESS)
             bound = sa.literal(value, table[column].type)
             # 63.4 years are 63.
             found.append(own >= bound if at_least else own < sa.literal(math.floor(value) + 1.0, sa.Float()))
