@@ -1,8 +1,9 @@
 """Measure how fast studies come in: C-STORE and STOW, flushed to disk, beside Orthanc; and how soon they are ranked.
 
-Both systems run on this machine at once, on the same disk, and get the same new files in turn (DCMTK's `storescu`, or
-HTTP with one instance a request). Wetread answers after file, folder and database are flushed. The second table counts
-from the last byte that the sender wrote to the moment at which the study's row is ranked by its result.
+The systems run on this machine at once, on the same disk, and get the same new files in turn (DCMTK's `storescu`, or
+HTTP with one instance a request). Wetread answers after file, folder and database are flushed. It runs twice: with `ai`
+off, where each file is only opened once to see whether it can be read (by processes of their own, in the last column),
+and with a model; what goes on after the acknowledgement is counted to its end. The second table counts from the last byte that the sender wrote to the moment at which the study's row is ranked by its result.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pydicom
 import sqlalchemy as sa
 from pydicom.uid import generate_uid
@@ -62,7 +64,7 @@ class Films:
             film = self._base[number % len(self._base)]
             film.StudyInstanceUID, film.SeriesInstanceUID, film.SOPInstanceUID = (generate_uid() for _ in range(3))
             film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID
-            film.PatientID = f"P{number}"
+            film.PatientID, film.PatientName = f"P{number}", f"Phantom^{number}"  # namesakes would be flagged
             film.save_as(folder / f"{number}.dcm", enforce_file_format=True)
             paths.append(folder / f"{number}.dcm")
         return paths
@@ -73,6 +75,14 @@ class System:
 
     def __init__(self, name: str, ae: str, dicom: int, stow: str, pid: int, headers: dict[str, str]) -> None:
         self.name, self.ae, self.dicom, self.stow, self.pid, self.headers = name, ae, dicom, stow, pid, headers
+        self.metrics = ""
+
+    def is_idle(self) -> bool:
+        """Tell whether no analysis is left to be done."""
+        if not self.metrics:
+            return True
+        text = httpx.get(self.metrics, trust_env=False).text
+        return all(f'wetread_jobs{{state="{state}"}} 0.0' in text for state in ("queued", "running"))
 
 
 def wait(condition: Callable[[], Any], what: str) -> None:
@@ -110,7 +120,10 @@ def wetread(folder: Path, ai: bool) -> Iterator[System]:
         base = server.stdout.readline().split("/login")[0]
         headers = {"Authorization": f"Bearer {secret}"}
         try:
-            yield System("Wetread", "WETREAD", dicom, f"{base}/dicomweb/studies", server.pid, headers)
+            name = f"Wetread, AI {'on' if ai else 'off'}"
+            system = System(name, "WETREAD", dicom, f"{base}/dicomweb/studies", server.pid, headers)
+            system.metrics = f"{base}/metrics"
+            yield system
         finally:
             server.terminate()
 
@@ -171,29 +184,40 @@ def by_stow(system: System, folders: list[Path]) -> None:
         sys.exit(f"{system.name}: STOW failed: {failed[0]}")
 
 
+def used(system: System) -> tuple[float, float]:
+    """Return the processor time of a system in s: of all its processes, and of those that only read files."""
+    whole = processor_s(system.pid)
+    own = psutil.Process(system.pid).cpu_times()
+    return whole, whole - own.user - own.system
+
+
 def throughput(films: Films, folder: Path, systems: list[System], rounds: int, count: int, senders: list[int]) -> None:
     ways = {"C-STORE": by_store, "STOW": by_stow}
-    taken: dict[tuple[str, int, str], list[tuple[float, float, float]]] = {}
+    taken: dict[tuple[str, int, str], list[tuple[float, ...]]] = {}
     for turn in range(-1, rounds):  # the first is for warming up
         for (way, send), at_once in itertools.product(ways.items(), senders):
             folders = [folder / f"{turn}-{way}-{at_once}-{n}" for n in range(at_once)]
             size = sum(p.stat().st_size for f in folders for p in films.write(f, max(count // at_once, 1)))
             os.sync()  # the writing of the files themselves is not what is measured
             for system in systems if turn % 2 else systems[::-1]:
-                before, begun = processor_s(system.pid), time.perf_counter()
+                before, begun = used(system), time.perf_counter()
                 send(system, folders)
                 seconds = time.perf_counter() - begun
+                wait(system.is_idle, f"{system.name}: its analyses")
+                cpu = [after - then for after, then in zip(used(system), before, strict=True)]
                 number = at_once * max(count // at_once, 1)
                 if turn >= 0:
                     taken.setdefault((way, at_once, system.name), []).append(
-                        (number / seconds, size / seconds / 1e6, 1000 * (processor_s(system.pid) - before) / number)
+                        (number / seconds, size / seconds / 1e6, *(1000 * each / number for each in cpu))
                     )
-            for used in folders:
-                shutil.rmtree(used)
-    print("| way | senders | system | instances/s | MB/s | CPU ms each |\n|---|---|---|---|---|---|")
+            for folder_of_one in folders:
+                shutil.rmtree(folder_of_one)
+    print(
+        "| way | senders | system | instances/s | MB/s | CPU ms each | of it reading files |\n|---|---|---|---|---|---|---|"
+    )
     for (way, at_once, name), values in sorted(taken.items()):
-        rate, megabytes, cpu = np.median(np.array(values), axis=0)
-        print(f"| {way} | {at_once} | {name} | {rate:.1f} | {megabytes:.0f} | {cpu:.1f} |")
+        rate, megabytes, cpu, reading = np.median(np.array(values), axis=0)
+        print(f"| {way} | {at_once} | {name} | {rate:.1f} | {megabytes:.0f} | {cpu:.1f} | {reading:.1f} |")
 
 
 Sent = dict[str, tuple[float, float]]  # Study Instance UID → moment of the last byte, wait for the acknowledgement in s
@@ -281,13 +305,16 @@ def main() -> None:
         folder = Path(name)
         films = Films(folder, chosen.size)
         print(f"load before {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
-        (folder / "off").mkdir()
-        systems = [running.enter_context(wetread(folder / "off", ai=False)), running.enter_context(orthanc(folder))]
+        systems = []
+        for name, ai in (("off", False), ("on", True)):
+            (folder / name).mkdir()
+            systems.append(running.enter_context(wetread(folder / name, ai=ai)))
+        systems.append(running.enter_context(orthanc(folder)))
         throughput(films, folder, systems, chosen.rounds, chosen.count, chosen.senders)
         running.close()
-        (folder / "on").mkdir()
-        with wetread(folder / "on", ai=True) as system:
-            latency(films, folder / "on", system, chosen.latency, chosen.every)
+        (folder / "alone").mkdir()
+        with wetread(folder / "alone", ai=True) as system:
+            latency(films, folder / "alone", system, chosen.latency, chosen.every)
 
 
 if __name__ == "__main__":
