@@ -3,7 +3,8 @@
 The systems run on this machine at once, on the same disk, and get the same new files in turn (DCMTK's `storescu`, or
 HTTP with one instance a request). Wetread answers after file, folder and database are flushed. It runs twice: with `ai`
 off, where each file is only opened once to see whether it can be read (by processes of their own, in the last column),
-and with a model; what goes on after the acknowledgement is counted to its end. The second table counts from the last byte that the sender wrote to the moment at which the study's row is ranked by its result.
+and with a model; what goes on after the acknowledgement is counted to its end. The second table counts from the last
+byte that the sender wrote to the moment at which the study's row is ranked by its result.
 """
 
 from __future__ import annotations
@@ -212,9 +213,8 @@ def throughput(films: Films, folder: Path, systems: list[System], rounds: int, c
                     )
             for folder_of_one in folders:
                 shutil.rmtree(folder_of_one)
-    print(
-        "| way | senders | system | instances/s | MB/s | CPU ms each | of it reading files |\n|---|---|---|---|---|---|---|"
-    )
+    print("| way | senders | system | instances/s | MB/s | CPU ms each | of it reading files |")
+    print("|---|---|---|---|---|---|---|")
     for (way, at_once, name), values in sorted(taken.items()):
         rate, megabytes, cpu, reading = np.median(np.array(values), axis=0)
         print(f"| {way} | {at_once} | {name} | {rate:.1f} | {megabytes:.0f} | {cpu:.1f} | {reading:.1f} |")
