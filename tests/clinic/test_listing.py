@@ -294,6 +294,12 @@ def test_keys_are_folded_once_and_for_all(text: str, moment: datetime) -> None:
     assert all(c.isalnum() or c == " " for c in once)
 
 
+@given(st.text(min_size=1, max_size=5), st.text(max_size=5))
+def test_what_begins_with_a_text_lies_between_it_and_what_is_beyond(text: str, other: str) -> None:
+    assert (text <= other < keys.beyond(text)) == other.startswith(text)
+    assert text <= text + other < keys.beyond(text)
+
+
 @pytest.mark.system
 def test_postgresql_gives_the_same_lists(postgresql: str) -> None:
     database = Store(postgresql)

@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 AGELESS = 999.0  # sorts behind every age
-LAST = "\U0010ffff"  # no character sorts behind it
 
 
 def words(text: str | None) -> str:
@@ -25,6 +24,12 @@ def words(text: str | None) -> str:
 def number(text: str | None) -> str:
     """Return an identifier without what people write between its parts: ``47-11 A`` is ``4711a``."""
     return words(text).replace(" ", "")
+
+
+def beyond(text: str) -> str:
+    """Return the first text, by code points, that comes after all that begin with `text`, which is not empty."""
+    last = ord(text[-1]) + 1
+    return text[:-1] + chr(0xE000 if 0xD800 <= last < 0xE000 else last) if last < 0x110000 else text + chr(0x10FFFF)
 
 
 def age(years: float | None) -> float:

@@ -319,7 +319,7 @@ def _matches(text: str) -> sa.ColumnElement[bool]:
     wanted = [(table.name_key, name) for name in dict.fromkeys((words, f"{rest} {first}" if rest else words)) if name]
     if any(c.isdigit() for c in number):
         wanted += [(table.id_key, number), (table.accession_key, number)]
-    return sa.or_(sa.false(), *(sa.and_(key >= start, key < start + keys.LAST) for key, start in wanted))
+    return sa.or_(sa.false(), *(sa.and_(key >= start, key < keys.beyond(start)) for key, start in wanted))
 
 
 def _remembered(database: Store, connection: Connection, site: str) -> Counts:

@@ -83,6 +83,17 @@ site = Table(
     Column("created_at", Moment, nullable=False),
     Column("turns", sa.JSON),  # where urgent and routine studies stand that take turns, see `turns`
 )
+ai_switch = Table(
+    "ai_switch",  # one row for each AI that is off: a model, or all of a site (model empty); see `switches`
+    metadata,
+    Column("site", Name, ForeignKey("site.name"), primary_key=True),
+    Column("model", Name, primary_key=True),
+    Column("package", Name, nullable=False),  # SHA-256, of a model that turned itself off; its jobs wait
+    Column("actor", Name, nullable=False),
+    Column("cause", Name, nullable=False),  # person, or what made it turn itself off
+    Column("reason", sa.Text, nullable=False),
+    Column("at", Moment, nullable=False),
+)
 account = Table(
     "account",
     metadata,
@@ -184,7 +195,18 @@ Index("ix_study_complete_at", study.c.complete_at, sqlite_where=_quiet, postgres
 # The list in each of its orders: one walk along an index, which also holds what the list is filtered by, so that rows
 # that are not wanted cost next to nothing. Unread and read studies are apart: history slows nobody down.
 UNREAD, READ = (sa.text(f"reading {sign} 'signed' AND listed") for sign in ("!=", "="))
-_FILTERED = ("priority", "analysis", "finding", "views", "overdue", "age_key", "received_at", "reading", "listed")
+_FILTERED = (
+    "priority",
+    "analysis",
+    "finding",
+    "views",
+    "overdue",
+    "age_key",
+    "title_key",
+    "received_at",
+    "reading",
+    "listed",
+)
 ORDERS: dict[str, tuple[str, ...]] = {
     "priority": ("rank", "place", "id"),
     "due": ("overdue_at", "id"),
@@ -296,6 +318,8 @@ image_result = Table(
     Column("at", Moment, nullable=False),
     Column("basis", sa.String(64)),  # SHA-256 of the file, or of both views, that it was made from
     Column("merging", sa.JSON),  # how the images of a study are put together, see triage.Merging
+    # Whether the package allows research only; what is told of the result says so.
+    Column("research_only", sa.Boolean, nullable=False, default=True, server_default=sa.true()),
     UniqueConstraint("instance", "model"),
 )
 study_result = Table(
@@ -370,19 +394,36 @@ saved_filter = Table(
     Column("at", Moment, nullable=False),
     UniqueConstraint("site", "reader", "name"),
 )
+preference = Table(
+    "preference",  # of a reader, such as their own keys
+    metadata,
+    Column("site", Name, ForeignKey("site.name"), primary_key=True),
+    Column("reader", Name, primary_key=True),
+    Column("name", Name, primary_key=True),
+    Column("value", sa.JSON, nullable=False),
+    Column("at", Moment, nullable=False),
+)
 review = Table(
     "review",
     metadata,
     Column("id", Key, primary_key=True),
     Column("study", Key, ForeignKey("study.id"), nullable=False, index=True),
     Column("reader", Name, nullable=False),
-    Column("state", Name, nullable=False),  # draft, signed
+    Column("state", Name, nullable=False),  # draft, signed, withdrawn
+    Column("parent", Key),  # the signed review that this is an addendum to
+    Column("revision", sa.Integer, nullable=False, default=1, server_default="1"),  # of a draft: how often it was saved
+    Column("writer", Key),  # of a draft: the page that saved it last
     Column("model_verdict", Name),  # right, wrong
     Column("normal", sa.Boolean, nullable=False),
     Column("note", sa.Text, nullable=False),
     Column("models", sa.JSON, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("signed_at", Moment),
+    Column("withdrawn_at", Moment),
+    Column("own_call", sa.JSON(none_as_null=True)),  # normal and findings, before the model's word was shown
+    Column("own_call_at", Moment),
+    # Whether the reader had the model's word before they made up their own mind.
+    Column("anchored", sa.Boolean, nullable=False, default=True, server_default=sa.true()),
 )
 review_finding = Table(
     "review_finding",
@@ -392,6 +433,55 @@ review_finding = Table(
     Column("answer", Name, nullable=False),  # agree, disagree, unsure, or added by the reader
     Column("call", Name),  # what the model had said
     Column("probability", sa.Float),
+    Column("model", Name),  # which one: SHA-256 of its package
+)
+# What the pages of figures look at is of some days: one walk along the newest.
+_signed = sa.text("state = 'signed'")
+Index("ix_review_signed_at", review.c.signed_at, sqlite_where=_signed, postgresql_where=_signed)
+Index("ix_study_site_received_at", study.c.site, study.c.received_at)
+Index("ix_instance_site_received_at", instance.c.site, instance.c.received_at)
+alert = Table(
+    "alert",  # a critical finding, from when it is known until it was told or denied; see `critical`
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("study.id"), nullable=False, index=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("source", Name, nullable=False),  # ai or reader
+    Column("finding", Name, nullable=False),
+    Column("review", Key),  # by which it was confirmed
+    Column("opened_at", Moment, nullable=False),
+    Column("acknowledged_at", Moment),
+    Column("confirmed_at", Moment),
+    Column("told_at", Moment),
+    Column("closed_at", Moment),
+    Column("outcome", Name),  # communicated, denied, closed, merged
+    Column("due_at", Moment),  # of what is owed next: acknowledgement or communication
+    Column("step", sa.Integer, nullable=False),  # how often it was escalated for that
+    Column("next_at", Moment),  # when it is escalated again
+)
+_still = alert.c.closed_at.is_(None)
+Index("uq_alert_open", alert.c.study, unique=True, sqlite_where=_still, postgresql_where=_still)
+Index("ix_alert_open_site", alert.c.site, alert.c.opened_at, sqlite_where=_still, postgresql_where=_still)
+Index("ix_alert_next", alert.c.next_at, sqlite_where=_still, postgresql_where=_still)
+communication = Table(
+    "communication",  # what was done about it; never changed
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("study.id"), nullable=False, index=True),
+    Column("alert", Key, ForeignKey("alert.id")),  # none: told without one, or before the reader signed
+    Column("kind", Name, nullable=False),  # acknowledged, communicated, escalated, closed
+    Column("finding", Name, nullable=False),
+    Column("review", Key),
+    Column("actor", Name, nullable=False),
+    Column("recipient", sa.Text, nullable=False),  # who was told
+    Column("how", Name, nullable=False),  # phone, in person, message
+    Column("read_back", sa.Boolean),
+    Column("note", sa.Text, nullable=False),
+    Column("at", Moment, nullable=False),  # when it happened, as far as the reader says
+    Column("recorded_at", Moment, nullable=False),
+    Column("stage", Name),  # of an escalation: acknowledge or tell
+    Column("step", sa.Integer),
+    UniqueConstraint("alert", "stage", "step"),
 )
 delivery = Table(
     "delivery",
@@ -471,7 +561,7 @@ audit = Table(
     Column("site", Name, nullable=False),
     Column("actor", Name, nullable=False),
     Column("action", Name, nullable=False),
-    Column("object", Name, nullable=False),
+    Column("object", Name, nullable=False, index=True),
     Column("detail", sa.JSON, nullable=False),
     Column("prev_hash", sa.String(64), nullable=False),
     Column("hash", sa.String(64), nullable=False),
@@ -626,7 +716,16 @@ def _in_folder(data: Path) -> str:
 
 def _engine(url: sa.URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, pool_size=8, max_overflow=24)
+        shared = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, pool_size=8, max_overflow=24)
+
+        @sa.event.listens_for(shared, "connect")
+        def _plan(connection: Any, _: Any) -> None:
+            # A plan for any value at all is a bad one for a rare finding.
+            with connection.cursor() as cursor:
+                cursor.execute("SET plan_cache_mode = force_custom_plan")
+            connection.commit()
+
+        return shared
     engine = sa.create_engine(
         url,
         hide_parameters=True,  # they hold names, and errors are logged

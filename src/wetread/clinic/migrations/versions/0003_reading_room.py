@@ -18,10 +18,25 @@ def upgrade() -> None:
     _worklist()
     _webhooks()
     _pulls()
+    _reviews()
+    _figures()
+    _safety()
+    _told()
 
 
 _UNREAD, _READ = "reading != 'signed' AND listed", "reading = 'signed' AND listed"
-_FILTERED = ["priority", "analysis", "finding", "views", "overdue", "age_key", "received_at", "reading", "listed"]
+_FILTERED = [
+    "priority",
+    "analysis",
+    "finding",
+    "views",
+    "overdue",
+    "age_key",
+    "title_key",
+    "received_at",
+    "reading",
+    "listed",
+]
 _ORDERS = {
     "priority": ["rank", "place", "id"],
     "due": ["overdue_at", "id"],
@@ -177,3 +192,104 @@ def _pulls() -> None:
     op.create_index("ix_pull_site", "pull", ["site", "created_at"])
     left = sa.text("state != 'done'")
     op.create_index("ix_pull_open", "pull", ["created_at"], sqlite_where=left, postgresql_where=left)
+
+
+def _reviews() -> None:
+    """Addenda, signatures taken back, drafts that tell which is newer, own calls, and what readers prefer."""
+    name, moment = sa.String(64), sa.DateTime(timezone=True)
+    op.add_column("review", sa.Column("parent", sa.String(36)))
+    op.add_column("review", sa.Column("revision", sa.Integer(), nullable=False, server_default="1"))
+    op.add_column("review", sa.Column("writer", sa.String(36)))
+    op.add_column("review", sa.Column("withdrawn_at", moment))
+    op.add_column("review", sa.Column("own_call", sa.JSON()))
+    op.add_column("review", sa.Column("own_call_at", moment))
+    # Every study was shown with the model's word so far.
+    op.add_column("review", sa.Column("anchored", sa.Boolean(), nullable=False, server_default=sa.true()))
+    op.create_table(
+        "preference",
+        sa.Column("site", name, sa.ForeignKey("site.name"), primary_key=True),
+        sa.Column("reader", name, primary_key=True),
+        sa.Column("name", name, primary_key=True),
+        sa.Column("value", sa.JSON(), nullable=False),
+        sa.Column("at", moment, nullable=False),
+    )
+
+
+def _figures() -> None:
+    """What the pages of figures walk along, and which model an answer was given to."""
+    signed = sa.text("state = 'signed'")
+    op.create_index("ix_review_signed_at", "review", ["signed_at"], sqlite_where=signed, postgresql_where=signed)
+    for table in ("study", "instance"):
+        op.create_index(f"ix_{table}_site_received_at", table, ["site", "received_at"])
+    op.add_column("review_finding", sa.Column("model", sa.String(64)))
+    only = "models ->> 0" if op.get_bind().dialect.name == "postgresql" else "json_extract(models, '$[0]')"
+    op.execute(  # when one model had spoken, it was that one
+        f"UPDATE review_finding SET model = (SELECT {only} FROM review WHERE review.id = review_finding.review "
+        "AND json_array_length(models) = 1) WHERE call IS NOT NULL"
+    )
+
+
+def _safety() -> None:
+    """AI that is off by site and model, and critical findings until they were told."""
+    name, moment, key = sa.String(64), sa.DateTime(timezone=True), sa.String(36)
+    op.create_table(
+        "ai_switch",
+        sa.Column("site", name, sa.ForeignKey("site.name"), nullable=False),
+        sa.Column("model", name, nullable=False),
+        sa.Column("package", name, nullable=False),
+        sa.Column("actor", name, nullable=False),
+        sa.Column("cause", name, nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("at", moment, nullable=False),
+        sa.PrimaryKeyConstraint("site", "model", name=op.f("pk_ai_switch")),
+    )
+    op.execute(
+        "INSERT INTO ai_switch (site, model, package, actor, cause, reason, at) "
+        "SELECT name, '', '', 'unknown', 'person', '', CURRENT_TIMESTAMP FROM site WHERE NOT ai"
+    )
+    op.create_table(
+        "alert",
+        sa.Column("id", key, primary_key=True),
+        sa.Column("study", key, sa.ForeignKey("study.id"), nullable=False),
+        sa.Column("site", name, sa.ForeignKey("site.name"), nullable=False),
+        sa.Column("source", name, nullable=False),
+        sa.Column("finding", name, nullable=False),
+        sa.Column("review", key),
+        *(sa.Column(f"{what}_at", moment, nullable=what != "opened") for what in
+          ("opened", "acknowledged", "confirmed", "told", "closed")),
+        sa.Column("outcome", name),
+        sa.Column("due_at", moment),
+        sa.Column("step", sa.Integer(), nullable=False),
+        sa.Column("next_at", moment),
+    )  # fmt: skip
+    still = sa.text("closed_at IS NULL")
+    op.create_index("ix_alert_study", "alert", ["study"])
+    op.create_index("uq_alert_open", "alert", ["study"], unique=True, sqlite_where=still, postgresql_where=still)
+    op.create_index("ix_alert_open_site", "alert", ["site", "opened_at"], sqlite_where=still, postgresql_where=still)
+    op.create_index("ix_alert_next", "alert", ["next_at"], sqlite_where=still, postgresql_where=still)
+    op.create_table(
+        "communication",
+        sa.Column("id", key, primary_key=True),
+        sa.Column("study", key, sa.ForeignKey("study.id"), nullable=False),
+        sa.Column("alert", key, sa.ForeignKey("alert.id")),
+        sa.Column("kind", name, nullable=False),
+        sa.Column("finding", name, nullable=False),
+        sa.Column("review", key),
+        sa.Column("actor", name, nullable=False),
+        sa.Column("recipient", sa.Text(), nullable=False),
+        sa.Column("how", name, nullable=False),
+        sa.Column("read_back", sa.Boolean()),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("at", moment, nullable=False),
+        sa.Column("recorded_at", moment, nullable=False),
+        sa.Column("stage", name),
+        sa.Column("step", sa.Integer()),
+        sa.UniqueConstraint("alert", "stage", "step", name=op.f("uq_communication_alert_stage_step")),
+    )
+    op.create_index("ix_communication_study", "communication", ["study"])
+
+
+def _told() -> None:
+    """What happened to a study, found by the study; and whose results are for research only, as all were so far."""
+    op.create_index("ix_audit_object", "audit", ["object"])
+    op.add_column("image_result", sa.Column("research_only", sa.Boolean(), nullable=False, server_default=sa.true()))
