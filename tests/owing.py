@@ -15,7 +15,8 @@ OK = (200, b"{}")
 
 
 def outbox(ward: Ward, **settings: Any) -> Outbox:
-    return Outbox(ward.database, ward.archive, Settings(outputs_retry_s=0.000001, **settings))
+    # A signature is final at once; how long it can be taken back is tested where that matters.
+    return Outbox(ward.database, ward.archive, Settings(**{"outputs_retry_s": 0.000001, "undo_seconds": 0} | settings))
 
 
 def rows(ward: Ward) -> list[Delivery]:

@@ -10,13 +10,23 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wetread.errors import ConfigError, hide
 
 # Read by the tests and by the demo, not settings of the application.
 _OTHER_VARIABLES = frozenset({"WETREAD_REQUIRE", "WETREAD_TOKEN", "WETREAD_SHARED"})
+
+
+def _zone(name: str) -> str:
+    if name:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("no time zone is called so; write it as Europe/Paris") from None
+    return name
 
 
 class Settings(BaseModel):
@@ -37,6 +47,41 @@ class Settings(BaseModel):
     )
     point: Literal["screen", "balanced"] = Field("screen", description="Operating point that flags a finding.")
     ai: bool = Field(True, description="Off means first come, first served, with a banner that says so.")
+    ai_failures: int = Field(
+        3, description="A model turns itself off after failing on so many different images in a row.", ge=1, le=1000
+    )
+    ai_failure_share: float = Field(
+        0.5, description="… or on such a share of the last `ai_window` images, of at least 20.", gt=0, le=1
+    )
+    ai_window: int = Field(50, description="How many images that share is taken of.", ge=20, le=10_000)
+    ai_timeout_s: float = Field(120.0, description="An analysis that takes longer counts as failed, in s.", gt=0)
+    ai_collapse: int = Field(
+        20,
+        description="A model turns itself off when so many different pictures in a row get the same probabilities.",
+        ge=2,
+        le=1000,
+    )
+    ai_remote_minutes: float = Field(
+        60.0, description="… or when its server has been out of reach for so long, in min; 0 means never.", ge=0
+    )
+    ai_recover: float = Field(
+        0.0,
+        description="After so many minutes a model that turned itself off is tried on its golden outputs, and goes on "
+        "when it keeps them; 0 leaves that to a person.",
+        ge=0,
+    )
+    critical_ack_minutes: float = Field(
+        15.0, description="A critical finding must be acknowledged by a reader within so long, in min.", gt=0
+    )
+    critical_tell_minutes: float = Field(
+        60.0, description="… and, once signed, who was told of it recorded within so long, in min.", gt=0
+    )
+    critical_steps: list[Annotated[float, Field(ge=0, le=10_080)]] = Field(
+        [0.0, 15.0, 30.0, 60.0],
+        description="When it is escalated after that time is over, in min; the last step is repeated.",
+        min_length=1,
+        max_length=20,
+    )
     batch_size: int = Field(8, description="Most images in one inference batch.", ge=1, le=256)
     batch_delay_ms: float = Field(5.0, description="Longest wait for a batch to fill, in ms.", ge=0, le=1000)
     queue_limit: int = Field(64, description="Most images waiting for inference before callers are told to wait.", ge=1)
@@ -70,6 +115,9 @@ class Settings(BaseModel):
     )
     session_hours: float = Field(12.0, description="Longest life of a login, in h.", gt=0, le=24 * 30)
     session_idle_minutes: float = Field(60.0, description="A login that nobody uses ends after so long, in min.", gt=0)
+    zone: Annotated[str, AfterValidator(_zone)] = Field(
+        "", description="Time zone in which pages tell times, as `Europe/Paris`; empty means each browser's own."
+    )
     tls_certificate: str = Field("", description="Certificate chain of the server, a PEM file; empty means no TLS.")
     tls_key: str = Field("", description="Its private key, a PEM file; empty means in the same file.")
     tls_client_ca: str = Field(
@@ -166,6 +214,18 @@ class Settings(BaseModel):
     claim_minutes: float = Field(
         15.0, description="A study is free again when its reader did nothing on it for so long, in min.", gt=0, le=1440
     )
+    undo_seconds: float = Field(
+        30.0,
+        description="How long a reader may take a signature back, in s; outputs of it wait for so long. 0 means never.",
+        ge=0,
+        le=600,
+    )
+    blind_sites: list[str] = Field(
+        [], description="Sites whose readers make their own call before they see the model's."
+    )
+    blind_share: float = Field(
+        0.0, description="Share of the other sites' studies that are read so, the same for every reader.", ge=0, le=1
+    )
     outputs_sr: list[str] = Field(
         [],
         description="Where structured reports go: `dicomweb+https://host/dicom-web`, `dicom://AE@host:port`; "
@@ -185,6 +245,8 @@ class Settings(BaseModel):
     outputs_retry_s: float = Field(
         10.0, description="Wait after the first failure, in s; doubled each time, up to 1 h.", gt=0, le=3600
     )
+    report_paper: Literal["A4", "Letter"] = Field("A4", description="Paper of reports as PDF.")
+    report_font: str = Field("", description="TrueType font for letters that DejaVu lacks, such as Chinese ones.")
     demo: bool = Field(False, description="Synthetic department: the page says that patients are phantoms.")
 
 

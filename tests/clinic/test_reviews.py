@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import owing
 import pytest
+import receivers
 import sqlalchemy as sa
 from ward import SITE, Ward, dicom, png
 
@@ -159,3 +161,120 @@ def test_deeds_are_audited_in_a_chain(ward: Ward, key: str) -> None:
         ("dr", "review.signed", key),
     ]
     assert audit.verify(ward.database) is None
+
+
+class TestAddendum:
+    def test_it_is_a_further_review_that_names_the_one_before_which_stays_as_it_was(self, ward: Ward, key: str) -> None:
+        first = reviews.save(ward.database, SITE, key, "dr", answers={"Edema": "agree"}, note="one", sign=True)
+        before = worklist.study(ward.database, SITE, key).reviews[0]
+        second = reviews.save(
+            ward.database, SITE, key, "other", parent=first, answers={"Edema": "disagree"}, added=["Fracture"],
+            note="two", sign=True,
+        )  # fmt: skip
+        third = reviews.save(ward.database, SITE, key, "dr", parent=second, note="three", sign=True)
+        found = worklist.study(ward.database, SITE, key)
+        assert found.reviews[0] == before
+        assert [(r.review, r.parent, r.reader, r.note) for r in found.reviews] == [
+            (first, None, "dr", "one"), (second, first, "other", "two"), (third, second, "dr", "three"),
+        ]  # fmt: skip
+        assert found.reviews[2].answers == {"Edema": "disagree", "Fracture": "added"}  # a bare note takes nothing back
+        assert (found.row.reading, found.claim) == ("signed", None)
+
+    def test_its_draft_leaves_the_study_signed(self, ward: Ward, key: str) -> None:
+        first = reviews.save(ward.database, SITE, key, "dr", sign=True)
+        draft = reviews.save(ward.database, SITE, key, "dr", parent=first, answers={}, note="mo")
+        found = worklist.study(ward.database, SITE, key)
+        assert (found.row.reading, found.claim) == ("signed", None)
+        assert [(r.review, r.state) for r in found.reviews] == [(first, "signed"), (draft, "draft")]
+        assert reviews.save(ward.database, SITE, key, "dr", parent=first, note="more", sign=True) == draft
+
+    def test_it_is_to_the_newest_review_of_a_signed_study_only(self, ward: Ward, key: str) -> None:
+        with pytest.raises(ConflictError, match="is open"):
+            reviews.save(ward.database, SITE, key, "dr", parent="any", note="x", sign=True)
+        first = reviews.save(ward.database, SITE, key, "dr", sign=True)
+        reviews.save(ward.database, SITE, key, "a", parent=first, note="x", sign=True)
+        with pytest.raises(ConflictError, match="an addendum was signed meanwhile"):
+            reviews.save(ward.database, SITE, key, "b", parent=first, note="y", sign=True)
+
+
+class TestWithdrawal:
+    SOON = timedelta(seconds=30)
+
+    def test_what_was_signed_is_a_draft_again_and_the_signature_stays_in_the_history(
+        self, ward: Ward, key: str
+    ) -> None:
+        first = reviews.save(ward.database, SITE, key, "dr", answers={"Edema": "agree"}, note="hm", sign=True)
+        draft = reviews.withdraw(ward.database, SITE, key, "dr", within=self.SOON)
+        found = worklist.study(ward.database, SITE, key)
+        assert [(r.review, r.state, r.answers, r.note) for r in found.reviews] == [
+            (first, "withdrawn", {"Edema": "agree"}, "hm"), (draft, "draft", {"Edema": "agree"}, "hm"),
+        ]  # fmt: skip
+        assert (found.row.reading, found.row.claimed_by) == ("draft", "dr")
+        with ward.database.read() as connection:
+            done = sa.select(store.audit.c.actor, store.audit.c.detail).where(
+                store.audit.c.action == "review.withdrawn"
+            )
+            assert connection.execute(done).one() == ("dr", {"review": first})
+        reviews.save(ward.database, SITE, key, "dr", answers={"Edema": "disagree"}, sign=True)
+        assert worklist.row(ward.database, SITE, key).reading == "signed"
+
+    def test_only_ones_own_newest_and_only_in_time(self, ward: Ward, key: str) -> None:
+        with pytest.raises(ConflictError, match="nothing to take back"):
+            reviews.withdraw(ward.database, SITE, key, "dr", within=self.SOON)
+        first = reviews.save(ward.database, SITE, key, "dr", sign=True)
+        with pytest.raises(ConflictError, match="nothing to take back"):
+            reviews.withdraw(ward.database, SITE, key, "other", within=self.SOON)
+        signed = worklist.study(ward.database, SITE, key).reviews[0].signed_at
+        assert signed is not None
+        for late in (signed + self.SOON, signed - timedelta(seconds=1)):
+            with pytest.raises(ConflictError, match="write an addendum"):
+                reviews.withdraw(ward.database, SITE, key, "dr", within=self.SOON, now=late)
+        reviews.save(ward.database, SITE, key, "other", parent=first, note="x", sign=True)
+        with pytest.raises(ConflictError, match="nothing to take back"):
+            reviews.withdraw(ward.database, SITE, key, "dr", within=self.SOON)
+
+    def test_an_addendum_taken_back_leaves_the_study_signed_and_loses_no_word(self, ward: Ward, key: str) -> None:
+        first = reviews.save(ward.database, SITE, key, "dr", note="one", sign=True)
+        second = reviews.save(ward.database, SITE, key, "dr", parent=first, note="two", sign=True)
+        reviews.save(ward.database, SITE, key, "dr", parent=second, note="begun")
+        reviews.withdraw(ward.database, SITE, key, "dr", within=self.SOON)
+        found = worklist.study(ward.database, SITE, key)
+        assert found.row.reading == "signed"
+        assert [(r.state, r.parent, r.note) for r in found.reviews] == [
+            ("signed", None, "one"), ("withdrawn", first, "two"), ("draft", first, "two\n\nbegun"),
+        ]  # fmt: skip
+
+    def test_nothing_is_sent_before_the_time_is_over_nor_afterwards(self, ward: Ward, key: str) -> None:
+        with receivers.mllp("AA") as receiver:
+            box = owing.outbox(ward, outputs_hl7=[f"mllp://127.0.0.1:{receiver.port}"], undo_seconds=30)
+            reviews.save(ward.database, SITE, key, "dr", note="unripe", sign=True)
+            assert owing.drain(box) == 0
+            reviews.withdraw(ward.database, SITE, key, "dr", within=self.SOON)
+            reviews.save(ward.database, SITE, key, "dr", note="ripe", sign=True)
+            with ward.database.write() as connection:
+                soon = {row.due_at for row in connection.execute(sa.select(store.delivery)) if row.state == "queued"}
+                assert soon == {worklist.study(ward.database, SITE, key).reviews[-1].signed_at + self.SOON}  # type: ignore[operator]
+                connection.execute(store.delivery.update().values(due_at=store.now()))
+            assert owing.drain(box) == 1
+            assert len(receiver.got) == 1
+            assert "ripe" in receiver.got[0]
+            assert "unripe" not in receiver.got[0]
+        with pytest.raises(ConflictError, match="sent already"):
+            reviews.withdraw(ward.database, SITE, key, "dr", within=self.SOON)
+
+
+class TestVersions:
+    def test_a_newer_draft_of_another_page_is_not_written_over(self, ward: Ward, key: str) -> None:
+        reviews.save(ward.database, SITE, key, "dr", note="a", version=reviews.Version(0, "one"))
+        reviews.save(ward.database, SITE, key, "dr", note="ab", version=reviews.Version(1, "one"))
+        for sign in (False, True):
+            with pytest.raises(reviews.NewerError, match="newer draft") as error:
+                reviews.save(ward.database, SITE, key, "dr", note="z", sign=sign, version=reviews.Version(0, "two"))
+            assert error.value.revision == 2
+        assert [r.note for r in worklist.study(ward.database, SITE, key).reviews] == ["ab"]
+        reviews.save(ward.database, SITE, key, "dr", note="z", version=reviews.Version(2, "two"))
+
+    def test_an_answer_that_was_lost_makes_no_conflict(self, ward: Ward, key: str) -> None:
+        for note in ("a", "ab"):
+            reviews.save(ward.database, SITE, key, "dr", note=note, version=reviews.Version(0, "one"))
+        assert [(r.note, r.revision) for r in worklist.study(ward.database, SITE, key).reviews] == [("ab", 2)]

@@ -280,7 +280,7 @@ def merge(connection: Connection, source: Row[Any], target: Row[Any], actor: str
         store.review.update()
         .where(
             store.review.c.study == source.id,
-            sa.or_(store.review.c.state == "signed", store.review.c.reader.not_in(drafts)),
+            sa.or_(store.review.c.state != "draft", store.review.c.reader.not_in(drafts)),
         )
         .values(study=target.id)
     )

@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, destinations, statement, store, superseding, telling
+from wetread.clinic import audit, destinations, statement, store, superseding, switches, telling
 from wetread.clinic.archive import Archive
 from wetread.clinic.destinations import Destination, SendError
 from wetread.clinic.evidence import NotDicomError
@@ -136,6 +136,7 @@ class Outbox:
         `about` is the cause under which it was told for the first time.
         """
         table, now, row = store.delivery, store.now(), _study(connection, study)
+        due = now if what != REVIEW else max(now, self._final(connection, about or cause))
         for to in self.destinations if only is None else (only,):
             if what not in _FOR[to.kind] or not to.takes(row.site):
                 continue
@@ -149,11 +150,17 @@ class Outbox:
                         revision=row.revision,
                         state="queued",
                         tries=0,
-                        due_at=now,
+                        due_at=due,
                         created_at=now,
                         **key,
                     )
                 )
+
+    def _final(self, connection: Connection, review: str) -> datetime:
+        """Return from when on a signature cannot be taken back any more."""
+        signed = sa.select(store.review.c.signed_at).where(store.review.c.id == review)
+        at: datetime = connection.execute(signed).scalar_one()
+        return at + timedelta(seconds=self.settings.undo_seconds)
 
     def start(self) -> None:
         """Give up what has no destination any more, and begin to send."""
@@ -338,6 +345,7 @@ def _settled(connection: Connection, study: str) -> bool:
         sa.select(store.job.c.id)
         .join(store.instance, store.instance.c.id == store.job.c.instance)
         .where(store.instance.c.study == study, store.instance.c.state == "stored", store.job.c.state != "done")
+        .where(store.job.c.model.not_in(switches.held(store.instance.c.site)))
     )
     return row.complete_at is None and connection.execute(waiting.limit(1)).first() is None
 

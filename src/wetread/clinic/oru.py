@@ -97,7 +97,7 @@ def _order(statement: Statement, filler: str, stamp: str, corrects: bool) -> lis
 
 def conclusion(signed: Signed) -> str:
     """Return in words what a reader signed."""
-    words = [f"Signed by {signed.reader}."]
+    words = [f"{'Addendum signed' if signed.parent else 'Signed'} by {signed.reader}."]
     if signed.normal:
         words.append("The reader calls the study normal.")
     words += [f"{finding}: {codes.ANSWERS[answer].meaning}." for finding, answer in signed.answers.items()]

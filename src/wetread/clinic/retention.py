@@ -137,7 +137,7 @@ def _at_rest(now: datetime) -> list[sa.ColumnElement[bool]]:
     """Return the conditions under which nothing about a study is under way."""
     table, image, delivery = store.study.c, store.instance.c, store.delivery.c
     images = sa.select(image.id).where(image.study == table.id).correlate(store.study)
-    drafts = sa.select(store.review.c.id).where(store.review.c.study == table.id, store.review.c.state != "signed")
+    drafts = sa.select(store.review.c.id).where(store.review.c.study == table.id, store.review.c.state == "draft")
     return [
         table.analysis != "received",
         ~sa.exists(sa.select(store.job.c.id).where(store.job.c.instance.in_(images), store.job.c.state != "done")),

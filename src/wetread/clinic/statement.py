@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import store, superseding, triage
+from wetread.clinic import store, superseding, switches, triage
 from wetread.clinic.archive import Archive
 from wetread.clinic.store import Store
 from wetread.errors import ClinicError, NotFoundError
@@ -56,7 +56,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Signed:
-    """What a reader signed; `answers` is finding → agree, disagree, unsure or added."""
+    """What a reader signed; `answers` is finding → agree, disagree, unsure or added; `parent` is what it adds to."""
 
     review: str
     reader: str
@@ -65,6 +65,7 @@ class Signed:
     note: str
     answers: dict[str, str]
     at: datetime
+    parent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,10 @@ class OutdatedError(ClinicError):
 
 
 def current(connection: Connection, study: str) -> list[dict[str, Any]]:
-    """Return the results that now hold for a study; empty when no model analysed it."""
+    """Return the results that now hold for a study; empty when no model analysed it, or those that did are off."""
     images = [image.id for image in triage.shown(connection, study)]
-    return [result for result in triage.latest(connection, images) if result["suitable"]]
+    found = [result for result in triage.latest(connection, images) if result["suitable"]]
+    return switches.current(connection, study, found)
 
 
 def cause(results: Sequence[Mapping[str, Any]], revision: int = 0) -> str:
@@ -248,7 +250,7 @@ def _newest(connection: Connection, study: str) -> str | None:
 
 def _signed(connection: Connection, review: str) -> Signed:
     row = connection.execute(sa.select(store.review).where(store.review.c.id == review)).first()
-    if row is None or row.signed_at is None:
+    if row is None or row.state != "signed":
         raise NotFoundError(f"review {review[:64]}: no such signed review")
     answers = connection.execute(
         sa.select(store.review_finding.c.finding, store.review_finding.c.answer)
@@ -263,4 +265,5 @@ def _signed(connection: Connection, review: str) -> Signed:
         note=row.note,
         answers={answer.finding: answer.answer for answer in answers},
         at=row.signed_at,
+        parent=row.parent,
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import listing, store, triage
+from wetread.clinic import listing, store, switches, triage
 from wetread.clinic.listing import PAGE, SORTS, STATUSES, VIEWS, Counts, Page, Query, Row, counts, page, row
 from wetread.clinic.store import Store
 
@@ -96,18 +96,25 @@ class Claim:
 class Review:
     """What a reader decided.
 
-    `answers` is finding → agree, disagree, unsure or added; `verdict` is right, wrong or None.
+    `answers` is finding → agree, disagree, unsure or added; `verdict` is right, wrong or None. `parent` is the review
+    that this is an addendum to. `own_call` is what a reader who read blind said before the model did.
     """
 
     review: str
     reader: str
-    state: Literal["draft", "signed"]
+    state: Literal["draft", "signed", "withdrawn"]
     answers: dict[str, str]
     verdict: str | None
     normal: bool
     note: str
     created_at: datetime
     signed_at: datetime | None
+    parent: str | None = None
+    revision: int = 0
+    withdrawn_at: datetime | None = None
+    own_call: dict[str, Any] | None = None
+    own_call_at: datetime | None = None
+    anchored: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,7 @@ def study(database: Store, site: str, key: str, *, now: datetime | None = None) 
             .order_by(store.instance.c.received_at, store.instance.c.id)
         ).all()
         results = triage.latest(connection, [image.id for image in images])
+        current = {result["id"] for result in switches.current(connection, key, results)}
         claimed = connection.execute(
             sa.select(store.claim).where(store.claim.c.study == key, store.claim.c.expires_at > now)
         ).first()
@@ -160,7 +168,7 @@ def study(database: Store, site: str, key: str, *, now: datetime | None = None) 
             .order_by(store.event.c.seq)
         ).all()
     shown = {image.id for image in images if image.state == "stored"}
-    said = [result for result in results if result["suitable"] and result["instance"] in shown]
+    said = [r for r in results if r["suitable"] and r["instance"] in shown and r["id"] in current]
     merged = triage.merge(said)
     cautions = [*found["cautions"], *(caution for result in said for caution in result["cautions"])]
     return Study(
@@ -219,9 +227,14 @@ def _image(image: Any, results: list[dict[str, Any]]) -> Image:
     )
 
 
+_LATER = ("parent", "revision", "withdrawn_at", "own_call", "own_call_at", "anchored")
+
+
 def _reviews(connection: Connection, study: str) -> tuple[Review, ...]:
+    """Return the reviews in the order in which they were signed, drafts after them."""
     table = store.review
-    rows = connection.execute(sa.select(table).where(table.c.study == study).order_by(table.c.created_at)).all()
+    order = table.c.signed_at.is_(None), table.c.signed_at, table.c.created_at
+    rows = connection.execute(sa.select(table).where(table.c.study == study).order_by(*order)).all()
     answers: dict[str, dict[str, str]] = {row.id: {} for row in rows}
     for answer in connection.execute(
         sa.select(store.review_finding).where(store.review_finding.c.review.in_(list(answers)))
@@ -238,6 +251,7 @@ def _reviews(connection: Connection, study: str) -> tuple[Review, ...]:
             note=r.note,
             created_at=r.created_at,
             signed_at=r.signed_at,
+            **{name: getattr(r, name) for name in _LATER},
         )
         for r in rows
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Query, Request
@@ -12,12 +13,12 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from wetread.clinic import claims, fetch, reviews, upload, worklist
+from wetread.clinic import blind, claims, fetch, own_call, reviews, upload, worklist
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.service import Clinic
 from wetread.clinic.upload import Receipt
 from wetread.errors import ClinicError
-from wetread.web import schemas, security
+from wetread.web import covering, schemas, security
 from wetread.web.security import Administrator, Reviewer, Uploader, Viewer
 
 router = APIRouter(prefix="/api/v1")
@@ -112,16 +113,18 @@ def _add(
         )
     if receipt.error is not None and not receipt.received:
         raise receipt.error
-    return _receipt(clinic, caller.site, receipt, wait)
+    return _receipt(clinic, caller, receipt, wait)
 
 
-def _receipt(clinic: Clinic, site: str, receipt: Receipt, wait: float) -> schemas.ReceiptOut:
+def _receipt(clinic: Clinic, caller: Caller, receipt: Receipt, wait: float) -> schemas.ReceiptOut:
+    site = caller.site
     keys = list(dict.fromkeys(image.study for image in receipt.received))
     rows = [worklist.row(clinic.database, site, key) for key in keys]
     until = time.monotonic() + (wait if clinic.models else 0.0)
     while any(row.analysis == "received" for row in rows) and time.monotonic() < until:
         time.sleep(0.01)
         rows = [worklist.row(clinic.database, site, key) for key in keys]
+    rows = covering.rows(clinic, caller, rows)
     new = {image.study for image in receipt.received if image.new}
     return schemas.ReceiptOut(
         studies=[
@@ -152,7 +155,9 @@ def get_study(request: Request, study: str, caller: Viewer) -> schemas.StudyOut:
     clinic = clinic_of(request)
     found = worklist.study(clinic.database, caller.site, study)
     security.saw(request, caller, study)
-    return schemas.study_out(found)
+    if hidden := covering.hides(clinic, caller, study):
+        found = blind.cover_study(found, caller.name)
+    return schemas.study_out(found, blind=hidden)
 
 
 @router.post("/studies/{study}/claim", tags=["reviews"])
@@ -161,41 +166,75 @@ def claim_study(request: Request, study: str, caller: Reviewer) -> schemas.RowOu
     clinic = clinic_of(request)
     claims.claim(clinic.database, caller.site, study, caller.name, life=clinic.claim_life)
     security.saw(request, caller, study)
-    return schemas.RowOut.model_validate(worklist.row(clinic.database, caller.site, study))
+    return covering.row_out(clinic, caller, study)
 
 
 @router.delete("/studies/{study}/claim", tags=["reviews"])
 def release_study(request: Request, study: str, caller: Reviewer) -> schemas.RowOut:
     """Give your claim back."""
-    database = clinic_of(request).database
-    claims.release(database, caller.site, study, caller.name)
+    clinic = clinic_of(request)
+    claims.release(clinic.database, caller.site, study, caller.name)
     security.saw(request, caller, study)
-    return schemas.RowOut.model_validate(worklist.row(database, caller.site, study))
+    return covering.row_out(clinic, caller, study)
 
 
 @router.post("/studies/{study}/reviews", status_code=201, tags=["reviews"])
 def add_review(request: Request, study: str, body: schemas.ReviewIn, caller: Reviewer) -> schemas.ReviewOut:
-    """Keep a draft, or sign. A signed study cannot be changed; a new image opens it again.
+    """Keep a draft, or sign. What is signed is never changed; a new image opens the study again.
 
-    With `seen`, what arrived unseen is not signed over: the answer is 409, with the new images' ids under `images`.
+    With `parent` it is an addendum to a signed study. With `seen`, what arrived unseen is not signed over: the answer
+    is 409, with the new images' ids under `images`.
     """
     clinic = clinic_of(request)
-    database = clinic.database
+    database, said = clinic.database, "findings" in body.model_fields_set or body.parent is None
     key = reviews.save(
         database,
         caller.site,
         study,
         caller.name,
-        answers={a.finding: a.answer for a in body.findings if a.answer != "added"},
-        added=[a.finding for a in body.findings if a.answer == "added"],
+        answers={a.finding: a.answer for a in body.findings if a.answer != "added"} if said else None,
+        added=[a.finding for a in body.findings if a.answer == "added"] if said else None,
         verdict=body.model_verdict,
         normal=body.normal,
         note=body.note,
         sign=body.state == "signed",
         seen=body.seen,
+        parent=body.parent,
+        version=None if body.revision is None else reviews.Version(body.revision, body.writer),
+        is_blind=blind.applies(clinic.settings, caller.site, study),
         life=clinic.claim_life,
     )
-    found = worklist.study(database, caller.site, study)
+    return _review(clinic, caller, study, key)
+
+
+@router.delete("/studies/{study}/signature", tags=["reviews"])
+def withdraw_signature(request: Request, study: str, caller: Reviewer) -> schemas.ReviewOut:
+    """Take your newest signature back, as long as the setting `undo_seconds` allows; the answer is your draft again."""
+    clinic = clinic_of(request)
+    within = timedelta(seconds=clinic.settings.undo_seconds)
+    key = reviews.withdraw(clinic.database, caller.site, study, caller.name, within=within, life=clinic.claim_life)
+    return _review(clinic, caller, study, key)
+
+
+@router.post("/studies/{study}/own-call", status_code=201, tags=["reviews"])
+def add_own_call(request: Request, study: str, body: schemas.OwnCallIn, caller: Reviewer) -> schemas.ReviewOut:
+    """Say what you see in a study that is read blind; afterwards you are shown what the models say."""
+    clinic = clinic_of(request)
+    key = own_call.record(
+        clinic.database,
+        caller.site,
+        study,
+        caller.name,
+        is_blind=blind.applies(clinic.settings, caller.site, study),
+        normal=body.normal,
+        findings=body.findings,
+        life=clinic.claim_life,
+    )
+    return _review(clinic, caller, study, key)
+
+
+def _review(clinic: Clinic, caller: Caller, study: str, key: str) -> schemas.ReviewOut:
+    found = worklist.study(clinic.database, caller.site, study)
     return schemas.review_out(next(review for review in found.reviews if review.review == key))
 
 

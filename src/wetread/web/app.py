@@ -24,13 +24,17 @@ from wetread.web import (
     images,
     inference,
     lists,
+    models as model_pages,
     oidc,
     operations,
     outputs,
     pages,
+    preferences,
     problems,
     pulls,
+    quality,
     rule,
+    settings as settings_pages,
     signin,
     upkeep,
     users,
@@ -115,7 +119,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     problems.install(app)
     for module in (
         api, lists, corrections, images, dicomweb, events, operations, outputs, worklist, pages, inference, signin,
-        upkeep, users, pulls, rule,
+        upkeep, users, pulls, rule, settings_pages, preferences, quality, model_pages,
     ):  # fmt: skip
         app.include_router(module.router)
     app.include_router(users.pages)

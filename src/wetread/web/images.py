@@ -24,7 +24,7 @@ from wetread.errors import NotFoundError
 from wetread.infer import heatmap
 from wetread.radiograph import presentation
 from wetread.radiograph.read import Limits, Radiograph, read
-from wetread.web import schemas, security
+from wetread.web import covering, schemas, security
 from wetread.web.api import clinic_of
 from wetread.web.security import Viewer
 
@@ -166,6 +166,7 @@ def get_heatmap(
         for row in connection.execute(wanted):
             names = [entry["finding"] for entry in row.findings]
             if finding in names:
+                covering.refuse(clinic_of(request), caller, row.study)
                 security.saw(request, caller, row.study)
                 values = unpack(row.maps)[names.index(finding)]
                 return schemas.HeatmapOut(

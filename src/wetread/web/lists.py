@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from wetread.clinic import claims, filters, store, worklist
 from wetread.errors import ClinicError
-from wetread.web import schemas, security
+from wetread.web import covering, schemas, security
 from wetread.web.api import clinic_of
 from wetread.web.security import Reviewer, Viewer
 
@@ -61,7 +61,7 @@ def get_worklist(
     )  # fmt: skip
     page = worklist.page(clinic.database, caller.site, query, after=after, limit=limit)
     return schemas.WorklistOut(
-        studies=[schemas.RowOut.model_validate(row) for row in page.rows],
+        studies=[schemas.RowOut.model_validate(row) for row in covering.rows(clinic, caller, page.rows, finding)],
         counts=schemas.CountsOut.model_validate(page.counts),
         next=page.next,
         ai=schemas.AiOut.model_validate(clinic.ai(caller.site)),
@@ -156,7 +156,7 @@ def hand_over(request: Request, study: str, body: schemas.HandOverIn, caller: Re
     clinic = clinic_of(request)
     claims.hand_over(clinic.database, caller.site, study, caller.name, body.to, life=clinic.claim_life)
     security.saw(request, caller, study)
-    return schemas.RowOut.model_validate(worklist.row(clinic.database, caller.site, study))
+    return covering.row_out(clinic, caller, study)
 
 
 @router.get("/filters", tags=["worklist"])

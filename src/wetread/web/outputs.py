@@ -16,7 +16,7 @@ from wetread.clinic.access import Caller, Right
 from wetread.clinic.statement import Statement
 from wetread.errors import NotFoundError
 from wetread.radiograph.read import Limits
-from wetread.web import security
+from wetread.web import covering, security
 from wetread.web.api import clinic_of
 from wetread.web.pages import SignedIn, render
 from wetread.web.security import Operator, Viewer
@@ -52,6 +52,7 @@ class DeliveryOut(BaseModel):
 def _statement(request: Request, caller: Caller, study: str) -> Statement:
     clinic = clinic_of(request)
     found = statement.load(clinic.database, clinic.archive, study, site=caller.site)
+    covering.refuse(clinic, caller, study)
     security.saw(request, caller, study)
     return found
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from wetread.clinic.archive import TooLargeError
 from wetread.clinic.attempts import ThrottledError
-from wetread.clinic.reviews import UnseenError
+from wetread.clinic.reviews import NewerError, UnseenError
 from wetread.errors import (
     BusyError,
     ClinicError,
@@ -85,6 +85,8 @@ def install(app: FastAPI) -> None:
             more["code"] = str(error.code)
         if isinstance(error, UnseenError):
             more["images"] = error.images
+        if isinstance(error, NewerError):
+            more["revision"] = error.revision
         return problem(status, str(error), {"Retry-After": "2"} if status == 503 else None, **more)
 
     @app.exception_handler(RequestValidationError)

@@ -184,13 +184,32 @@ class ReviewOut(_Out):
 
     review: str
     reader: str
-    state: Literal["draft", "signed"]
+    state: Literal["draft", "signed", "withdrawn"]
+    parent: str | None = Field(None, description="The review that this is an addendum to.")
     findings: list[AnswerIn]
     model_verdict: Literal["right", "wrong"] | None
     normal: bool
     note: str
     created_at: datetime
     signed_at: datetime | None
+    revision: int = Field(0, description="Of a draft: counts up whenever it is saved.")
+    withdrawn_at: datetime | None = None
+    own_call: OwnCall | None = Field(None, description="What a reader who read blind said before the model did.")
+    own_call_at: datetime | None = None
+    anchored: bool = Field(True, description="False when the own call was recorded before the model's word was shown.")
+
+
+class OwnCall(_Out):
+    """What a reader sees before they are told what the model says."""
+
+    normal: bool
+    findings: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default=[], max_length=200)
+
+
+class OwnCallIn(OwnCall):
+    """The same as it is sent."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class StudyOut(RowOut):
@@ -207,6 +226,7 @@ class StudyOut(RowOut):
     review: ReviewOut | None = Field(description="The signed review, the newest if there are several.")
     reviews: list[ReviewOut]
     merged_into: str | None = Field(None, description="The study that took its images, if one did.")
+    blind: bool = Field(False, description="Whether what the models said is kept from you until your own call.")
 
 
 class PatientIn(BaseModel):
@@ -259,9 +279,22 @@ class ReviewIn(BaseModel):
     seen: list[Annotated[str, Field(max_length=64)]] | None = Field(
         None,
         max_length=2000,
-        description="Ids of the images that the reader has seen. When others are in the study, signing is answered with "
-        "409 and their ids under `images`. Without it nothing is compared.",
+        description="Ids of the images that the reader has seen. When others are in the study, signing is answered "
+        "with 409 and their ids under `images`. Without it nothing is compared.",
     )
+    parent: str | None = Field(
+        None,
+        max_length=36,
+        description="The newest signed review, to which this is an addendum. Without `findings` it leaves all but the "
+        "note as it was.",
+    )
+    revision: int | None = Field(
+        None,
+        ge=0,
+        description="Of the draft that you go on from, 0 for none. When yours is a newer one by now, the answer is 409 "
+        "with its `revision`. Without it nothing is compared.",
+    )
+    writer: str = Field("", max_length=36, description="Names your page: what it saved itself is no newer draft.")
 
 
 class HandOverIn(BaseModel):
@@ -331,8 +364,8 @@ class HeatmapOut(_Out):
 ReviewOut.model_rebuild()
 
 
-def study_out(study: worklist.Study) -> StudyOut:
-    """Return a study as the API says it."""
+def study_out(study: worklist.Study, *, blind: bool = False) -> StudyOut:
+    """Return a study as the API says it; `blind` tells whether it is covered."""
     reviews = [review_out(review) for review in study.reviews]
     signed = [review for review in reviews if review.state == "signed"]
     row = RowOut.model_validate(study.row).model_dump() | {"cautions": list(study.cautions)}
@@ -349,6 +382,7 @@ def study_out(study: worklist.Study) -> StudyOut:
         review=signed[-1] if signed else None,
         reviews=reviews,
         merged_into=study.merged_into,
+        blind=blind,
     )
 
 
@@ -364,4 +398,10 @@ def review_out(review: worklist.Review) -> ReviewOut:
         note=review.note,
         created_at=review.created_at,
         signed_at=review.signed_at,
+        parent=review.parent,
+        revision=review.revision,
+        withdrawn_at=review.withdrawn_at,
+        own_call=OwnCall.model_validate(review.own_call) if review.own_call else None,
+        own_call_at=review.own_call_at,
+        anchored=review.anchored,
     )

@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from wetread.clinic import claims, delivery, filters, store, worklist
 from wetread.clinic.access import Right
 from wetread.errors import ClinicError
-from wetread.web import events, lists, security, view
+from wetread.web import covering, events, lists, security, view
 from wetread.web.pages import Reader, render
 
 router = APIRouter(include_in_schema=False)
@@ -58,7 +58,7 @@ def worklist_page(
         request,
         "live.html" if live else "worklist.html",
         caller=caller,
-        rows=[view.line(row, caller.name) for row in page.rows],
+        rows=[view.line(row, caller.name) for row in covering.rows(clinic, caller, page.rows, query.finding)],
         counts=asdict(page.counts) | {"mine": held.count},
         filters=view.FILTERS,
         handed=held.handed,

@@ -1,0 +1,72 @@
+"""A reader's own call of a study that is read `blind`: made once, before the model's word, and kept with the review."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from wetread.clinic import audit, blind, claims, reviews, store
+from wetread.clinic.store import Store
+from wetread.errors import ConflictError
+
+
+def record(
+    database: Store,
+    site: str,
+    study: str,
+    reader: str,
+    *,
+    is_blind: bool,
+    normal: bool,
+    findings: Sequence[str] = (),
+    life: timedelta = claims.LIFE,
+    now: datetime | None = None,
+) -> str:
+    """Record what a reader sees before they are told what the model says; return the id of their draft.
+
+    Parameters
+    ----------
+    is_blind : bool
+        Whether the study is read blind, see `blind`.
+    normal : bool
+        Whether the reader calls the study normal.
+    findings : sequence of str
+        What they see; may be empty also when the study is not normal.
+
+    Raises
+    ------
+    NotFoundError
+        When the site has no such study.
+    ConflictError
+        When the reader's own call is there already, the study is not read blind or is signed, or another reader holds
+        it.
+    ClinicError
+        For a finding that cannot be, or that contradicts `normal`.
+    """
+    now, table = now or store.now(), store.review
+    reviews.check_findings(findings)
+    if normal:
+        reviews.raise_if_abnormal(list(findings))
+    if not is_blind:
+        raise ConflictError(f"study {study[:64]}: is not read blind; answer the model instead")
+    with database.write() as connection:
+        row = claims.open_study(connection, site, study)
+        claims.hold(connection, site, study, reader, now, life)
+        if not blind.waits(connection, study, reader):
+            raise ConflictError(f"study {study}: your own call is recorded already; it cannot be changed")
+        review = reviews.draft(connection, study, reader, now)
+        # Whoever has answered the model has seen its word, whatever the settings say since.
+        answered = sa.select(store.review_finding.c.finding).where(
+            store.review_finding.c.review == review, store.review_finding.c.answer != "added"
+        )
+        anchored = connection.execute(answered.limit(1)).first() is not None
+        named = list(dict.fromkeys(findings))
+        values = {"own_call": {"normal": normal, "findings": named}, "own_call_at": now, "anchored": anchored}
+        connection.execute(table.update().where(table.c.id == review).values(values))
+        connection.execute(store.study.update().where(store.study.c.id == study).values(reading="draft"))
+        store.emit(connection, "review.saved", row.site, study, {"review": review})
+        detail = {"review": review, "normal": normal, "findings": len(named)}
+        audit.record(connection, site, reader, "review.own_call", study, detail)
+    return review
