@@ -37,6 +37,11 @@ def test_lists_are_comma_separated_in_the_environment(tmp_path):
     assert load(write(tmp_path, 'models = ["phantom"]'), environment={}).models == ["phantom"]
 
 
+def test_a_list_in_the_environment_may_be_json():
+    peers = load(environment={"WETREAD_DICOM_PEERS": ' ["*@127.0.0.1", "PACS@10.0.0.7:104"]'}).dicom_peers
+    assert peers == ["*@127.0.0.1", "PACS@10.0.0.7:104"]
+
+
 @pytest.mark.parametrize("word", ["0", "false", "off", "no"])
 def test_switches_read_the_usual_words(word):
     assert load(environment={"WETREAD_AI": word}).ai is False

@@ -5,9 +5,11 @@ The environment wins over the file. An unknown key or a bad value is an error th
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -258,7 +260,7 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None,
     file : Path, optional
         A TOML file; a missing one counts as empty. By default no file is read.
     environment : mapping, optional
-        By default `os.environ`. `WETREAD_BATCH_SIZE=4` sets `batch_size`; lists are comma-separated.
+        By default `os.environ`. `WETREAD_BATCH_SIZE=4` sets `batch_size`; lists are comma-separated, or JSON.
     **overrides
         Values from the command line, which win over both; None means not given.
 
@@ -279,7 +281,7 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None,
         if name.startswith("WETREAD_") and name not in _OTHER_VARIABLES:
             key = name.removeprefix("WETREAD_").lower()
             is_list = key in Settings.model_fields and isinstance(Settings.model_fields[key].default, list)
-            values[key] = [v.strip() for v in value.split(",") if v.strip()] if is_list else value
+            values[key] = _listed(value) if is_list else value
             origin[key] = name
     for key, value in overrides.items():
         if value is not None:
@@ -297,3 +299,13 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None,
         field = Settings.model_fields.get(key)
         shown = hide(repr(first["input"])) if field is None or field.repr else "(a secret)"
         raise ConfigError(f"{where}: {key} = {shown}: {first['msg']}") from None
+
+
+def _listed(text: str) -> list[str]:
+    """Read a list out of the environment; many programs expect JSON there, which must not become odd words here."""
+    if text.lstrip().startswith('["'):
+        with suppress(ValueError):
+            found = json.loads(text)
+            if isinstance(found, list):
+                return found
+    return [word.strip() for word in text.split(",") if word.strip()]

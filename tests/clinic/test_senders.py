@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from wetread.clinic.senders import Senders
+import pytest
+
+from wetread.clinic.senders import Sender, Senders
 from wetread.config import Settings
+from wetread.errors import ConfigError
 
 
 def test_a_peer_is_that_of_its_own_site() -> None:
@@ -27,3 +30,18 @@ def test_who_may_correct_is_said_in_its_line() -> None:
         line = senders.find(ae, address)
         assert line is not None
         assert line.corrects is corrects
+
+
+@pytest.mark.parametrize(
+    "host", ["cr1", "cr-1.ward_2.example", "xn--kln-sna.example.", "10.0.0.0/8", "[fd00::7]", "3com"]
+)
+def test_a_host_is_an_address_a_network_or_a_name(host: str) -> None:
+    assert Sender.parse(f"CR1@{host}").network is not None
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.300", "10.0.0", "cr1+corect", '127.0.0.1"', "cr 1", "10.0.0.0/33", "-cr1", "a..b"]
+)
+def test_a_mistyped_host_is_refused_instead_of_never_matching(host: str) -> None:
+    with pytest.raises(ConfigError, match="no address, network or host name"):
+        Sender.parse(f"CR1@{host}")

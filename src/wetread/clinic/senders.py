@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ from typing import Any, cast
 from wetread.clinic.peers import Peer, ae_title
 from wetread.config import Settings
 from wetread.errors import ConfigError
+
+# A host name (RFC 1123) that is no mistyped address: its last label is not all digits.
+_NAME = re.compile(
+    r"(?=.{1,253}\Z)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})\.)*(?!\d+\.?\Z)[A-Za-z0-9_][A-Za-z0-9_-]{0,62}\.?"
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,10 @@ class Sender:
             try:
                 network = ipaddress.ip_network(host, strict=False)
             except ValueError:
+                if not _NAME.fullmatch(host):
+                    raise ConfigError(
+                        f"dicom_peers = {text[:120]!r}: {host[:80]!r} is no address, network or host name"
+                    ) from None
                 network = host
         if port and (ae == "*" or host == "*" or "/" in host):
             raise ConfigError(f"dicom_peers = {text[:120]!r}: a port needs one AE title and one host")
