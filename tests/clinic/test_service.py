@@ -14,7 +14,8 @@ from peers import wait as until
 from ward import SITE, NameReader, dicom, png
 
 from wetread.clinic import store, triage, worklist
-from wetread.clinic.service import FAILING, Clinic
+from wetread.clinic.ai import FAILING
+from wetread.clinic.service import Clinic
 from wetread.config import Settings
 from wetread.errors import ClinicError, Code, ConfigError
 

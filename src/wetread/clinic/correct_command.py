@@ -24,7 +24,7 @@ def _open(data: Path, site: str | None) -> tuple[Corrections, str]:
     import sqlalchemy as sa
 
     from wetread import config
-    from wetread.clinic import priority, processes, store
+    from wetread.clinic import priority, processes, store, switches
     from wetread.clinic.corrections import Corrections
     from wetread.clinic.triage import Policy
 
@@ -32,8 +32,7 @@ def _open(data: Path, site: str | None) -> tuple[Corrections, str]:
     rules = priority.rules(settings.priority)
 
     def policy(connection: sa.Connection, name: str) -> Policy:
-        switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == name)).scalar()
-        return Policy(rules.of(name), ai=settings.ai and switch is not False)
+        return switches.policy(connection, name, rules.of(name), ai=settings.ai)
 
     database = store.Store.open(data, settings.database)
 

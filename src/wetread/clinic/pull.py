@@ -17,7 +17,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import peers, priority, processes, store
+from wetread.clinic import peers, priority, processes, store, switches
 from wetread.clinic.archive import Archive, open_archive
 from wetread.clinic.dimse import Listener
 from wetread.clinic.intake import Intake
@@ -226,8 +226,7 @@ def _intake(database: Store, archive: Archive, settings: Settings) -> Intake:
         return sorted({model for process in processes.alive(database) for model in process["models"] if model})
 
     def policy(connection: Connection, site: str) -> Policy:
-        switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == site)).scalar()
-        return Policy(rules.of(site), ai=settings.ai and switch is not False)
+        return switches.policy(connection, site, rules.of(site), ai=settings.ai)
 
     return Intake(database, archive, policy=policy, models=models, max_bytes=settings.max_bytes)
 

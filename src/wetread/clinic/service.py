@@ -8,95 +8,41 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import adt, audit, completion, destinations, priority, processes, retention, store, triage
+from wetread.clinic import adt, completion, destinations, priority, processes, retention, store, triage
+from wetread.clinic.ai import Ai, AiState, ModelState, Served
 from wetread.clinic.archive import open_archive, room
 from wetread.clinic.corrections import Corrections
 from wetread.clinic.delivery import Outbox
 from wetread.clinic.dimse import Listener
 from wetread.clinic.intake import Intake
 from wetread.clinic.jobs import READ_ONLY
-from wetread.clinic.merging import Merging
 from wetread.clinic.processes import Leader, Presence
 from wetread.clinic.pull_service import Pulls
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 from wetread.clinic.watch import Watch
-from wetread.clinic.worker import Model, Worker
+from wetread.clinic.worker import Model, Worker, research_only
 from wetread.config import Settings
-from wetread.errors import ClinicError, ConfigError, FullError, WetreadError, hide
-from wetread.infer.predict import Analysis, Predictor
+from wetread.errors import ClinicError, ConfigError, FullError
 from wetread.radiograph.read import Limits
+
+__all__ = ["AiState", "Clinic", "ModelState", "Served"]
 
 log = logging.getLogger(__name__)
 
-FAILING = 3  # failures in a row after which a model counts as failing
 UPKEEP_S = 30.0
 PATIENCE_S = 10.0
+RECOVER_S = 20.0  # between two looks at models that turned themselves off
 ROUND_S = 600.0  # between two rounds of the leader
 UPLOAD_S = 3600.0  # a file that was not written to for so long is no upload under way
 ADOPTED_S = 600.0  # a file that has no row after so long will get none
-
-
-@dataclass(frozen=True)
-class ModelState:
-    """One model of the setting `models`.
-
-    It is ``serving``, ``local`` (its server does not answer, so this machine does), ``failing`` on recent images, or
-    ``missing``; the last three may have a reason.
-    """
-
-    name: str
-    id: str
-    version: str
-    state: str
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class AiState:
-    """Whether AI orders the list; `banner` says so in one sentence when it does not, or not fully."""
-
-    on: bool
-    banner: str | None
-    models: tuple[ModelState, ...]
-
-
-class Served:
-    """A predictor as the worker uses it."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-        self.id, self.name = predictor.package.id, predictor.package.name
-        self.version = predictor.package.meta.code_version
-
-        meta, normal = predictor.package.meta, predictor.package.task.normal
-        self.merging = Merging(meta.kind, meta.aggregate, normal, {f: list(both) for f, both in meta.cutoffs.items()})
-
-    def analyse(self, path: Path, name: str) -> Analysis:
-        """Read a file as the model wants it and analyse it."""
-        return self.predictor.analyse(self.predictor.read(path, name))
-
-    def analyse_pair(self, frontal: Path, lateral: Path) -> tuple[Analysis, ...]:
-        """Read the two views of a study and analyse them together; only for a model of studies."""
-        return self.predictor.analyse_pair(self.predictor.read(frontal), self.predictor.read(lateral))
-
-
-def _state(model: Model, failures: int) -> ModelState:
-    remote = model.predictor.remote if isinstance(model, Served) else None
-    if failures >= FAILING:
-        return ModelState(model.name, model.id, model.version, "failing")
-    if remote is not None and remote.breaker.state != "closed":
-        return ModelState(model.name, model.id, model.version, "local", remote.reason)
-    return ModelState(model.name, model.id, model.version, "serving")
 
 
 class Clinic:
@@ -134,8 +80,8 @@ class Clinic:
         self.leader, self.watcher = Leader(self.database, "upkeep"), Leader(self.database, "watch")
         self.outbox = Outbox(self.database, self.archive, settings)
         self._given = models
-        self._missing: list[ModelState] = []
-        self.models: dict[str, Model] = {}
+        self.switches = Ai(self.database, settings, self.rules, data)
+        self.models = self.switches.models
         self.worker: Worker | None = None
         self.intake = Intake(
             self.database,
@@ -165,16 +111,18 @@ class Clinic:
         if self.listener is not None:
             self.listener.bind()
         logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it finds odd, names included
-        if settings.ai:
-            self._open_models()
         with self.database.write() as connection:
             store.ensure_site(connection, settings.site)
+        self.switches.open(self._given)
         limits = Limits.of(settings)
         # Two more than the runtime has, so that files are decoded while it computes, and batches form.
         self.worker = Worker(
             self.database, self.archive, self.models, self.policy,
             threads=settings.threads + 2, limits=limits, tries=settings.job_tries,
         )  # fmt: skip
+        self.worker.watchdog, self.worker.held = self.switches.watchdog, lambda: self.switches.held
+        self.switches.failures, self.switches.arrived = self.worker.failures, self._arrived
+        self.switches.look()
         self.presence = Presence(self.database, self.worker.name, self.kind, lambda: list(self.models) or [READ_ONLY])
         self.presence.enter()
         others = self.presence.others()
@@ -188,6 +136,8 @@ class Clinic:
         self.outbox.start()
         self._every(1.0, self._sweep)
         self._every(1.0, self._complete)
+        self._every(1.0, self.switches.step)
+        self._every(RECOVER_S, self.switches.recover)
         if self.adt is not None:
             self.adt.start()
         if self.watch is not None:
@@ -236,6 +186,11 @@ class Clinic:
         """Return whether anything more may be taken in."""
         return self.free() > 0
 
+    @property
+    def research_only(self) -> bool:
+        """Whether what the pages show is for research only: one model that is makes it so, and so does having none."""
+        return any(research_only(model) for model in self.models.values()) or not self.models
+
     def require_room(self) -> None:
         """Raise `FullError` when nothing more may be taken in; call it before a body or an association is read."""
         if not self.has_room():
@@ -243,59 +198,27 @@ class Clinic:
 
     def policy(self, connection: Connection, site: str) -> Policy:
         """Return how the studies of a site are ranked now."""
-        switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == site)).scalar()
-        return Policy(self.rules.of(site), ai=self.settings.ai and bool(self.models) and switch is not False)
+        return self.switches.policy(connection, site)
 
     def ai(self, site: str) -> AiState:
         """Return whether AI orders this site's list, and what to tell the reader when it does not."""
-        with self.database.read() as connection:
-            switch = connection.execute(sa.select(store.site.c.ai).where(store.site.c.name == site)).scalar()
-        failures = self.worker.failures if self.worker else {}
-        states = [_state(model, failures.get(model.id, 0)) for model in self.models.values()]
-        states += self._missing
-        on = self.settings.ai and bool(self.models) and switch is not False
-        banner = None
-        if not self.settings.ai or switch is False:
-            banner = "AI is switched off: studies are listed first come, first served."
-        elif not self.models:
-            banner = "AI is not available: studies are listed first come, first served."
-        elif broken := [state.name for state in states if state.state not in ("serving", "local")]:
-            banner = (
-                f"AI is incomplete: model {', '.join(broken)} is not working; its studies wait in order of arrival."
-            )
-        elif alone := [state.name for state in states if state.state == "local"]:
-            banner = f"AI works, but slower: the server of model {', '.join(alone)} does not answer."
-        return AiState(on, banner, tuple(states))
+        return self.switches.state(site)
 
-    def switch_ai(self, site: str, on: bool, actor: str) -> None:
-        """Turn the site's AI switch and order its list anew."""
-        with self.database.write() as connection:
-            store.ensure_site(connection, site)
-            connection.execute(store.site.update().where(store.site.c.name == site).values(ai=on))
-            store.emit(connection, "ai.switched", site, None, {"on": on})
-            audit.record(connection, site, actor, "ai.switched", site, {"on": on})
-            policy = self.policy(connection, site)
-        triage.rerank(self.database, policy, site)
+    def switch_ai(self, site: str, on: bool, actor: str, *, model: str = "", reason: str = "") -> None:
+        """Turn the site's AI switch, or that of one model, and order its list anew; see `Ai.switch`."""
+        self.switches.switch(site, on, actor, model=model, reason=reason)
 
-    def _open_models(self) -> None:
-        if self._given is not None:
-            self.models = {model.id: model for model in self._given}
-            return
-        for name in self.settings.models:
-            try:
-                served = Served(Predictor.open(name, self.settings, self.data))
-            except WetreadError as error:
-                shown, why = hide(name) if "://" in name else Path(name).name, hide(str(error))
-                log.error("model %s is not served: %s", hide(name), why)
-                self._missing.append(ModelState(shown, "", "", "missing", why))
-            else:
-                self.models[served.id] = served
+    def _arrived(self) -> None:
+        """Go on with what waited for a model."""
+        if self.worker is not None:
+            self.intake.backfill(_models(self.presence.others()))
+            self.worker.wake()
 
     def _wake(self) -> None:
         if self.worker is not None:
             self.worker.wake()
 
-    def _every(self, seconds: float, task: Callable[[], None]) -> None:
+    def _every(self, seconds: float, task: Callable[[], object]) -> None:
         """Run a task again and again in its own thread; a failure is logged and does not end it."""
 
         def loop() -> None:
@@ -367,11 +290,7 @@ class Clinic:
 
     def _rerank_all(self) -> None:
         try:
-            with self.database.read() as connection:
-                sites = list(connection.execute(sa.select(store.site.c.name)).scalars())
-                policies = {site: self.policy(connection, site) for site in sites}
-            for site, policy in policies.items():
-                triage.rerank(self.database, policy, site)
+            self.switches.reorder()
         except Exception as error:
             log.error("rerank: %s", type(error).__name__)
 

@@ -37,6 +37,7 @@ _TELLING = (
     Code.UNFAMILIAR,
     Code.REJECTED,
 )
+FIRST_COME = "is off: first come, first served"  # why a study has its place when a switch is off
 _VIEWS = ("PA", "AP", "LATERAL")
 _TURNS = priority.rank(Priority.URGENT, False)  # of the studies that take turns
 # Asked for each image, hence put together once: to make a statement costs more than to run it.
@@ -54,20 +55,26 @@ _LATEST = (
     .where(_results.instance.in_(_KEYS))
     .order_by(_results.at, _results.id)
 )
-_WAITING = sa.select(sa.func.count()).where(store.job.c.instance.in_(_KEYS), store.job.c.state != "done")
+_WAITING = sa.select(store.job.c.model).where(store.job.c.instance.in_(_KEYS), store.job.c.state != "done")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How studies are ranked: the site's rule, and whether AI may reorder at all."""
+    """How studies are ranked: the site's rule, whether AI may reorder at all, and which models may not.
+
+    `off` holds names of models, `held` the packages of those that turned themselves off: nobody waits for their jobs.
+    """
 
     rule: Rule = field(default_factory=Rule)
     ai: bool = True
+    off: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
 
     @property
     def id(self) -> str:
         """A fingerprint: two policies that order alike have the same."""
-        return hashlib.sha256(f"{self.ai} {self.rule.model_dump_json()}".encode()).hexdigest()
+        without = f" {sorted(self.off)}" if self.off else ""
+        return hashlib.sha256(f"{self.ai} {self.rule.model_dump_json()}{without}".encode()).hexdigest()
 
 
 def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *, anew: bool = False) -> None:
@@ -79,24 +86,32 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *
     images = shown(connection, study)
     ids = sorted(image.id for image in images)
     results = latest(connection, ids)
-    waiting = connection.execute(_WAITING, {"keys": ids}).scalar_one()
+    left = connection.execute(_WAITING, {"keys": ids}).scalars().all()
+    waiting = [model for model in left if model not in policy.held]
     analysed = [result for result in results if result["suitable"]]
     if analysed:
         analysis, code, refusal = "analysed", None, None
     elif not images and (rejected := _rejected(connection, study)):
         analysis, code, refusal = "not_analysed", str(Code.REJECTED), f"all its images were rejected: {rejected}"
-    elif waiting or not results:
+    elif waiting or not (results or left):
         analysis, code, refusal = "received", None, None
+    elif not results:
+        analysis, code, refusal = "not_analysed", str(Code.MODEL_FAILED), "the model turned itself of"
     else:
         worst = min(results, key=lambda r: (_TELLING.index(Code(r["code"])), r["model_name"]))
         analysis, code, refusal = "not_analysed", worst["code"], worst["reason"] or worst["code"]
 
     floor = Priority(row.floor)
-    merged = merge(analysed)
-    if policy.ai:
+    current = [result for result in analysed if result["model_name"] not in policy.off]
+    merged = merge(current)
+    if policy.ai and analysed and not current:
+        names = ", ".join(dict.fromkeys(str(result["model_name"]) for result in analysed))
+        requested = "" if floor is Priority.ROUTINE else f"requested as {floor}; "
+        decision = priority.Decision(floor, None, None, f"{requested}{names} {FIRST_COME}")
+    elif policy.ai:
         decision = priority.decide(policy.rule, floor, scores(merged), refusal=refusal)
     else:
-        said = "AI is off: first come, first served"
+        said = f"AI {FIRST_COME}"
         decision = priority.Decision(floor, None, None, said if refusal is None else f"{said}; {refusal}")
     due = priority.overdue_at(policy.rule, decision.priority, row.received_at)
     overdue = due <= now and row.reading != "signed" and row.listed

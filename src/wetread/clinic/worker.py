@@ -11,7 +11,7 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,6 +29,8 @@ from wetread.clinic.jobs import BROKEN, LEASE, READ_ONLY, Gate, Job, Queue
 from wetread.clinic.merging import Merging
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
+from wetread.clinic.watchdog import Watchdog
+from wetread.config import Settings
 from wetread.errors import BusyError, Code, FullError, ReadError
 from wetread.infer.predict import Analysis
 from wetread.radiograph.read import Limits, read
@@ -109,6 +111,8 @@ class Worker:
         self.queue = Queue(database, self.name, lease)
         self.failures = dict.fromkeys(models, 0)  # model id → failures in a row
         self.observe: Callable[[Job, Analysis | None, float], None] = lambda job, analysis, seconds: None
+        self.watchdog = Watchdog(Settings(), lambda model, cause, reason: None)
+        self.held: Callable[[], Collection[str]] = frozenset  # ids of models whose jobs wait
         self._policy, self._limits, self._tries = policy, limits or Limits(), tries
         self._stop = threading.Event()
         self._work = threading.Semaphore(0)
@@ -154,7 +158,8 @@ class Worker:
 
     def step(self) -> bool:
         """Do one job; return whether there was one."""
-        models = [*self.models, READ_ONLY]
+        held = self.held()
+        models = [model for model in (*self.models, READ_ONLY) if model not in held]
         suspect = self.queue.next(models)
         if suspect is None:
             return False
@@ -176,18 +181,24 @@ class Worker:
             reason = f"the analysis broke off {self._tries} times"
             self._finish(job, self._refusal(job, Code.MODEL_FAILED, reason), 0.0, BROKEN)
             return
-        start = time.perf_counter()
+        start, watchdog = time.perf_counter(), self.watchdog
+        watchdog.began(job)
         try:
             analyses = self._analyse(job)
         except ReadError as error:
+            watchdog.left(job)
             analyses = self._refusal(job, error.code, str(error))
         except (BusyError, FullError) as error:
+            watchdog.left(job)
             reason = str(error)
             self._lasting(lambda: self.queue.again(job, reason, count=False))
             return
         except Exception as error:
+            watchdog.failed(job, error)
             self._failed(job, error, time.perf_counter() - start)
             return
+        else:
+            watchdog.done(job, analyses[job.image][1] if job.image in analyses else None)
         self.failures[job.model] = 0
         self._finish(job, analyses, time.perf_counter() - start)
 
@@ -295,6 +306,7 @@ class Worker:
         model = self.models.get(job.model)
         values = _row(job, analysis, model.version if model else "", seconds, now)
         values |= {"instance": image, "basis": basis, "merging": how_merged(model).to_json() if model else None}
+        values["research_only"] = research_only(model)
         if there is None:
             connection.execute(results.insert().values(values))
         else:
@@ -308,6 +320,11 @@ def how_merged(model: Model) -> Merging:
     """Return how the images of a study are put together for this model."""
     found: Merging = getattr(model, "merging", Merging())
     return found
+
+
+def research_only(model: Model | None) -> bool:
+    """Return whether a model is for research only; one whose package does not say otherwise is."""
+    return bool(getattr(model, "research_only", True))
 
 
 def _row(job: Job, analysis: Analysis, version: str, seconds: float, now: datetime) -> dict[str, Any]:

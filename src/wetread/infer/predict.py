@@ -17,6 +17,7 @@ from wetread.errors import Caution, Code, ModelError, ReadError
 from wetread.infer.batcher import Batcher
 from wetread.infer.remote import Remote, address, local_name
 from wetread.infer.runtime import Engine, open_engine
+from wetread.model import golden
 from wetread.model.golden import Outputs
 from wetread.model.package import Package
 from wetread.radiograph.pixels import Seen
@@ -182,6 +183,10 @@ class Predictor:
     def runtime(self) -> str:
         """The runtime in use."""
         return self._engine.runtime
+
+    def prove(self) -> None:
+        """Run the golden radiographs again; raises `ModelError` when their outputs are not kept."""
+        golden.check(self.package, self._engine.run)
 
     def close(self) -> None:
         """Finish what is queued and stop."""
