@@ -1,6 +1,6 @@
 import { defineConfig } from "vite";
 
-// Two pages, two entries with fixed names (the templates name them); everything else carries a content hash.
+// Entries with fixed names (the templates name them); everything else carries a content hash.
 export default defineConfig({
   base: "/static/dist/",
   resolve: { alias: { xmlbuilder2: new URL("src/no-xml.ts", import.meta.url).pathname } },
@@ -13,7 +13,7 @@ export default defineConfig({
     // What is bundled is given on, so its licences are too.
     license: { fileName: "licenses.md" },
     rollupOptions: {
-      input: { worklist: "src/worklist.ts", study: "src/study.ts" },
+      input: { common: "src/common.ts", worklist: "src/worklist.ts", study: "src/study.ts", figures: "src/figures.ts" },
       output: {
         entryFileNames: "[name].js",
         chunkFileNames: "chunks/[name]-[hash].js",

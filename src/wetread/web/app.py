@@ -17,10 +17,12 @@ from wetread.clinic.service import Clinic
 from wetread.clinic.worker import Model
 from wetread.config import Settings
 from wetread.web import (
+    ai,
     api,
     corrections,
     dicomweb,
     events,
+    history,
     images,
     inference,
     lists,
@@ -33,6 +35,7 @@ from wetread.web import (
     problems,
     pulls,
     quality,
+    report,
     rule,
     settings as settings_pages,
     signin,
@@ -123,8 +126,12 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     ):  # fmt: skip
         app.include_router(module.router)
     app.include_router(users.pages)
+    app.include_router(ai.router)
     app.include_router(upkeep.pages)
     app.include_router(outputs.pages)
+    app.include_router(report.pages)
+    app.include_router(report.router)
+    app.include_router(history.router)
     app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")
     app.add_middleware(Timing, metrics=metrics)
     if settings.dicomweb_origins:

@@ -1,0 +1,279 @@
+"""How good the first look is, by what readers answered: agreement, what was missed, false alerts, time to read.
+
+Only what a reader touched counts: an answer nobody gave says nothing about the model. What is counted is the first
+signature of each reading; addenda do not count again. All of it is counted in the database, over a period that an
+index bounds; only times come out one by one, the newest `figures.MOST`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from wetread.clinic import store, triage
+from wetread.clinic.figures import MOST, Period, Rate, Share, Spread, by_step, step_of
+from wetread.clinic.priority import Priority
+
+ARMS = ("anchored", "blind")  # whether the reader had the model's word before they made up their own mind
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What readers answered to one finding of one model.
+
+    Attributes
+    ----------
+    model : str or None
+        SHA-256 of the package; None when it was not kept, or when no model names the finding.
+    finding : str
+    agreed : Share
+        Answers *agree* among *agree* and *disagree*.
+    unsure : int
+        Answers *unsure*, which are in no share.
+    missed : Share
+        Among the findings that readers saw: those that the model called unlikely.
+    false : Share
+        Among its *likely* that readers answered: those that they denied.
+    """
+
+    model: str | None
+    finding: str
+    agreed: Share
+    unsure: int
+    missed: Share
+    false: Share
+
+
+@dataclass(frozen=True)
+class Alerts:
+    """Studies that AI raised above the class that was asked for, and that were signed.
+
+    `confirmed` of those whose finding the reader answered, or whose study they called normal; `false_a_day` are those
+    that were denied, `by_day` how many on each day in UTC.
+    """
+
+    raised: int
+    confirmed: Share
+    false_a_day: Rate
+    days: tuple[datetime, ...]
+    by_day: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How long the studies of one class took in one arm, in minutes: None in either stands for all.
+
+    Arms are ``AI on`` and ``AI off``, by whether AI ordered the list when the study was ranked last, and `ARMS`.
+    """
+
+    priority: Priority | None
+    arm: str | None
+    received_to_signed: Spread
+    opened_to_signed: Spread
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Everything of the page, of one site and period."""
+
+    period: Period
+    signed: int
+    agreement: tuple[Agreement, ...]
+    by_arm: dict[str, Share]  # agreement over all findings
+    unnamed: tuple[tuple[str, int], ...]  # findings that readers added and no model names
+    alerts: Alerts
+    waits: tuple[Waits, ...]
+    timed: int  # studies whose times were looked at
+
+
+def quality(connection: Connection, site: str, period: Period) -> Quality:
+    """Count everything of a site and period."""
+    answers = _answers(connection, site, period)
+    times = _times(connection, site, period)
+    return Quality(
+        period=period,
+        signed=_signed(connection, site, period),
+        agreement=tuple(_agreement(answers)),
+        by_arm={arm: _agreed(row for row in answers if row.anchored is (arm == "anchored")) for arm in ARMS},
+        unnamed=tuple(_unnamed(answers)),
+        alerts=_alerts(connection, site, period),
+        waits=tuple(_waits(times)),
+        timed=len(times),
+    )
+
+
+def agreement(connection: Connection, site: str, period: Period, model: str) -> list[Agreement]:
+    """Return the agreement with one model, by finding."""
+    return _agreement(_answers(connection, site, period, model))
+
+
+def _of(site: str, period: Period) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions for the readings of a site that were signed in a period; `state` as the index has it."""
+    table = store.review.c
+    return (
+        sa.text("review.state = 'signed'"),
+        table.parent.is_(None),
+        period.holds(table.signed_at),
+        (  # type: ignore[return-value]
+            store.study.c.site == site
+        ),
+    )
+
+
+def _signed(connection: Connection, site: str, period: Period) -> int:
+    joined = store.review.join(store.study, store.study.c.id == store.review.c.study)
+    counted = sa.select(sa.func.count()).select_from(joined).where(*_of(site, period))
+    return int(connection.execute(counted).scalar_one())
+
+
+def _answers(connection: Connection, site: str, period: Period, model: str | None = None) -> Sequence[Any]:
+    """Return how often each answer was given to each call: rows of model, finding, call, answer, anchored, count."""
+    reviews, found = store.review, store.review_finding.c
+    keys = found.model, found.finding, found.call, found.answer, reviews.c.anchored
+    joined = reviews.join(store.study, store.study.c.id == reviews.c.study)
+    wanted = sa.select(*keys, sa.func.count().label("times")).select_from(
+        joined.join(store.review_finding, found.review == reviews.c.id)
+    )
+    if model is not None:
+        wanted = wanted.where(found.model == model)
+    return connection.execute(wanted.where(*_of(site, period)).group_by(*keys)).all()
+
+
+def _agreement(rows: Iterable[Any]) -> list[Agreement]:
+    groups: dict[tuple[str | None, str], list[Any]] = defaultdict(list)
+    for row in rows:
+        if row.call is not None:
+            groups[row.model, row.finding].append(row)
+    found = []
+    for (model, finding), group in groups.items():
+        counts: Counter[tuple[str, str]] = Counter()
+        for row in group:
+            counts[row.call, row.answer] += row.times
+        # A reader who adds a finding that the model does not call likely sees it, as one who disagrees with "unlikely".
+        missed = counts["unlikely", "disagree"] + counts["unlikely", "added"]
+        seen = missed + sum(counts[call, answer] for call in ("likely", "unsure") for answer in ("agree", "added"))
+        false = counts["likely", "disagree"]
+        found.append(
+            Agreement(
+                model,
+                finding,
+                _agreed(group),
+                sum(row.times for row in group if row.answer == "unsure"),
+                Share(missed, seen),
+                Share(false, false + counts["likely", "agree"]),
+            )
+        )
+    return sorted(found, key=lambda a: (a.model or "", -a.agreed.whole, a.finding))
+
+
+def _agreed(rows: Iterable[Any]) -> Share:
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if row.call is not None:
+            counts[row.answer] += row.times
+    return Share(counts["agree"], counts["agree"] + counts["disagree"])
+
+
+def _unnamed(rows: Iterable[Any]) -> list[tuple[str, int]]:
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if row.call is None and row.answer == "added":
+            counts[row.finding] += row.times
+    return counts.most_common(20)
+
+
+def _alerts(connection: Connection, site: str, period: Period) -> Alerts:
+    reviews, studies, found = store.review.c, store.study.c, store.review_finding.c
+    denied = sa.or_(
+        sa.and_(found.answer == "disagree", sa.func.coalesce(found.call, "") != "unlikely"),
+        sa.and_(found.answer == "agree", found.call == "unlikely"),
+    )
+    verdict = sa.case(
+        (sa.or_(reviews.normal, denied), "false"), (found.answer.in_(("agree", "disagree")), "true"), else_="open"
+    ).label("verdict")
+    day = step_of(reviews.signed_at, _DAY).label("day")
+    joined = store.review.join(store.study, studies.id == reviews.study).outerjoin(
+        store.review_finding, sa.and_(found.review == reviews.id, found.finding == studies.finding)
+    )
+    raised = studies.finding.is_not(None), studies.priority != studies.floor
+    rows = connection.execute(
+        sa.select(verdict, day, sa.func.count().label("times"))
+        .select_from(joined)
+        .where(*_of(site, period), *raised)
+        .group_by(verdict, day)
+    ).all()
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts[row.verdict] += row.times
+    return Alerts(
+        sum(counts.values()),
+        Share(counts["true"], counts["true"] + counts["false"]),
+        Rate(counts["false"], period.days),
+        tuple(period.steps(_DAY)),
+        tuple(by_step([(row.day, row.times) for row in rows if row.verdict == "false"], period, _DAY)),
+    )
+
+
+def _times(connection: Connection, site: str, period: Period) -> Sequence[Any]:
+    """Return when the newest readings were received, first opened by who signed them, and signed; class and arms."""
+    reviews, studies, events = store.review.c, store.study.c, store.event.c
+    opened = (
+        sa.select(sa.func.min(events.at))
+        .where(
+            events.study == reviews.study,
+            events.kind == "study.claimed",
+            events.payload["reader"].as_string() == reviews.reader,
+            events.at <= reviews.signed_at,
+        )
+        .scalar_subquery()
+    )
+    return connection.execute(
+        sa.select(
+            studies.priority,
+            studies.received_at,
+            sa.type_coerce(opened, store.Moment()).label("opened_at"),
+            reviews.signed_at,
+            reviews.anchored,
+            studies.reason.contains(triage.FIRST_COME, autoescape=True).label("off"),
+        )
+        .select_from(store.review.join(store.study, studies.id == reviews.study))
+        .where(*_of(site, period))
+        .order_by(reviews.signed_at.desc())
+        .limit(MOST)
+    ).all()
+
+
+def _waits(rows: Sequence[Any]) -> list[Waits]:
+    """Return the times by class, over all arms and in each arm that there is."""
+    arms: dict[str | None, list[Any]] = {
+        None: list(rows),
+        "AI on": [row for row in rows if not row.off],
+        "AI off": [row for row in rows if row.off],
+        "anchored": [row for row in rows if row.anchored],
+        "blind": [row for row in rows if not row.anchored],
+    }
+    found = []
+    for arm, members in arms.items():
+        for priority in (None, *Priority):
+            group = [row for row in members if priority is None or row.priority == priority]
+            if group or arm is None:
+                found.append(
+                    Waits(
+                        priority,
+                        arm,
+                        Spread.of(_minutes(row.received_at, row.signed_at) for row in group),
+                        Spread.of(_minutes(row.opened_at, row.signed_at) for row in group if row.opened_at),
+                    )
+                )
+    return found
+
+
+def _minutes(since: datetime, until: datetime) -> float:
+    return (until - since) / timedelta(minutes=1)

@@ -1,0 +1,71 @@
+"""How figures are written on pages: never without how many they rest on; what is undefined is a dash."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from wetread.clinic.figures import FEW, Rate, Share, Spread
+from wetread.web.pages import templates
+
+UNDEFINED = "—"
+
+
+def share(found: Share) -> str:
+    """Return e.g. ``17 of 20 · 85 % (64–95)``; below `FEW` only the counts, and a dash of none."""
+    if found.value is None or found.interval is None:
+        return UNDEFINED
+    counts = f"{found.part:,} of {found.whole:,}"
+    if found.whole < FEW:
+        return counts
+    low, high = found.interval
+    return f"{counts} · {_percent(found.value)} % ({_percent(low)}–{_percent(high)})"
+
+
+def _percent(value: float) -> str:
+    """Return a percentage in whole numbers, but 100 and 0 only where it is so."""
+    percent = 100 * value
+    return f"{percent:.1f}" if round(percent) in (0, 100) and value not in (0, 1) else f"{percent:.0f}"
+
+
+def rate(found: Rate) -> str:
+    """Return e.g. ``12 in 28 days · 0.43 a day (0.22–0.75)``."""
+    low, high = found.interval
+    return f"{found.count:,} in {found.days:g} days · {found.value:.2f} a day ({low:.2f}–{high:.2f})"
+
+
+def minutes(value: float | None) -> str:
+    """Return minutes as the worklist has them, ``0:07`` or ``1 d 3:20``; a dash for none."""
+    if value is None:
+        return UNDEFINED
+    whole = round(value)
+    days, rest = divmod(whole, 24 * 60)
+    return f"{f'{days} d ' if days else ''}{rest // 60}:{rest % 60:02d}" if value >= 1 or not value else "under 0:01"
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds in two or three digits, as minutes from two minutes on; a dash for none."""
+    if value is None:
+        return UNDEFINED
+    if value >= 120:
+        return f"{value / 60:.0f} min" if value < 7200 else str(timedelta(seconds=round(value)))
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+
+
+def median(found: Spread, unit: str = "minutes") -> str:
+    """Return a median with its interval, as `minutes` or `seconds`."""
+    write = minutes if unit == "minutes" else seconds
+    if found.interval is None:
+        return write(found.median)
+    return f"{write(found.median)} ({write(found.interval[0])}–{write(found.interval[1])})"
+
+
+def size(value: float) -> str:
+    """Return bytes in GiB or MiB."""
+    return f"{value / 2**30:,.1f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
+
+
+templates.env.filters |= {
+    "share": share, "rate": rate, "minutes": minutes, "seconds": seconds, "median": median, "size": size
+}  # fmt: skip
