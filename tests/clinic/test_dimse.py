@@ -199,7 +199,7 @@ def test_a_bad_line_of_senders_is_refused(text):
         Sender.parse(text)
 
 
-def test_a_strange_sender_is_refused_and_a_known_one_has_its_site(ward):
+def test_a_strange_sender_is_refused_and_a_known_one_has_its_site(ward, caplog):
     with listening(ward, dicom_peers=["CR1@127.0.0.1=north", "CR2@127.0.0.1", "CR3@192.0.2.1"]) as listener:
         for ae in ("CR3", "NOBODY"):
             with pytest.raises(PeerError, match=r"(?i)calling ae title not recognised"):
@@ -208,7 +208,10 @@ def test_a_strange_sender_is_refused_and_a_known_one_has_its_site(ward):
         send(listener, dataset(2), caller=Caller("CR2"))
         with pytest.raises(PeerError, match=r"(?i)called ae title not recognised"):
             peers.echo(Peer("OTHER", "127.0.0.1", listener.port), Caller("CR1"))
+        wait(lambda: "called OTHER" in caplog.text, "the refusal is logged")
     assert [row.site for row in rows(ward)] == ["north", "default"]
+    assert "CR3 at 127.0.0.1 is not in dicom_peers and was refused" in caplog.text
+    assert "CR1 at 127.0.0.1 called OTHER and was refused; we are WETREAD" in caplog.text
 
 
 def test_associations_and_answers_are_counted_without_names(ward):

@@ -188,16 +188,16 @@ class Listener:
         link = event.assoc
         request = cast(A_ASSOCIATE, link.requestor.primitive)
         ae, address = (request.calling_ae_title or "").strip(), str(link.requestor.address)
-        line = self.senders.find(ae, address)
+        line, who = self.senders.find(ae, address), f"{identity.clean(ae)} at {address}"
         if line is None:
-            log.warning("DICOM: %s at %s is not in dicom_peers and was refused", identity.clean(ae), address)
+            log.warning("DICOM: %s is not in dicom_peers and was refused", who)
             return self._reject(link, _STRANGER)
         if not self._has_room():
-            log.error("DICOM: no room on disk; %s was told to come later", ae)
+            log.error("DICOM: no room on disk; %s was told to come later", who)
             return self._reject(link, _NO_ROOM)
         with self._counting:
             if sum(other.is_alive() for other in list(self._guests)) >= self.settings.dicom_associations:
-                log.warning("DICOM: too many associations; %s was told to come later", ae)
+                log.warning("DICOM: too many associations (dicom_associations); %s was told to come later", who)
                 return self._reject(link, _TOO_MANY)
             self._guests[link] = _Guest(ae, line.site or self.settings.site, line.corrects)
         link.acceptor.supported_contexts = self._contexts(request.presentation_context_definition_list or [])
@@ -212,9 +212,15 @@ class Listener:
         self.intake.tally.associations.labels("accepted", "").inc()
 
     def _rejected(self, event: Event) -> None:
-        """Count what pynetdicom refuses by itself: above all another called AE title than ours."""
-        called = cast(A_ASSOCIATE, event.assoc.requestor.primitive).called_ae_title or ""
+        """Tell of what pynetdicom refuses by itself: above all another called AE title than ours."""
+        request = cast(A_ASSOCIATE, event.assoc.requestor.primitive)
+        called = request.called_ae_title or ""
         ours = not self.settings.dicom_check_called or called.strip() == self._title.strip()
+        log.warning(
+            "DICOM: %s at %s called %s and was refused; we are %s",
+            *(identity.clean(request.calling_ae_title or ""), event.assoc.requestor.address),
+            *(identity.clean(called), self._title),
+        )
         self.intake.tally.associations.labels("refused", "other" if ours else _WORDS[_NOT_OURS]).inc()
 
     def _aborted(self, event: Event) -> None:
