@@ -88,6 +88,9 @@ class Meta(BaseModel):
     licence: str = Field(default="", description="Licence of the weights.")
     attribution: str = Field(default="", description="Whose data the model was trained on.")
     intended_use: str = ""
+    research_only: bool = Field(
+        default=True, description="Whether every page and output says that it is for research only."
+    )
     limits: list[str] = Field(default_factory=list, description="What the model is known not to do.")
 
     @model_validator(mode="after")

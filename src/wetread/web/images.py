@@ -79,7 +79,7 @@ def _find(request: Request, caller: Caller, image: str) -> _Stored:
     return _Stored(clinic.archive.path(sha256), limits, {"ETag": f'"{sha256}"', "Cache-Control": "private, no-cache"})
 
 
-def _small(radiograph: Radiograph, side: int) -> NDArray[np.uint8]:
+def small(radiograph: Radiograph, side: int) -> NDArray[np.uint8]:
     """Return the picture in 8 bits, its longer side at most `side` pixels."""
     pixels = radiograph.pixels if radiograph.bits == 8 else radiograph.pixels >> 8
     scale = min(1.0, side / max(pixels.shape))
@@ -145,7 +145,7 @@ def get_values(
 def get_preview(request: Request, image: str, caller: Viewer, side: Side = 256) -> Response:
     """Return the picture as an 8-bit PNG."""
     stored = _find(request, caller, image)
-    return Response(heatmap.png(_small(stored.read(), side)), media_type="image/png", headers=stored.headers)
+    return Response(heatmap.png(small(stored.read(), side)), media_type="image/png", headers=stored.headers)
 
 
 @router.get("/{image}/heatmap")
@@ -188,9 +188,9 @@ def get_heatmap_png(
     """Return the picture with a finding's map drawn over it."""
     found = get_heatmap(request, image, caller, finding, model)
     stored = _find(request, caller, image)
-    small = _small(stored.read(), side)
+    reduced = small(stored.read(), side)
     values = np.asarray(found.values, np.float32).reshape(found.rows, found.columns)
     left, top, right, bottom = found.box
-    drawn = heatmap.overlay(small, heatmap.to_image(values, (left, top, right, bottom), small.shape))
+    drawn = heatmap.overlay(reduced, heatmap.to_image(values, (left, top, right, bottom), reduced.shape))
     headers = {"Cache-Control": stored.headers["Cache-Control"]}
     return Response(heatmap.png(drawn), media_type="image/png", headers=headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -11,10 +12,10 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
 from wetread import __version__
-from wetread.clinic import dicomweb, priors, worklist
+from wetread.clinic import blind, dicomweb, preferences, priors, worklist
 from wetread.clinic.access import Caller, Right
 from wetread.errors import NotFoundError
-from wetread.web import events, security, view
+from wetread.web import covering, events, look, menu, security, view
 from wetread.web.problems import UnauthenticatedError
 
 router = APIRouter(include_in_schema=False)
@@ -34,6 +35,8 @@ templates = Jinja2Templates(Path(__file__).parent / "templates")
 templates.env.trim_blocks = templates.env.lstrip_blocks = True
 templates.env.filters["waiting"] = view.waiting
 templates.env.filters["left"] = view.left
+templates.env.filters["local"] = look.local
+templates.env.filters["exact"] = look.exact
 
 
 def _signed_in(request: Request) -> Caller:
@@ -43,7 +46,10 @@ def _signed_in(request: Request) -> Caller:
     except UnauthenticatedError as error:
         if request.headers.get("HX-Request"):
             raise
-        raise HTTPException(303, str(error), {"Location": "/login"}) from None
+        headers = {"Location": "/login"}
+        if security.STUDY.fullmatch(request.url.path):  # who was logged out while reading comes back to the study
+            headers["Set-Cookie"] = security.remember(request, request.url.path)
+        raise HTTPException(303, str(error), headers) from None
 
 
 SignedIn = Annotated[Caller, Depends(_signed_in)]
@@ -59,14 +65,19 @@ Reader = Annotated[Caller, Depends(_reader)]
 
 def render(request: Request, name: str, status: int = 200, **context: Any) -> Response:
     """Render a template with what every page needs."""
-    session = security.session_of(request)
+    session, caller = security.session_of(request), context.get("caller")
+    shown = look.of(request, caller)
     context |= {
         "version": __version__,
+        "look": shown,
+        "menu": menu.of(caller),
         "csrf": security.csrf_token(session) if session else "",
         "demo": request.app.state.clinic.settings.demo,
+        "research_only": request.app.state.clinic.research_only,
     }
     headers = {"Cache-Control": "no-store", "Vary": "HX-Request"}
-    return templates.TemplateResponse(request, name, context, status_code=status, headers=headers)
+    with look.shown(shown):
+        return templates.TemplateResponse(request, name, context, status_code=status, headers=headers)
 
 
 @router.get("/studies/{study}")
@@ -78,6 +89,9 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         found = worklist.study(clinic.database, caller.site, study)
     except NotFoundError as error:
         return render(request, "problem.html", 404, title="No such study", detail=str(error))
+    blinded = covering.hides(clinic, caller, study)
+    if blinded:
+        found = blind.cover_study(found, caller.name)
     compared = priors.priors(clinic.database, caller.site, study)
     for one in (study, *(prior.study for prior in compared)):
         security.saw(request, caller, one)
@@ -87,10 +101,14 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         caller=caller,
         priors=view.beside(compared),
         seq=seq,
+        claim_minutes=clinic.settings.claim_minutes,
         may_review=caller.may(Right.REVIEW),
         set_aside=view.set_aside(found) if caller.may(Right.OPERATE) else {},
         ohif=_ohif(request, caller.site, study),
-        **view.reading(found, caller.name),
+        blind=blinded,
+        keys=preferences.get(clinic.database, caller.site, caller.name, preferences.KEYS) or {},
+        undo_seconds=clinic.settings.undo_seconds,
+        **view.reading(found, caller.name, undo=timedelta(seconds=clinic.settings.undo_seconds)),
     )
 
 
