@@ -246,7 +246,7 @@ def get_ai(request: Request, caller: Viewer) -> schemas.AiOut:
 
 @router.put("/ai", tags=["operations"])
 def put_ai(request: Request, body: schemas.SwitchIn, caller: Administrator) -> schemas.AiOut:
-    """Turn the site's AI switch; off means first come, first served."""
+    """Turn all of the site's AI, or one model, on or off; off means first come, first served."""
     clinic = clinic_of(request)
-    clinic.switch_ai(caller.site, body.on, caller.name)
+    clinic.switch_ai(caller.site, body.on, caller.name, model=body.model, reason=body.reason)
     return schemas.AiOut.model_validate(clinic.ai(caller.site))

@@ -132,7 +132,7 @@ def model_ready(request: Request, caller: Inferrer, name: _Name, version: str = 
     """Answer 200 when the model serves."""
     clinic = clinic_of(request)
     package = _find(clinic, name, version).package
-    failing = any(s.id == package.id and s.state == "failing" for s in clinic.ai(clinic.settings.site).models)
+    failing = any(s.id == package.id and s.state in ("failing", "off") for s in clinic.ai(clinic.settings.site).models)
     return JSONResponse({"name": package.name, "ready": not failing}, 400 if failing else 200)
 
 

@@ -20,7 +20,7 @@ from prometheus_client import (
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wetread.clinic import delivery, store
+from wetread.clinic import delivery, store, switches
 from wetread.clinic.jobs import Job
 from wetread.clinic.service import Clinic, Served
 from wetread.infer.predict import Analysis
@@ -50,6 +50,10 @@ class Metrics:
         self.serving = Gauge(
             "wetread_model_serving", "1 when the model serves, 0 when it does not.", ("model",), **more
         )
+        self.ai_off = Gauge(
+            "wetread_ai_off", "1 while a model, or all of a site's AI (model empty), is off; by a person or the system.",
+            ("site", "model", "by"), **more,
+        )  # fmt: skip
         self.deliveries = Counter("wetread_deliveries", "Tries to send an output.", ("kind", "outcome"), **more)
         self.undelivered = Gauge(
             "wetread_undelivered", "Outputs that have not arrived: queued, failed (tried again), given up.",
@@ -79,7 +83,7 @@ class Metrics:
     def measure(self, clinic: Clinic) -> None:
         """Take the numbers that the database knows."""
         table = store.study.c
-        unread = sa.and_(sa.text("study.reading != 'signed'"), table.listed.is_(True))
+        unread = sa.and_(sa.text("study.reading != 'signed'"), sa.text("study.listed"))  # as the indexes say it
         keys = (table.priority, table.analysis, table.overdue)
         with clinic.database.read() as connection:
             groups = connection.execute(sa.select(*keys, sa.func.count()).where(unread).group_by(*keys)).all()
@@ -94,9 +98,13 @@ class Metrics:
                 .where(store.delivery.c.state.in_(delivery.UNSENT))
                 .group_by(store.delivery.c.kind, store.delivery.c.state)
             ).all()
+            off = switches.everywhere(connection)
             aside = connection.execute(
                 sa.select(sa.func.count(store.job.c.id)).where(sa.text("job.state = 'done' AND job.error IS NOT NULL"))
             ).scalar_one()
+        self.ai_off.clear()
+        for each in off:
+            self.ai_off.labels(each.site, each.model, "system" if each.by_itself else "person").set(1)
         self.undelivered.clear()
         for kind, state, count in owed:
             self.undelivered.labels(kind, state).set(count)

@@ -99,21 +99,33 @@ class CountsOut(_Out):
 
 
 class ModelOut(_Out):
-    """A model in service."""
+    """A model of the setting `models`; `since` and `by` say when it was turned off, and by whom."""
 
     name: str
     id: str
     version: str
-    state: Literal["serving", "local", "failing", "missing"]
+    state: Literal["serving", "local", "failing", "off", "missing"]
     reason: str
+    since: datetime | None = None
+    by: str = ""
+
+
+class OffOut(_Out):
+    """What the site's own switch says; `cause` is person."""
+
+    actor: str
+    cause: str
+    reason: str
+    at: datetime
 
 
 class AiOut(_Out):
-    """Whether AI orders the list."""
+    """Whether AI orders the list; `off` is there while all of the site's AI is turned off."""
 
     on: bool
     banner: str | None
     models: list[ModelOut]
+    off: OffOut | None = None
 
 
 class WorklistOut(_Out):
@@ -321,11 +333,13 @@ class FilterOut(_Out):
 
 
 class SwitchIn(BaseModel):
-    """The site's AI switch."""
+    """The site's AI switch, or that of one model."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     on: bool
+    model: str = Field("", max_length=64, description="Name of a model; empty is all of the site's AI.")
+    reason: str = Field("", max_length=500, description="Shown in the banner and kept in the audit.")
 
 
 class UrlIn(BaseModel):
