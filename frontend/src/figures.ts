@@ -153,8 +153,24 @@ function all(): void {
 all();
 // Another theme has other shades.
 matchMedia("(prefers-color-scheme: light)").addEventListener("change", all);
-// htmx puts new content in: what the page's own attributes ask for, and nothing else.
-htmx.on("htmx:afterSwap", () => {
-  tick();
-  all();
+
+// Parts of the page fetch themselves anew (htmx); whoever has a table open keeps it open.
+const live = document.querySelector<HTMLElement>("#live");
+const opened = () => [...document.querySelectorAll<HTMLDetailsElement>("figure details")];
+let open: boolean[] = [];
+
+function say(words: string): void {
+  if (live && live.textContent !== words) live.textContent = words;
+}
+
+htmx.on("htmx:beforeSwap", () => {
+  open = opened().map((details) => details.open);
 });
+htmx.on("htmx:afterSwap", (event) => {
+  for (const [n, details] of opened().entries()) details.open = open[n] ?? false;
+  tick();
+  if ((event as CustomEvent<{ target: HTMLElement }>).detail.target.id !== "now") all();
+  say("live");
+});
+for (const failure of ["htmx:sendError", "htmx:responseError", "htmx:timeout"])
+  htmx.on(failure, () => say(`not live since ${new Date().toLocaleTimeString()}: the server does not answer; it is asked again`));

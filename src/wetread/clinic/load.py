@@ -44,16 +44,16 @@ class Flow:
     """What came in a period, by step: when each began, studies, images; and how long images waited for their results.
 
     `waits` are in s, from the arrival of an image to the last of its results; `wait_by_step` the same for the images
-    that came in each step. Images that wait still are in none of them. `latest` says of how many images that is.
+    that came in each step; `each` one by one, with when it came. Images that wait still are in none of them.
     """
 
     period: Period
     steps: tuple[datetime, ...]
     studies: tuple[int, ...]
     images: tuple[int, ...]
-    bytes: int
     waits: Spread
     wait_by_step: tuple[Spread, ...]
+    each: tuple[tuple[datetime, float], ...]
 
 
 def queues(connection: Connection, site: str, now: datetime) -> list[Queue]:
@@ -100,9 +100,7 @@ def flow(connection: Connection, site: str, period: Period, step: timedelta) -> 
     ).all()
     at = step_of(images.received_at, step)
     here = images.site == site, period.holds(images.received_at), images.state == "stored"
-    stored = connection.execute(
-        sa.select(at, sa.func.count(), sa.func.sum(images.bytes)).where(*here).group_by(at)
-    ).all()
+    stored = connection.execute(sa.select(at, sa.func.count()).where(*here).group_by(at)).all()
     waits = _waits(connection, site, period)
     groups: dict[int, list[float]] = {}
     seconds = int(step.total_seconds())
@@ -113,11 +111,18 @@ def flow(connection: Connection, site: str, period: Period, step: timedelta) -> 
         period=period,
         steps=tuple(steps),
         studies=tuple(by_step([(when, count) for when, count in came], period, step)),
-        images=tuple(by_step([(when, count) for when, count, _ in stored], period, step)),
-        bytes=sum(int(size or 0) for _, _, size in stored),
+        images=tuple(by_step([(when, count) for when, count in stored], period, step)),
         waits=Spread.of(wait for _, wait in waits),
         wait_by_step=tuple(Spread.of(groups.get(int(when.timestamp()), ())) for when in steps),
+        each=tuple(waits),
     )
+
+
+def taken_in(connection: Connection, site: str, period: Period) -> int:
+    """Return how many bytes of files came to a site."""
+    images = store.instance.c
+    total = sa.select(sa.func.sum(images.bytes)).where(images.site == site, period.holds(images.received_at))
+    return int(connection.execute(total).scalar() or 0)
 
 
 def _waits(connection: Connection, site: str, period: Period) -> Sequence[tuple[datetime, float]]:

@@ -1,20 +1,21 @@
-"""For those who keep it running: room on the disk, processes, analyses that were set aside and may be tried again."""
+"""For those who keep it running: queues, throughput, latency, room on the disk, processes, what was set aside."""
 
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
-from typing import Annotated
+from datetime import datetime, timedelta
+from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from wetread.clinic import jobs, processes, store
+from wetread.clinic import jobs, load, processes, store
 from wetread.clinic.access import Caller, Right
+from wetread.clinic.figures import MOST, Period, Spread
 from wetread.clinic.service import Clinic
-from wetread.web import security
+from wetread.web import figures, security  # noqa: F401  the filters of figures
 from wetread.web.api import clinic_of
 from wetread.web.pages import SignedIn, render
 from wetread.web.pulls import PullOut
@@ -22,6 +23,8 @@ from wetread.web.security import Operator
 
 router = APIRouter(prefix="/api/v1")
 pages = APIRouter(include_in_schema=False)
+
+WEEK = 7  # days that throughput is shown of
 
 
 class ProcessOut(BaseModel):
@@ -118,15 +121,44 @@ def _operator_by_form(caller: Annotated[Caller, Depends(security.by_form)]) -> C
 
 @pages.get("/operations")
 def operations_page(request: Request, caller: Annotated[Caller, Depends(_operator)]) -> Response:
-    """Show how the clinic is doing."""
-    clinic = clinic_of(request)
-    state = _state(clinic, caller.site)
-    names = {model.id: model.name for model in clinic.ai(caller.site).models}
-    pulls = [PullOut.of(row) for row in clinic.pulls.recent(caller.site)]
-    return render(
-        request, "operations.html", caller=caller, state=state, names=names, pulls=pulls, sources=clinic.pulls.sources,
-        shared=clinic.database.shared,
-    )  # fmt: skip
+    """Show how the clinic is doing; the parts that a page asks for by their name alone, too."""
+    clinic, part = clinic_of(request), request.headers.get("HX-Target")
+    shown: dict[str, Any] = {}
+    if part != "flow":
+        shown |= _now(clinic, caller.site)
+    if part != "now":
+        shown |= _flow(clinic, caller.site)
+    name = f"operations_{part}.html" if part in ("now", "flow") else "operations.html"
+    return render(request, name, caller=caller, **shown)
+
+
+def _now(clinic: Clinic, site: str) -> dict[str, Any]:
+    """Return what changes by the second."""
+    state, now = _state(clinic, site), store.now()
+    with clinic.database.read() as connection:
+        queues, owed = load.queues(connection, site, now), load.owed(connection, site)
+        came = load.taken_in(connection, site, Period.last(WEEK, now))
+    return {
+        "state": state,
+        "queues": queues,
+        "owed": owed,
+        "came": came,
+        "days_left": state.free_bytes / (came / WEEK) if came else None,
+        "names": {model.id: model.name for model in clinic.ai(site).models},
+        "pulls": [PullOut.of(row) for row in clinic.pulls.recent(site)],
+        "sources": clinic.pulls.sources,
+        "shared": clinic.database.shared,
+    }
+
+
+def _flow(clinic: Clinic, site: str) -> dict[str, Any]:
+    """Return what changes by the hour: a week of whole hours, of which the last is not over."""
+    now = store.now()
+    since = now.replace(minute=0, second=0, microsecond=0) + load.HOUR - timedelta(days=WEEK)
+    with clinic.database.read() as connection:
+        flow = load.flow(connection, site, Period(since, now), load.HOUR)
+    day = Spread.of(wait for at, wait in flow.each if at >= flow.steps[-24])
+    return {"flow": flow, "day": day, "most": MOST}
 
 
 @pages.post("/images/{image}/retry")
