@@ -51,7 +51,7 @@ class Metrics:
             "wetread_model_serving", "1 when the model serves, 0 when it does not.", ("model",), **more
         )
         self.ai_off = Gauge(
-            "wetread_ai_off", "1 while a model, or all of a site's AI (model empty), is off; by a person or the system.",
+            "wetread_ai_off", "1 while a model, or all of a site's AI (model empty), is off; by whom: person, system.",
             ("site", "model", "by"), **more,
         )  # fmt: skip
         self.deliveries = Counter("wetread_deliveries", "Tries to send an output.", ("kind", "outcome"), **more)
