@@ -38,7 +38,7 @@ export function sample(map: HeatMap, x: number, y: number): number {
 
 const SIDE = 160;
 
-function picture(map: HeatMap): HTMLCanvasElement {
+export function picture(map: HeatMap): HTMLCanvasElement {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = SIDE;
   const context = canvas.getContext("2d")!;

@@ -36,7 +36,9 @@ export const ACTIONS = [
   { id: "study.normal", keys: ["0"], label: "the study is normal", scope: "study" },
   { id: "study.add", keys: ["f"], label: "add a finding", scope: "study" },
   { id: "study.note", keys: ["m"], label: "write a note; Esc leaves the field", scope: "study" },
-  { id: "study.sign", keys: ["Enter"], label: "sign", scope: "study" },
+  { id: "study.sign", keys: ["Enter"], label: "sign; once it is signed, next study", scope: "study" },
+  { id: "study.undo", keys: ["z"], label: "undo the last answer; after signing, take the signature back", scope: "study" },
+  { id: "study.addendum", keys: ["t"], label: "addendum to a signed study", scope: "study" },
   { id: "study.next", keys: ["n", "Tab"], label: "next study (Shift Tab goes into the page)", scope: "study" },
   { id: "study.worklist", keys: ["w"], label: "worklist", scope: "study" },
   { id: "study.refresh", keys: ["g"], label: "show what is new", scope: "study" },
@@ -54,8 +56,8 @@ export const ACTIONS = [
   { id: "viewer.reset", keys: ["r"], label: "reset: whole image, the sender's window and polarity", scope: "viewer" },
   { id: "viewer.zoom-in", keys: ["+", "="], label: "zoom in", scope: "viewer" },
   { id: "viewer.zoom-out", keys: ["-"], label: "zoom out", scope: "viewer" },
-  { id: "viewer.zoom-fit", keys: ["z"], label: "whole image", scope: "viewer" },
-  { id: "viewer.zoom-one", keys: ["Shift+z"], label: "one pixel of the image to one of the screen", scope: "viewer" },
+  { id: "viewer.zoom-fit", keys: ["q"], label: "whole image", scope: "viewer" },
+  { id: "viewer.zoom-one", keys: ["Shift+q"], label: "one pixel of the image to one of the screen", scope: "viewer" },
   { id: "viewer.rotate-right", keys: ["."], label: "turn right", scope: "viewer" },
   { id: "viewer.rotate-left", keys: [","], label: "turn left", scope: "viewer" },
   { id: "viewer.flip-sides", keys: ["s"], label: "flip side to side", scope: "viewer" },
@@ -85,14 +87,29 @@ export const GESTURES: readonly { how: string; label: string; scope: Scope }[] =
 /** What the list on "?" calls the scopes; also their order. */
 const HEADINGS: Record<Scope, string> = { worklist: "Worklist", study: "Reading", viewer: "Picture", everywhere: "Everywhere" };
 
+export type Keys = Record<string, readonly string[]>;
+
+/** As changed since this page was loaded. */
+let changed: Keys | null = null;
+
 /** The reader's own keys: action → keys. The page brings them as JSON in `data-keys`; what names no action is ignored. */
-function chosen(): Record<string, readonly string[]> {
+function chosen(): Keys {
+  if (changed) return changed;
   try {
-    return (JSON.parse(document.body.dataset.keys ?? "{}") ?? {}) as Record<string, readonly string[]>;
+    return (JSON.parse(document.body.dataset.keys ?? "{}") ?? {}) as Keys;
   } catch {
     return {};
   }
 }
+
+/** Answer to these keys from now on; none for those that come with Wetread. */
+export function rebind(keys: Keys): void {
+  changed = keys;
+  hint();
+}
+
+/** What answers keys on one page: a key means one thing there. */
+export const PAGES: readonly (readonly Scope[])[] = [["everywhere", "worklist"], ["everywhere", "study", "viewer"]];
 
 /** The keys of an action as they are now. */
 export function keysOf(id: ActionId): readonly string[] {
@@ -135,6 +152,11 @@ export function on(more: Partial<Record<ActionId, () => unknown>>): void {
   hint();
 }
 
+/** Answer nothing any more: the page that did is left. */
+export function forget(): void {
+  answers.clear();
+}
+
 /** Do an action as its key would; false when nothing on this page answers it. */
 export function run(id: ActionId): boolean {
   const answer = answers.get(id);
@@ -151,15 +173,15 @@ export function hint(root: ParentNode = document): void {
 }
 
 /** Fill the list on "?" with what this page answers. */
-export function list(target: HTMLElement): void {
-  const line = (keys: readonly string[], label: string) => {
+export function list(target: HTMLElement, more: (id: ActionId) => Node[] = () => []): void {
+  const line = (keys: readonly string[], label: string, after: Node[] = []) => {
     const [term, words] = [document.createElement("dt"), document.createElement("dd")];
     for (const key of keys) {
       const shown = document.createElement("kbd");
       shown.textContent = key;
       term.append(shown, " ");
     }
-    words.textContent = label;
+    words.append(label, ...after);
     return [term, words];
   };
   target.replaceChildren();
@@ -169,7 +191,7 @@ export function list(target: HTMLElement): void {
     const title = document.createElement("dt");
     title.className = "heading";
     title.textContent = heading;
-    target.append(title, ...actions.flatMap((action) => line(keysOf(action.id).map(written), action.label)));
+    target.append(title, ...actions.flatMap((action) => line(keysOf(action.id).map(written), action.label, more(action.id))));
     target.append(...GESTURES.filter((gesture) => gesture.scope === scope).flatMap(({ how, label }) => line([how], label)));
   }
 }

@@ -24,6 +24,11 @@ export class Lens {
     if (!this.on) this.canvas.remove();
   }
 
+  off(): void {
+    this.on = false;
+    this.canvas.remove();
+  }
+
   private draw(pane: Pane, event: PointerEvent): void {
     const { frame, element } = pane;
     if (!this.on || !frame || !this.panes().includes(pane)) return;

@@ -21,6 +21,8 @@ export class Pane {
   image = "";
   tone = 0;
   inverted = false;
+  private wanted = "";
+  private busy: Promise<void> = Promise.resolve();
   /** What is to the right and above on screen, in image coordinates (x rightwards, y downwards). */
   private right: Vector = [1, 0];
   private up: Vector = [0, -1];
@@ -35,23 +37,31 @@ export class Pane {
     this.viewport = engine.getViewport(id) as Types.IStackViewport;
   }
 
-  /** Show an image whole, by the sender's window and in the polarity of a radiograph: bone bright, air dark. */
-  async show(image: string): Promise<void> {
+  /** Show an image whole, by the sender's window and in the polarity of a radiograph: bone bright, air dark; tell whether it is shown. */
+  async show(image: string): Promise<boolean> {
+    this.wanted = image;
+    // One after the other, so that a slow image never comes over one that was wanted later.
+    const turn = this.busy.then(() => (this.wanted === image ? this.load(image) : undefined));
+    this.busy = turn.catch(() => undefined);
+    await turn;
+    return this.image === image;
+  }
+
+  private async load(image: string): Promise<void> {
     this.say("");
-    let frame: Frame;
-    try {
-      frame = await fetchFrame(image);
-    } catch (error) {
-      this.say(`The image cannot be shown: ${(error as Error).message}`);
-      throw error;
-    }
     shown.delete(this.image);
-    shown.add(image);
-    this.frame = frame;
-    this.image = image;
-    this.tone = 0;
-    await this.viewport.setStack([this.drawnId()]);
-    this.reset();
+    try {
+      this.frame = await fetchFrame(image);
+      shown.add(image);
+      this.image = image;
+      this.tone = 0;
+      await this.viewport.setStack([this.drawnId()]);
+      this.reset();
+    } catch (error) {
+      this.frame = null;
+      this.image = "";
+      this.say(`The image cannot be shown: ${(error as Error).message}`);
+    }
   }
 
   /** Say in place of the picture why there is none. */

@@ -11,7 +11,9 @@ interface Prior {
   images: { image: string; view: string | null }[];
 }
 
-const page = document.body;
+/** One viewer for all studies: its graphics are dear to start. */
+let viewer: Viewer | null = null;
+
 const find = <T extends HTMLElement>(selector: string) => document.querySelector<T>(selector);
 const all = <T extends HTMLElement>(selector: string) => [...document.querySelectorAll<T>(selector)];
 const pressed = (selector: string, on: boolean) => {
@@ -19,9 +21,10 @@ const pressed = (selector: string, on: boolean) => {
 };
 
 export class Picture {
-  private viewer: Viewer | null = null;
+  private readonly page = document.body;
   /** Of the study that is read, the one in front. */
   image = "";
+  private begun = false;
   private beside = false;
   private prior = -1;
   /** Which image of each prior is shown. */
@@ -34,9 +37,9 @@ export class Picture {
 
   constructor() {
     drawScale();
-    const pane = (change: (pane: Pane) => unknown) => () => this.viewer?.each(change);
+    const pane = (change: (pane: Pane) => unknown) => () => viewer?.each(change);
     const own = (change: (pane: Pane) => unknown) => () => {
-      const active = this.viewer?.active;
+      const active = viewer?.active;
       if (active?.frame) change(active);
     };
     on({
@@ -49,8 +52,8 @@ export class Picture {
       "viewer.window-full": pane((p) => p.preset("full")),
       "viewer.window-next": pane((p) => p.choose(p.tone + 1)),
       "viewer.invert": () => {
-        const inverted = !this.viewer?.active?.inverted;
-        this.viewer?.each((p) => p.invert(inverted));
+        const inverted = !viewer?.active?.inverted;
+        viewer?.each((p) => p.invert(inverted));
       },
       "viewer.reset": pane((p) => p.reset()),
       "viewer.zoom-in": pane((p) => p.zoomBy(1.25)),
@@ -61,23 +64,23 @@ export class Picture {
       "viewer.rotate-left": own((p) => p.rotate(false)),
       "viewer.flip-sides": own((p) => p.flip(true)),
       "viewer.flip-upside": own((p) => p.flip(false)),
-      "viewer.magnifier": () => this.viewer?.lens.toggle(),
-      "viewer.measure": () => this.viewer?.tools.measure(!this.viewer.tools.measuring),
-      "viewer.measure-clear": () => this.viewer?.tools.clear(this.viewer.panes),
+      "viewer.magnifier": () => viewer?.lens.toggle(),
+      "viewer.measure": () => viewer?.tools.measure(!viewer.tools.measuring),
+      "viewer.measure-clear": () => viewer?.tools.clear(viewer.panes),
       "viewer.image-previous": () => this.step(-1),
       "viewer.image-next": () => this.step(1),
       "viewer.beside": () => this.lay(() => (this.beside = !this.beside)),
       "viewer.prior": () => this.lay(() => (this.prior = this.prior < 0 && this.priors.length ? 0 : -1)),
       "viewer.prior-older": () => this.lay(() => (this.prior = this.priors.length ? (this.prior + 1) % this.priors.length : -1)),
-      "viewer.pane-next": () => this.viewer?.next(),
-      "viewer.link": () => this.viewer?.link(!this.viewer.linked),
-      "viewer.full-screen": () => (document.fullscreenElement ? document.exitFullscreen() : page.requestFullscreen()),
+      "viewer.pane-next": () => viewer?.next(),
+      "viewer.link": () => viewer?.link(!viewer.linked),
+      "viewer.full-screen": () => (document.fullscreenElement ? document.exitFullscreen() : document.documentElement.requestFullscreen()),
     });
     all("[data-prior]").forEach((button, index) =>
       button.addEventListener("click", () => void this.lay(() => (this.prior = this.prior === index ? -1 : index))),
     );
     // What a key or a click changed shows at once, also where nothing is drawn anew.
-    for (const kind of ["keyup", "click"]) document.addEventListener(kind, () => this.status());
+    for (const kind of ["keyup", "click"]) this.page.addEventListener(kind, () => this.status());
     find<HTMLInputElement>("#opacity")?.addEventListener("input", (event) => {
       this.opacity = Number((event.target as HTMLInputElement).value);
       this.veil();
@@ -91,18 +94,23 @@ export class Picture {
 
   /** Bring an image of the study to the front. */
   async show(image: string): Promise<void> {
-    this.begin();
-    page.dataset.shown = "";
+    if (!this.begun) this.begin();
+    this.page.dataset.shown = "";
     await this.lay(() => (this.image = image));
-    page.dataset.shown = image;
+    this.page.dataset.shown = image;
   }
 
   /** Start the viewer with the first image: a study may have none until one arrives. */
   private begin(): void {
-    if (this.viewer) return;
+    this.begun = true;
     try {
-      this.viewer = Viewer.start(find("#stage")!);
-      this.viewer.onDrawn(() => this.status());
+      viewer ??= Viewer.start(find("#stage")!);
+      viewer.begin();
+      viewer.onDrawn = () => {
+        this.status();
+        // What is on screen now, for whoever waits for it.
+        if (viewer?.panes[0]?.image === this.image) this.page.dataset.drawn = this.image;
+      };
     } catch (error) {
       const failure = find("#failure")!;
       failure.textContent = `The viewer cannot start: ${(error as Error).message}`;
@@ -119,7 +127,7 @@ export class Picture {
   // ---------------------------------------------------------------- panes
 
   private cells(): Cell[] {
-    const who = JSON.parse(page.dataset.who ?? "[]") as string[];
+    const who = JSON.parse(this.page.dataset.who ?? "[]") as string[];
     const images = this.beside ? this.images : [this.image];
     const cells: Cell[] = images.map((image) => ({ image, who }));
     const prior = this.priors[this.prior];
@@ -139,10 +147,10 @@ export class Picture {
   }
 
   private async lay(change: () => unknown): Promise<void> {
-    if (!this.viewer) return;
+    if (!viewer) return;
     change();
-    await this.viewer.lay(this.cells());
-    if (this.prior >= 0 && this.viewer.linked) this.viewer.link(true);
+    await viewer.lay(this.cells());
+    if (this.prior >= 0 && viewer.linked) viewer.link(true);
     await this.paint();
     this.status();
   }
@@ -150,8 +158,8 @@ export class Picture {
   /** The next image of the study, or of the prior when its pane is the active one. */
   private async step(by: number): Promise<void> {
     const prior = this.priors[this.prior];
-    if (prior && this.viewer?.activeCell?.other) {
-      const now = prior.images.findIndex(({ image }) => image === this.viewer!.activeCell!.image);
+    if (prior && viewer?.activeCell?.other) {
+      const now = prior.images.findIndex(({ image }) => image === viewer!.activeCell!.image);
       await this.lay(() => this.turned.set(this.prior, (now + by + prior.images.length) % prior.images.length));
       return;
     }
@@ -162,7 +170,6 @@ export class Picture {
   // ---------------------------------------------------------------- words and buttons
 
   private status(): void {
-    const { viewer } = this;
     const pane = viewer?.active;
     if (!viewer || !pane?.frame) return;
     const { center, width } = pane.level;
@@ -208,8 +215,8 @@ export class Picture {
   }
 
   private veil(): void {
-    for (const pane of this.viewer?.panes ?? []) {
-      const overlay = this.viewer!.overlayOf(pane)!;
+    for (const pane of viewer?.panes ?? []) {
+      const overlay = viewer!.overlayOf(pane)!;
       overlay.opacity = this.opacity / 100;
       overlay.draw();
     }
@@ -227,21 +234,22 @@ export class Picture {
 
   /** Draw the chosen finding's map on each image of the study, or none; say so when there is none. */
   private async paint(): Promise<void> {
-    const { viewer, chosen } = this;
+    const { chosen } = this;
     pressed('[data-action="viewer.heatmap"]', this.heat);
     const legend = find("#legend")!;
     if (!viewer) return;
+    const { panes: all, cells } = viewer;
     if (!this.heat || !chosen) {
       legend.hidden = true;
-      for (const pane of viewer.panes) viewer.overlayOf(pane)!.show(null);
+      for (const pane of all) viewer.overlayOf(pane)!.show(null);
       return;
     }
-    const panes = viewer.panes.map((pane, index) => ({ pane, cell: viewer.cells[index]! }));
+    const panes = all.map((pane, index) => ({ pane, cell: cells[index]! }));
     const maps = await Promise.all(panes.map(({ cell }) => (cell.other ? null : this.map(cell.image, chosen.model, chosen.finding))));
-    if (!this.heat || this.chosen !== chosen) return;
+    if (!this.heat || this.chosen !== chosen || !this.page.isConnected) return;
     let drawn = false;
     panes.forEach(({ pane, cell }, index) => {
-      const overlay = viewer.overlayOf(pane);
+      const overlay = viewer?.overlayOf(pane);
       if (!overlay || pane.image !== cell.image) return;
       overlay.opacity = this.opacity / 100;
       overlay.show(maps[index] ?? null);

@@ -32,7 +32,8 @@ export class Viewer {
   private count = 0;
   linked = true;
   private following = false;
-  private readonly drawn: (() => void)[] = [];
+  /** After each drawing of any pane. */
+  onDrawn: () => void = () => undefined;
 
   private constructor(
     private readonly stage: HTMLElement,
@@ -58,6 +59,14 @@ export class Viewer {
     if (!document.createElement("canvas").getContext("webgl2")) setUseCPURendering(true);
     register();
     return new Viewer(stage, stage.querySelector<HTMLElement>(".pane")!);
+  }
+
+  /** Start a study: nothing of the one before stays but how the reader likes to work. */
+  begin(): void {
+    this.tools.measure(false);
+    this.tools.clear(this.panes);
+    this.lens.off();
+    this.at = 0;
   }
 
   get panes(): Pane[] {
@@ -90,15 +99,20 @@ export class Viewer {
     this.engine.resize(true, false);
     await Promise.all(
       this.slots.map(async (slot, index) => {
-        slot.cell = wanted[index]!;
-        this.name(slot);
-        if (slot.pane.image === slot.cell.image) {
+        const cell = (slot.cell = wanted[index]!);
+        if (slot.pane.image === cell.image && slot.pane.frame) {
+          this.name(slot);
           slot.pane.place = slot.pane.place;
           return;
         }
+        // Never one patient's picture under another's name: it goes before the name comes.
+        slot.pane.root.classList.add("coming");
         slot.overlay.show(null);
-        await slot.pane.show(slot.cell.image).catch(() => null);
+        this.name(slot);
+        const shown = await slot.pane.show(cell.image);
+        if (slot.cell !== cell) return; // another was wanted meanwhile
         this.name(slot); // its side is known only now
+        slot.pane.root.classList.toggle("coming", !shown);
       }),
     );
     this.activate(this.at);
@@ -120,7 +134,7 @@ export class Viewer {
     const { element } = pane;
     element.addEventListener(Enums.Events.IMAGE_RENDERED, () => {
       overlay.draw();
-      for (const callback of this.drawn) callback();
+      this.onDrawn();
     });
     element.addEventListener(Enums.Events.VOI_MODIFIED, () => this.follow(pane, (other) => (other.relative = pane.relative)));
     element.addEventListener(Enums.Events.CAMERA_MODIFIED, () => this.follow(pane, (other) => (other.place = pane.place)));
@@ -172,7 +186,7 @@ export class Viewer {
     if (!this.slots.length) return;
     this.at = (at + this.slots.length) % this.slots.length;
     this.slots.forEach(({ pane }, index) => pane.root.classList.toggle("active", index === this.at && this.slots.length > 1));
-    for (const callback of this.drawn) callback();
+    this.onDrawn();
   }
 
   next(): void {
@@ -209,10 +223,5 @@ export class Viewer {
     } finally {
       this.following = false;
     }
-  }
-
-  /** After each drawing of any pane. */
-  onDrawn(callback: () => void): void {
-    this.drawn.push(callback);
   }
 }
