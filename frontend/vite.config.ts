@@ -13,7 +13,7 @@ export default defineConfig({
     // What is bundled is given on, so its licences are too.
     license: { fileName: "licenses.md" },
     rollupOptions: {
-      input: { common: "src/common.ts", worklist: "src/worklist.ts", study: "src/study.ts", figures: "src/figures.ts" },
+      input: { common: "src/common.ts", worklist: "src/worklist.ts", study: "src/study.ts", figures: "src/figures.ts", try: "src/try.ts" },
       output: {
         entryFileNames: "[name].js",
         chunkFileNames: "chunks/[name]-[hash].js",

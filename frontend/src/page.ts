@@ -1,5 +1,6 @@
 /** What both pages share: requests to our own API, times, and the help on "?". */
-import { list, on } from "./keys";
+import { on } from "./keys";
+import { rebindable } from "./rebind";
 
 /** The server said no; `answer` is its problem+json, or null. */
 export class Refusal extends Error {
@@ -52,24 +53,44 @@ export function left(due: Date, now: Date): string {
   return due <= now ? `+${elapsed(due, now)}` : elapsed(now, due);
 }
 
-/** Keep relative times right, and give the exact one, in the reader's own zone, on hover. */
+/** Under what the tab keeps what was searched for. */
+export const SEARCH = "wetread-search";
+
+/** The browser's time zone. */
+export const ownZone = () => Intl.DateTimeFormat().resolvedOptions().timeZone;
+
+/** A moment in the reader's zone as the server writes it: 2026-01-31 14:05, or to the second with its offset. */
+export function local(moment: Date, exact = false): string {
+  const timeZone = document.documentElement.dataset.zone || ownZone();
+  const words = moment.toLocaleString("sv-SE", { timeZone, dateStyle: "short", timeStyle: exact ? "medium" : "short" });
+  if (!exact) return words;
+  const name = new Intl.DateTimeFormat("en", { timeZone, timeZoneName: "longOffset" }).formatToParts(moment);
+  return `${words} ${name.find(({ type }) => type === "timeZoneName")!.value.replace("GMT", "UTC")}`;
+}
+
+/** Keep relative times right, and give the exact one on hover. Others are in the reader's zone already, when the server knows it. */
 export function tick(root: ParentNode = document): void {
+  const known = Boolean(document.documentElement.dataset.zone);
   for (const time of root.querySelectorAll<HTMLTimeElement>("time[datetime]")) {
     const since = new Date(time.dateTime);
     if (Number.isNaN(since.getTime())) continue;
-    time.title = since.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" });
-    const words = time.classList.contains("left") ? left(since, new Date()) : time.classList.contains("wait") ? elapsed(since, new Date()) : since.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+    if (!known || !time.title) time.title = local(since, true);
+    const words = time.classList.contains("left") ? left(since, new Date()) : time.classList.contains("wait") ? elapsed(since, new Date()) : known ? time.textContent : local(since);
     if (time.textContent !== words) time.textContent = words;
   }
 }
 
+let ticking = 0;
+
+/** Begin a page, also one that took another's place. */
 export function start(): void {
   tick();
-  setInterval(tick, 10_000);
+  ticking ||= window.setInterval(tick, 10_000);
   const help = document.querySelector<HTMLDialogElement>("dialog#keys");
+  const show = help && rebindable(help);
   const open = () => {
     if (!help || help.open) return;
-    list(help.querySelector("dl")!);
+    show?.();
     help.showModal();
   };
   for (const button of document.querySelectorAll("[data-opens=keys]")) button.addEventListener("click", open);

@@ -1,7 +1,7 @@
 /** The worklist: refreshes itself, never moves the row under the pointer or the focus, and takes files. */
 import htmx from "htmx.org";
 import { on } from "./keys";
-import { send, start, tick } from "./page";
+import { ownZone, SEARCH, send, start, tick } from "./page";
 
 const KINDS = ["instance.stored", "instance.quarantined", "study.reopened", "study.analysed", "study.refused", "study.claimed", "study.released", "study.handed_over", "study.overdue",
   "instance.corrected", "instance.rejected", "instance.restored", "study.corrected", "study.merged",
@@ -19,8 +19,21 @@ function held(): HTMLTableRowElement | null {
 /** The row whose place was kept although the list is another meanwhile. */
 let kept: HTMLTableRowElement | null = null;
 
-/** How far the list was pushed up so that the kept row did not move: rows differ in height. In CSS pixels. */
+/** How far the list was pushed up so that the kept row did not move, where scrolling did not do: rows differ in height. In CSS pixels. */
 let pushed = 0;
+
+/** Where a row stands in the table, whether or not the list is pushed: what is pushed counts by itself. */
+const depth = (row: HTMLElement) => row.offsetTop + (row.offsetParent === body() ? body().offsetTop : 0);
+
+/** Scroll, and push where that is not enough, so that a row that went down by `drift` stays under the eye. */
+function steady(drift: number): void {
+  const wanted = pushed + drift;
+  const before = window.scrollY;
+  body().style.translate = "";
+  window.scrollTo(window.scrollX, before + wanted);
+  pushed = wanted - (window.scrollY - before);
+  body().style.translate = pushed ? `0 ${-pushed}px` : "";
+}
 
 /** Bring the rows into the server's order; the held one keeps its place, and stays, dimmed, when it left the list. */
 function arrange(fresh: HTMLTableRowElement[]): void {
@@ -28,7 +41,7 @@ function arrange(fresh: HTMLTableRowElement[]): void {
   const places = new Map(rows().map((row) => [row, row.getBoundingClientRect().top]));
   const keep = held();
   const place = keep ? rows().indexOf(keep) : -1;
-  const top = keep?.offsetTop ?? 0;
+  const top = keep ? depth(keep) : 0;
   const focused = keep?.contains(document.activeElement) ? (document.activeElement as HTMLElement) : null;
   const order = fresh.map((row) => {
     const old = present.get(row.dataset.study!);
@@ -55,8 +68,12 @@ function arrange(fresh: HTMLTableRowElement[]): void {
   } else {
     body().append(...order);
   }
-  pushed = keep ? pushed + keep.offsetTop - top : 0;
-  body().style.translate = pushed ? `0 ${-pushed}px` : "";
+  if (keep) {
+    steady(depth(keep) - top);
+  } else {
+    pushed = 0;
+    body().style.translate = "";
+  }
   if (pushed) kept = keep;
   if (focused && !focused.isConnected) keep?.focus();
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
@@ -163,11 +180,6 @@ document.addEventListener("click", (event) => {
   else if (!target.closest("a, button") && !getSelection()?.toString()) open(target.closest<HTMLTableRowElement>("#rows tr[data-study]"));
 });
 
-document.querySelector("#logout")?.addEventListener("click", () => {
-  sessionStorage.removeItem(SEARCH);
-  void send("/logout", null).finally(() => location.assign("/login"));
-});
-
 // ------------------------------------------------------------------ who reads what
 
 async function act(button: HTMLButtonElement): Promise<void> {
@@ -208,11 +220,10 @@ async function handOver(row: HTMLTableRowElement, study: string): Promise<void> 
 
 // ------------------------------------------------------------------ searching, filtering
 
-const SEARCH = "wetread-search";
-
 /** What is searched for goes in a header: an address with a patient's name would be logged and remembered. */
 function search(): void {
-  const field = document.querySelector<HTMLInputElement>("#search")!;
+  const field = document.querySelector<HTMLInputElement>("#search");
+  if (!field) return; // whose role sees no patients searches for none
   document.body.addEventListener("htmx:configRequest", (event) => {
     const { headers } = (event as CustomEvent<{ headers: Record<string, string> }>).detail;
     if (field.value.trim()) headers["Wetread-Search"] = encodeURIComponent(field.value.trim());
@@ -237,7 +248,7 @@ function search(): void {
 
 function filter(): void {
   const form = document.querySelector<HTMLFormElement>("#narrow")!;
-  document.querySelector<HTMLInputElement>("#zone")!.value = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  if (!document.documentElement.dataset.zone) document.querySelector<HTMLInputElement>("#zone")!.value ||= ownZone();
   form.addEventListener("submit", () => {
     // What is empty says nothing and need not stand in the address.
     for (const field of form.querySelectorAll<HTMLInputElement | HTMLSelectElement>("input, select")) field.disabled = !field.value;

@@ -40,6 +40,7 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("GET", "/"): Rule(VIEW, page=True),
     ("GET", "/studies/next"): Rule(VIEW, page=True),
     ("GET", "/studies/{study}"): Rule(VIEW, page=True),
+    ("GET", "/try"): Rule(UPLOAD, page=True),
     ("GET", "/studies/{study}/history"): Rule(VIEW, page=True),
     ("GET", "/studies/{study}/report"): Rule(VIEW, page=True),
     ("GET", "/settings"): Rule(SIGNED_IN, page=True),
@@ -70,6 +71,7 @@ TABLE: dict[tuple[str, str], Rule] = {
     # API
     ("GET", "/api/v1/openapi.json"): Rule(ANYONE),
     ("POST", "/api/v1/studies"): Rule(UPLOAD, more={"data": {"study": ""}}),
+    ("POST", "/api/v1/try"): Rule(UPLOAD, more={"data": {"model": "none"}}),
     ("GET", "/api/v1/studies/{study}"): Rule(VIEW),
     ("GET", "/api/v1/studies/{study}/sr"): Rule(VIEW),
     ("GET", "/api/v1/studies/{study}/sc"): Rule(VIEW),

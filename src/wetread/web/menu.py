@@ -21,6 +21,7 @@ PAGES = (
     Entry("/", "Worklist", Right.VIEW),
     Entry("/quality", "Quality", Right.VIEW),
     Entry("/models", "Models", Right.VIEW),
+    Entry("/try", "Try it", Right.UPLOAD),
     Entry("/operations", "Operations", Right.OPERATE),
     Entry("/deliveries", "Deliveries", Right.OPERATE),
     Entry("/users", "Users", Right.ADMINISTER),
