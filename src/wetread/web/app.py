@@ -39,6 +39,7 @@ from wetread.web import (
     rule,
     settings as settings_pages,
     signin,
+    tryout,
     upkeep,
     users,
     wado,
@@ -132,6 +133,8 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     app.include_router(report.pages)
     app.include_router(report.router)
     app.include_router(history.router)
+    app.include_router(tryout.pages)
+    app.include_router(tryout.router)
     app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")
     app.add_middleware(Timing, metrics=metrics)
     if settings.dicomweb_origins:
@@ -141,7 +144,11 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
         hosts=settings.hosts,
         upload_limit=settings.max_upload_bytes,
         upload_path="/api/v1/studies",
-        limits={"/v2/models/": settings.infer_max_bytes, "/dicomweb/studies": settings.max_upload_bytes},
+        limits={
+            tryout.PATH: settings.max_bytes + tryout.SLACK,
+            "/v2/models/": settings.infer_max_bytes,
+            "/dicomweb/studies": settings.max_upload_bytes,
+        },
     )
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)

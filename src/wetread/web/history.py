@@ -11,7 +11,6 @@ from wetread.errors import NotFoundError
 from wetread.web import covering, security, view
 from wetread.web.api import clinic_of
 from wetread.web.pages import Reader, render
-from wetread.web.report import told
 
 router = APIRouter(include_in_schema=False)
 
@@ -42,6 +41,6 @@ def history_page(
         patient=view.patient(row),
         kinds=[chosen for chosen in kinds if chosen[2]],
         kind=kind if kind in history.KINDS else "",
-        entries=[(told(entry.at, clinic), entry.until and told(entry.until, clinic), entry) for entry in shown],
+        entries=shown,
         total=len(entries),
     )
