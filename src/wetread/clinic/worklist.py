@@ -111,6 +111,7 @@ class Review:
     signed_at: datetime | None
     parent: str | None = None
     revision: int = 0
+    writer: str | None = None
     withdrawn_at: datetime | None = None
     own_call: dict[str, Any] | None = None
     own_call_at: datetime | None = None
@@ -227,7 +228,7 @@ def _image(image: Any, results: list[dict[str, Any]]) -> Image:
     )
 
 
-_LATER = ("parent", "revision", "withdrawn_at", "own_call", "own_call_at", "anchored")
+_LATER = ("parent", "revision", "writer", "withdrawn_at", "own_call", "own_call_at", "anchored")
 
 
 def _reviews(connection: Connection, study: str) -> tuple[Review, ...]:

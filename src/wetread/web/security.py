@@ -31,6 +31,8 @@ from wetread.web.problems import UnauthenticatedError, also, problem
 
 log = logging.getLogger(__name__)
 
+BACK = "wetread_back"
+STUDY = re.compile(r"/studies/[0-9a-f-]{36}", re.ASCII)  # nowhere else does the cookie lead
 COOKIE = "wetread_session"  # with __Host- before it over TLS, so that no other host and no plain answer can set it
 CSRF_HEADER = "X-CSRF-Token"
 POLICY = (
@@ -154,6 +156,18 @@ def cookie_name(request: Request, name: str = COOKIE) -> str:
 def session_of(request: Request) -> str | None:
     """Return the secret of the session's cookie, if one was sent."""
     return request.cookies.get(cookie_name(request))
+
+
+def remember(request: Request, path: str) -> str:
+    """Return the Set-Cookie that brings a browser back to a study once it has logged in again; see `recalled`."""
+    secure = "; Secure" if request.url.scheme == "https" else ""
+    return f"{cookie_name(request, BACK)}={path}; Path=/; Max-Age=600; HttpOnly; SameSite=Lax{secure}"
+
+
+def recalled(request: Request) -> str:
+    """Return where a browser goes that has logged in: back to the study where it was logged out, else to the list."""
+    path = request.cookies.get(cookie_name(request, BACK), "")
+    return path if STUDY.fullmatch(path) else "/"
 
 
 def address(request: Request) -> str:

@@ -56,7 +56,7 @@ def login(request: Request, code: _Text = "", name: _Text = "", password: _Text 
         if code:
             return render(request, "problem.html", 403, title="Not logged in", detail=str(error))
         return _login_page(request, 403, error=str(error), who=name[:64])
-    return _signed_in(request, RedirectResponse("/", 303), session)
+    return _signed_in(request, RedirectResponse(security.recalled(request), 303), session)
 
 
 @router.get("/login/provider")
@@ -100,7 +100,7 @@ def provider_done(request: Request) -> Response:
     else:
         _forgive(request, keys)
         # A page, not a redirect: a browser keeps our strict cookie back from what another site began.
-        answer = _signed_in(request, render(request, "entered.html"), session)
+        answer = _signed_in(request, render(request, "entered.html", back=security.recalled(request)), session)
     answer.delete_cookie(flow, httponly=True, samesite="lax", secure=request.url.scheme == "https")
     return answer
 
@@ -164,12 +164,16 @@ def _signed_in(request: Request, answer: Response, session: str) -> Response:
     """Give the browser its new session; the one that it had, of whomever, ends."""
     if old := security.session_of(request):
         access.end(request.app.state.clinic.database, old)
+    secure = request.url.scheme == "https"
+    if security.recalled(request) != "/":
+        back = security.cookie_name(request, security.BACK)
+        answer.delete_cookie(back, httponly=True, samesite="lax", secure=secure)
     answer.set_cookie(
         security.cookie_name(request),
         session,
         max_age=int(security.life(request).total_seconds()),
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=secure,
     )
     return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from wetread.clinic.priority import Rule
@@ -49,8 +49,8 @@ def left(due: datetime, now: datetime | None = None) -> str:
 
 
 def patient(row: Row) -> str:
-    """Return the name, else the identifier, else that there is none."""
-    return row.patient_name or row.patient_id or "no name"
+    """Return the name, else the identifier, else what tells the study from others."""
+    return row.patient_name or row.patient_id or f"study {row.study[:8]}"
 
 
 def age_sex(row: Row) -> str:
@@ -263,8 +263,8 @@ def tree(found: Sequence[Finding], first: str | None = None) -> list[tuple[Findi
     return list(walk(None, 0))
 
 
-def reading(study: Study, reader: str) -> dict[str, Any]:
-    """Return what the page of one study shows to this reader."""
+def reading(study: Study, reader: str, *, undo: timedelta = timedelta(), now: datetime | None = None) -> dict[str, Any]:
+    """Return what the page of one study shows to this reader; `undo` is how long a signature can be taken back."""
     row = study.row
     labels = {
         image.image: f"{index} {_view(image.view) if image.state == 'stored' else image.state}"
@@ -287,8 +287,14 @@ def reading(study: Study, reader: str) -> dict[str, Any]:
                 ],
             }
         )
-    mine = next((review for review in reversed(study.reviews) if review.reader == reader), None)
     signed = row.reading == "signed"
+    last = next((review for review in reversed(study.reviews) if review.state == "signed"), None)
+    mine = next((r for r in reversed(study.reviews) if r.reader == reader and r.state != "withdrawn"), None)
+    draft = mine if mine and mine.state == "draft" else None
+    addendum = bool(signed and draft and last and draft.parent == last.review)
+    if signed and not addendum:
+        mine = last
+    until = last.signed_at + undo if signed and last and last.reader == reader and last.signed_at else None
     named = {finding.finding for finding in study.findings}
     return {
         "row": row,
@@ -317,10 +323,22 @@ def reading(study: Study, reader: str) -> dict[str, Any]:
         "normal": bool(mine and mine.normal),
         "note": mine.note if mine else "",
         "others": [review for review in study.reviews if review is not mine],
+        "revision": draft.revision if draft else 0,
+        "writer": draft.writer or "" if draft else "",
+        "newest": last.review if signed and last else "",
+        "addendum": addendum,
+        "locked": signed and not addendum,
+        "undo_until": until if until and until > (now or datetime.now(UTC)) else None,
         "vocabulary": [f for f in CHEXPERT.findings if f not in named and f != CHEXPERT.normal],
         "signed": signed,
-        "message": "Signed. A new image opens the study again." if signed else "",
+        "message": _told(signed, addendum),
     }
+
+
+def _told(signed: bool, addendum: bool) -> str:
+    if addendum:
+        return "Your addendum, not signed yet."
+    return "Signed. A new image opens the study again." if signed else ""
 
 
 def _view(view: str | None) -> str:

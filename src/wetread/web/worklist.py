@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from wetread.clinic import claims, delivery, filters, store, worklist
+from wetread.clinic import claims, delivery, filters, preferences, store, worklist
 from wetread.clinic.access import Right
 from wetread.errors import ClinicError
 from wetread.web import covering, events, lists, security, view
@@ -44,7 +44,7 @@ def worklist_page(
     fixed |= {"reader": caller.name} if only.mine else {}
     seq = events.latest(clinic)  # before the list is read, so that no change falls between the two
     try:
-        query = lists.query_of(values, fixed, search)
+        query = lists.query_of(values, fixed, search if caller.sees_patients else "")
         page = worklist.page(clinic.database, caller.site, query, after=after, limit=PAGE, now=now)
     except ClinicError:  # an address that somebody changed, or that was right once
         plain = lists.address({"class": chosen})
@@ -58,7 +58,11 @@ def worklist_page(
         request,
         "live.html" if live else "worklist.html",
         caller=caller,
-        rows=[view.line(row, caller.name) for row in covering.rows(clinic, caller, page.rows, query.finding)],
+        keys=preferences.get(clinic.database, caller.site, caller.name, preferences.KEYS) or {},
+        rows=[
+            view.line(lists.as_seen(row, caller), caller.name)
+            for row in covering.rows(clinic, caller, page.rows, query.finding)
+        ],
         counts=asdict(page.counts) | {"mine": held.count},
         filters=view.FILTERS,
         handed=held.handed,
