@@ -228,6 +228,7 @@ def main() -> None:
     parser.add_argument("--database", choices=("sqlite", "postgresql"), nargs="+", default=["sqlite", "postgresql"])
     parser.add_argument("--studies", type=int, help="default: 100,000 on SQLite, 1,000,000 on PostgreSQL")
     parser.add_argument("--unread", type=float, default=0.02, help="share of them that is unread")
+    parser.add_argument("--url", help="a PostgreSQL of your own, filled when it is empty; to measure in pieces")
     parser.add_argument("--repeats", type=int, default=20, help="of each case")
     parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--full", action="store_true", help="print every case")
@@ -237,17 +238,20 @@ def main() -> None:
         unread = int(count * arguments.unread)
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wetread-worklist-")))
-            url = stack.enter_context(postgresql()) if kind == "postgresql" else f"sqlite:///{folder}/clinic.db"
-            database = Store(url)
+            url = f"sqlite:///{folder}/clinic.db" if kind == "sqlite" else arguments.url
+            database = Store(url or stack.enter_context(postgresql()))
             stack.callback(database.close)
-            seconds = timed(fill, database, count, unread) / 1000
+            with database.read() as connection:
+                there = connection.execute(sa.select(sa.func.count()).select_from(store.study)).scalar_one()
+            seconds = 0.0 if there else timed(fill, database, count, unread) / 1000
             found = measure(database, arguments.repeats, unread, count - unread, arguments.only)
             with database.read() as connection:
                 version = connection.exec_driver_sql(
                     "SELECT version()" if database.shared else "SELECT 'SQLite ' || sqlite_version()"
                 ).scalar_one()
-            size = f"{count:,} studies, {unread:,} of them unread"
-            title = f"{version.split(' on ')[0]}: {size}; {_size(database, folder)}; filled in {seconds:.0f} s"
+            size = f"{count:,} studies, {unread:,} of them unread; {_size(database, folder)}"
+            filled = f"filled in {seconds:.0f} s" if seconds else "filled before"
+            title = f"{version.split(' on ')[0]}: {size}; {filled}"
             report(title, found, arguments.full)
 
 

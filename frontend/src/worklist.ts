@@ -2,6 +2,7 @@
 import htmx from "htmx.org";
 import { on } from "./keys";
 import { ownZone, SEARCH, send, start, tick } from "./page";
+import { takeFiles } from "./upload";
 
 const KINDS = ["instance.stored", "instance.quarantined", "study.reopened", "study.analysed", "study.refused", "study.claimed", "study.released", "study.handed_over", "study.overdue",
   "instance.corrected", "instance.rejected", "instance.restored", "study.corrected", "study.merged",
@@ -274,83 +275,8 @@ async function keep(): Promise<void> {
   }
 }
 
-// ------------------------------------------------------------------ adding studies
-
-interface Received {
-  studies?: { study: string; status?: string }[];
-  refused?: { file?: string; name?: string; detail?: string; reason?: string; message?: string }[];
-}
-
-function report(words: string, study = ""): void {
-  const line = document.createElement("li");
-  if (study) {
-    const link = document.createElement("a");
-    link.href = `/studies/${encodeURIComponent(study)}`;
-    link.textContent = words;
-    line.append(link);
-  } else {
-    line.textContent = words;
-  }
-  document.querySelector("#added")!.prepend(line);
-}
-
-async function add(what: string, form: FormData): Promise<void> {
-  const progress = document.querySelector<HTMLElement>("#adding")!;
-  progress.textContent = `sending ${what} …`;
-  try {
-    const answer = (await send("/api/v1/studies", form)) as Received;
-    for (const { study } of answer.studies ?? []) report(`${what}: received`, study);
-    for (const refusal of answer.refused ?? []) {
-      report(`${refusal.file ?? refusal.name ?? what}: refused: ${refusal.detail ?? refusal.reason ?? refusal.message ?? "no reason given"}`);
-    }
-  } catch (error) {
-    report(`${what}: not received: ${(error as Error).message}`);
-  } finally {
-    progress.textContent = "";
-    refresh();
-  }
-}
-
-async function addFiles(files: File[]): Promise<void> {
-  // One request a file: each has an answer of its own, and one refusal does not hold up the rest.
-  for (const file of files) {
-    const form = new FormData();
-    form.append("files", file, file.name);
-    await add(file.name, form);
-  }
-}
-
-function takeFiles(): void {
-  const picker = document.querySelector<HTMLInputElement>("#files");
-  const area = document.querySelector<HTMLElement>("#drop");
-  if (!picker || !area) return;
-  picker.addEventListener("change", () => {
-    void addFiles([...(picker.files ?? [])]).then(() => (picker.value = ""));
-  });
-  document.querySelector<HTMLFormElement>("#fetch")?.addEventListener("submit", (event) => {
-    event.preventDefault();
-    const field = document.querySelector<HTMLInputElement>("#url")!;
-    const form = new FormData();
-    form.append("url", field.value);
-    void add(field.value, form).then(() => (field.value = ""));
-  });
-  const carriesFiles = (event: DragEvent) => event.dataTransfer?.types.includes("Files") ?? false;
-  document.addEventListener("dragover", (event) => {
-    if (!carriesFiles(event)) return;
-    event.preventDefault();
-    area.hidden = false;
-  });
-  area.addEventListener("dragleave", () => (area.hidden = true));
-  document.addEventListener("drop", (event) => {
-    if (!carriesFiles(event)) return;
-    event.preventDefault();
-    area.hidden = true;
-    void addFiles([...event.dataTransfer!.files]);
-  });
-}
-
 start();
-takeFiles();
+takeFiles(refresh);
 search();
 filter();
 follow();

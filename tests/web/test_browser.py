@@ -51,21 +51,12 @@ pytestmark = [
 class Server:
     """A `wetread serve` process over a folder of its own, and a client with an API token."""
 
-    def __init__(self, data: Path, models: str) -> None:
-        settings = {"WETREAD_MODELS": models, "WETREAD_THREADS": "1"}
+    def __init__(self, data: Path, models: str, port: int = 0, **more: str) -> None:
+        settings = {"WETREAD_MODELS": models, "WETREAD_THREADS": "1"} | more
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("WETREAD_")} | settings
         self.data = data
         wetread = [sys.executable, "-m", "wetread"]
-        with (data.parent / "serve.log").open("w") as log:
-            self.process = subprocess.Popen(
-                [*wetread, "serve", "--data", str(data), "--port", "0"],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self.environment,
-                cwd=data.parent,
-                text=True,
-            )
-        line = self.process.stdout.readline()
+        line = self.start(port)
         found = re.search(r"(http://[^/]+)(/login\S+)", line)
         assert found, f"no login link but {line!r}: {(data.parent / 'serve.log').read_text()[-2000:]}"
         self.url, self.login = found[1], found[2]
@@ -80,16 +71,32 @@ class Server:
         headers = {"Authorization": f"Bearer {token}"}
         self.api = httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=60, trust_env=False)
 
+    def start(self, port: int) -> str:
+        """Start the process and return what it says first; also again, over what it left."""
+        with (self.data.parent / "serve.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "wetread", "serve", "--data", str(self.data), "--port", str(port)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.environment,
+                cwd=self.data.parent,
+                text=True,
+            )
+        return self.process.stdout.readline()
+
     def send(self, content: bytes, name: str, **fields: str) -> str:
         answer = self.api.post("/studies?wait=30", files=[("files", (name, content))], data=fields)
         assert answer.status_code == 201, answer.text
         return answer.json()["studies"][0]["study"]
 
-    def stop(self) -> None:
-        self.api.close()
+    def end(self) -> None:
         self.process.terminate()
         self.process.wait(20)
         self.process.stdout.close()
+
+    def stop(self) -> None:
+        self.api.close()
+        self.end()
 
 
 def written(film: pydicom.Dataset) -> bytes:
@@ -99,8 +106,8 @@ def written(film: pydicom.Dataset) -> bytes:
 
 
 @contextmanager
-def serving(folder: Path, models: str):
-    server = Server(folder / "data", models)
+def serving(folder: Path, models: str, port: int = 0, **settings: str):
+    server = Server(folder / "data", models, port, **settings)
     try:
         yield server
     finally:
@@ -283,7 +290,8 @@ class TestWorklist:
         place = page.locator(f'tr[data-study="{below}"]').bounding_box()["y"]
         film.PixelData = bytes(len(film.PixelData))  # other pixels under the same UID: a caution, so a taller row
         assert server.send(written(film), "74.dcm") == above
-        until(page, "document.querySelector('#rows').style.translate !== ''")
+        page.locator(f'tr[data-study="{above}"]').get_by_text("quarantined").wait_for()
+        page.wait_for_timeout(400)
         assert page.locator(f'tr[data-study="{below}"]').bounding_box()["y"] == pytest.approx(place, abs=0.5)
         page.keyboard.press("Escape")
         page.mouse.move(5, 5)
@@ -328,10 +336,10 @@ class TestWorklist:
             {"name": "letter.txt", "mimeType": "text/plain", "buffer": b"Dear colleague"},
         ]
         page.set_input_files("#files", files)
-        until(page, "document.querySelectorAll('#added li').length === 2")
+        until(page, "document.querySelectorAll('#added li[data-state=received]').length === 2")
         texts = page.locator("#added li").all_inner_texts()
-        assert texts[1] == "chest.dcm: received"
-        study = page.locator("#added a").last.get_attribute("href").rsplit("/", 1)[1]
+        assert texts == ["chest.dcm: received", "letter.txt: received"]
+        study = page.locator("#added a").first.get_attribute("href").rsplit("/", 1)[1]
         page.wait_for_selector(f'tr[data-study="{study}"]')
         until(
             page,
@@ -358,8 +366,8 @@ class TestWorklist:
             page.goto(server.url + "/")
             page.fill("#url", "http://127.0.0.1:1/chest.jpg")
             page.keyboard.press("Enter")
-            page.wait_for_selector("#added li")
-            assert "not received" in page.locator("#added li").inner_text()
+            page.wait_for_selector("#added li[data-state=refused]")
+            assert "refused: url: " in page.locator("#added li").inner_text()
 
 
 class TestPicture:
@@ -450,6 +458,83 @@ class TestPicture:
         assert page.locator('[data-image][aria-pressed="true"]').inner_text().endswith("LAT")
 
 
+class TestList:
+    """Orders, filters, search and claims of the worklist, as hands and keys use them."""
+
+    def shown(self, page) -> list[str]:
+        return page.evaluate("[...document.querySelectorAll('#rows tr[data-study]')].map(row => row.dataset.study)")
+
+    def test_a_search_narrows_the_list_and_is_in_no_address(self, server, page, studies):
+        page.goto(server.url + "/")
+        until(page, "document.querySelector('#live').textContent === 'live'")
+        name = server.api.get(f"/studies/{studies[2]}").json()["patient_name"]
+        page.keyboard.press("/")
+        page.keyboard.type(name.upper())
+        wait_for(page, lambda: self.shown(page) == [studies[2]], "the search")
+        assert "hantom" not in page.url
+        page.keyboard.press("Escape")
+        page.keyboard.press("j")
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"**/studies/{studies[2]}")
+        page.go_back()
+        wait_for(page, lambda: self.shown(page) == [studies[2]], "the search after coming back")
+        page.fill("#search", "")
+        wait_for(page, lambda: len(self.shown(page)) > 1, "the whole list")
+
+    def test_a_heading_sorts_by_its_column_and_back(self, server, page, studies):
+        page.goto(server.url + "/")
+        for way, descending in (("ascending", False), ("descending", True)):
+            page.get_by_role("columnheader", name="Age").get_by_role("link").click()
+            page.wait_for_selector(f'th[aria-sort="{way}"]')
+            query = {"sort": "age", "descending": descending, "limit": 50}
+            wanted = [row["study"] for row in server.api.get("/worklist", params=query).json()["studies"]]
+            wait_for(page, lambda wanted=wanted: self.shown(page) == wanted, way)
+
+    def test_a_filter_is_kept_under_a_name(self, server, page, studies):
+        page.goto(server.url + "/")
+        page.get_by_text("Filter", exact=True).click()
+        page.get_by_label("age from").fill("200")
+        page.get_by_role("button", name="Show").click()
+        page.wait_for_url("**age_from=200**")
+        assert "finding=" not in page.url  # what is empty is not said
+        assert self.shown(page) == []
+        page.get_by_role("button", name="Keep this filter").click()
+        page.get_by_label("Name").fill("very old")
+        page.get_by_role("button", name="Keep", exact=True).click()
+        page.wait_for_selector(".saved a")
+        page.goto(server.url + "/")
+        page.get_by_role("link", name="very old").click()
+        page.wait_for_url("**age_from=200**")
+        page.get_by_role("button", name="forget the filter very old").click()
+        page.wait_for_selector(".saved a", state="detached")
+
+    def test_a_study_is_claimed_released_and_handed_over_by_key(self, server, page, studies):
+        secret = "a long enough pass phrase"
+        made = server.api.post("/accounts", json={"name": "Dr Other", "role": "radiologist", "password": secret})
+        assert made.status_code == 201, made.text
+        study = server.send(phantom.dicom(phantom.make(21, size=SIZE)), "21.dcm")
+        page.goto(server.url + "/?sort=arrived&down=1")
+        until(page, "document.querySelector('#live').textContent === 'live'")
+        row = page.locator(f'tr[data-study="{study}"]')
+
+        def reader() -> str | None:
+            return server.api.get(f"/studies/{study}").json()["claimed_by"]
+
+        row.focus()
+        page.keyboard.press("c")
+        wait_for(page, lambda: reader() == "operator")
+        wait_for(page, lambda: row.locator(".reader").inner_text().startswith("you"))
+        page.keyboard.press("c")
+        wait_for(page, lambda: reader() is None)
+        wait_for(page, lambda: row.locator('[data-do="claim"]').count() == 1)
+        page.keyboard.press("o")
+        page.wait_for_selector("dialog#hand-over[open]")
+        page.locator("#reader").select_option("Dr Other")
+        page.get_by_role("button", name="Hand over", exact=True).click()
+        wait_for(page, lambda: reader() == "Dr Other")
+        wait_for(page, lambda: "from operator" in row.locator(".reader").inner_text())
+
+
 class TestHeatmap:
     def overlay(self, page) -> np.ndarray:
         """Return the overlay's opacity, 0 to 255, float [H, W], in CSS px."""
@@ -515,7 +600,7 @@ class TestReview:
         page.keyboard.press("m")
         page.keyboard.type("seen")
         page.keyboard.press("Escape")
-        until(page, "document.querySelector('#kept').textContent === 'draft kept'")
+        until(page, "document.querySelector('#kept').textContent === 'Saved'")
         draft = server.api.get(f"/studies/{studies[4]}").json()["reviews"]
         assert [review["state"] for review in draft] == ["draft"]
         page.keyboard.press("Enter")

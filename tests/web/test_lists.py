@@ -245,3 +245,14 @@ class TestRule:
         assert dr.get("/settings/rule").status_code == 403
         assert dr.http.post("/settings/rule", data={"csrf": dr.csrf, "toml": RULE}).status_code == 403
         assert admin.http.post("/settings/rule", data={"toml": RULE}).status_code == 403
+
+
+def test_an_engineers_list_tells_no_patient(app: Any, dr: Browser) -> None:
+    engineer = Browser(app, "Eng", Role.ENGINEER)
+    for path in ("/", "/?sort=patient", "/api/v1/worklist"):
+        text = engineer.get(path).text
+        assert not any(word in text for word in ("Müller", "Muller", "Zed", "4711", "47-11"))
+    assert [name[:6] for name in engineer.names("/")] == ["study "] * 3
+    assert 'id="search"' not in engineer.get("/").text
+    assert len(engineer.names("/", "mul")) == 3  # is not looked for
+    assert engineer.get("/api/v1/worklist", "mul").status_code == 403

@@ -100,7 +100,7 @@ def test_a_row_names_its_reader_and_who_is_looking():
 def test_a_row_without_a_name_shows_the_identifier_once():
     line = view.line(replace(ROW, patient_name=""), "A")
     assert (line["patient"], line["patient_id"]) == ("17", "")
-    assert view.line(replace(ROW, patient_name="", patient_id=""), "A")["patient"] == "no name"
+    assert view.line(replace(ROW, patient_name="", patient_id=""), "A")["patient"] == f"study {ROW.study}"
 
 
 def test_the_word_not_analysed_is_not_said_twice():

@@ -78,6 +78,11 @@ class Caller:
     account: str | None = None
     scopes: frozenset[Right] | None = None
 
+    @property
+    def sees_patients(self) -> bool:
+        """Whether lists say who the patients are. One study that is opened does to all who may, and that is audited."""
+        return self.role is not Role.ENGINEER
+
     def may(self, right: Right) -> bool:
         """Return whether the caller's role has the right, and the token's scopes do not withhold it."""
         if self.scopes is None:

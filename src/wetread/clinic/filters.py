@@ -1,4 +1,4 @@
-"""The filters of the worklist that a reader keeps: a name and what the page's address says, never what is searched for."""
+"""The filters of the worklist that a reader keeps: a name and what the page's address says, never what was searched."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def save(database: Store, site: str, reader: str, name: str, query: Mapping[str,
     ConflictError
         When there are too many.
     """
-    name = name.strip()
-    if not 0 < len(name) <= 64 or not name.isprintable() or "/" in name:
-        raise ClinicError(f"name {name[:80]!r}: must be 1 to 64 printable characters, without a slash")
+    name = _name(name)
     table = store.saved_filter
     mine = table.c.site == site, table.c.reader == reader
     with database.write() as connection:
@@ -65,13 +63,22 @@ def delete(database: Store, site: str, reader: str, name: str) -> None:
 
     Raises
     ------
+    ClinicError
+        For a name that cannot be.
     NotFoundError
         When the reader keeps none of this name.
     """
-    table = store.saved_filter.c
+    name, table = _name(name), store.saved_filter.c
     with database.write() as connection:
         gone = connection.execute(
             store.saved_filter.delete().where(table.site == site, table.reader == reader, table.name == name)
         )
     if not gone.rowcount:
         raise NotFoundError(f"filter {name[:64]!r}: you keep none of this name")
+
+
+def _name(name: str) -> str:
+    name = name.strip()
+    if not 0 < len(name) <= 64 or not name.isprintable() or "/" in name:
+        raise ClinicError(f"name {name[:80]!r}: must be 1 to 64 printable characters, without a slash")
+    return name

@@ -268,8 +268,8 @@ def _conditions(query: Query, site: str, now: datetime, shared: bool) -> list[sa
         column = table[name]
         return column if shared else sa.UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
-    found: list[Any] = [table.site == site, sa.text(f"study.reading {'=' if query.read else '!='} 'signed'")]
-    found.append(sa.text("study.listed"))
+    searched = bool(query.search.strip())
+    found: list[Any] = [(kept("site") if searched else table.site) == site, *_state("study", query)]
     held = sa.select(claims.study).where(claims.expires_at > now)
     if query.reader is not None:
         found.append(table.id.in_(held.where(claims.reader == query.reader)))
@@ -299,8 +299,8 @@ def _conditions(query: Query, site: str, now: datetime, shared: bool) -> list[sa
     if query.until is not None:
         own = table.received_at if store.ORDERS[query.order][0] == "received_at" else kept("received_at")
         found.append(own < query.until)
-    if query.search.strip():
-        found.append(_matches(query.search))
+    if searched:
+        found.append(_matches(query, site, shared))
     return found
 
 
@@ -309,17 +309,31 @@ def _default(query: Query) -> bool:
     return query.sort in (None, "priority") and not query.read
 
 
-def _matches(text: str) -> sa.ColumnElement[bool]:
+def _state(table: str, query: Query) -> tuple[sa.TextClause, ...]:
+    """Return what makes a study one of the list, in the words of the partial indexes."""
+    return sa.text(f"{table}.reading {'=' if query.read else '!='} 'signed'"), sa.text(f"{table}.listed")
+
+
+def _matches(query: Query, site: str, shared: bool) -> sa.ColumnElement[bool]:
     """Return what a study fulfils whose name begins with a text, or whose patient ID or accession number does.
 
     A text without a digit is a name: what has none is no number, and one range of one index is quickest.
     """
-    table, words, number = store.study.c, keys.words(text), keys.number(text)
+    words, number = keys.words(query.search), keys.number(query.search)
     first, _, rest = words.partition(" ")
-    wanted = [(table.name_key, name) for name in dict.fromkeys((words, f"{rest} {first}" if rest else words)) if name]
+    wanted = [("name_key", name) for name in dict.fromkeys((words, f"{rest} {first}" if rest else words)) if name]
     if any(c.isdigit() for c in number):
-        wanted += [(table.id_key, number), (table.accession_key, number)]
-    return sa.or_(sa.false(), *(sa.and_(key >= start, key < keys.beyond(start)) for key, start in wanted))
+        wanted += [("id_key", number), ("accession_key", number)]
+
+    def ranges(table: Any) -> list[sa.ColumnElement[bool]]:
+        return [sa.and_(table.c[key] >= text, table.c[key] < keys.beyond(text)) for key, text in wanted]
+
+    if shared:
+        return sa.or_(sa.false(), *ranges(store.study))
+    # SQLite would walk the whole list: it is told to look for the few, each by its own index.
+    few = store.study.alias("few")
+    parts = [sa.select(few.c.id).where(few.c.site == site, *_state("few", query), part) for part in ranges(few)]
+    return store.study.c.id.in_(sa.union_all(*parts)) if parts else sa.false()
 
 
 def _remembered(database: Store, connection: Connection, site: str) -> Counts:

@@ -230,8 +230,8 @@ for _order, _columns in ORDERS.items():
         _listed(f"ix_study_read_{_order}", READ, "site", *_columns, *_more)
 for _column in ("priority", "analysis", "finding"):  # few of many: found by themselves
     _listed(f"ix_study_unread_of_{_column}", UNREAD, "site", _column, "rank", "place", "id")
-for _column in ("priority", "finding"):
-    _listed(f"ix_study_read_of_{_column}", READ, "site", _column, "received_at", "id")
+_listed("ix_study_read_of_priority", READ, "site", "priority", "received_at", "id")
+_listed("ix_study_read_of_finding", READ, "site", "finding", "priority", "age_key", "views", "received_at", "id")
 _listed("ix_study_unread_counts", UNREAD, "site", "priority", "analysis", "overdue")
 for _column in ("id_key", "accession_key"):
     Index(f"ix_study_site_{_column}", study.c.site, study.c[_column])
@@ -455,9 +455,8 @@ alert = Table(
     Column("told_at", Moment),
     Column("closed_at", Moment),
     Column("outcome", Name),  # communicated, denied, closed, merged
-    Column("due_at", Moment),  # of what is owed next: acknowledgement or communication
-    Column("step", sa.Integer, nullable=False),  # how often it was escalated for that
-    Column("next_at", Moment),  # when it is escalated again
+    Column("step", sa.Integer, nullable=False),  # how often it was escalated for what is owed now
+    Column("next_at", Moment),  # when to look whether it is to be escalated
 )
 _still = alert.c.closed_at.is_(None)
 Index("uq_alert_open", alert.c.study, unique=True, sqlite_where=_still, postgresql_where=_still)

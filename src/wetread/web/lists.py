@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Annotated, Any
 from urllib.parse import unquote, urlencode
@@ -11,7 +12,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from wetread.clinic import claims, filters, store, worklist
-from wetread.errors import ClinicError
+from wetread.clinic.access import Caller
+from wetread.errors import ClinicError, DeniedError
 from wetread.web import covering, schemas, security
 from wetread.web.api import clinic_of
 from wetread.web.security import Reviewer, Viewer
@@ -53,6 +55,8 @@ def get_worklist(
 ) -> schemas.WorklistOut:
     """Return a page of the worklist, most urgent first; by default all that is unread."""
     clinic = clinic_of(request)
+    if said(search) and not caller.sees_patients:
+        raise DeniedError(f"{caller.name}: role {caller.role} may not search for patients; ask an administrator")
     security.saw(request, caller)
     query = worklist.Query(
         status=status, priority=priority, overdue=overdue, finding=finding, view=view,
@@ -61,7 +65,10 @@ def get_worklist(
     )  # fmt: skip
     page = worklist.page(clinic.database, caller.site, query, after=after, limit=limit)
     return schemas.WorklistOut(
-        studies=[schemas.RowOut.model_validate(row) for row in covering.rows(clinic, caller, page.rows, finding)],
+        studies=[
+            schemas.RowOut.model_validate(as_seen(row, caller))
+            for row in covering.rows(clinic, caller, page.rows, finding)
+        ],
         counts=schemas.CountsOut.model_validate(page.counts),
         next=page.next,
         ai=schemas.AiOut.model_validate(clinic.ai(caller.site)),
@@ -70,7 +77,13 @@ def get_worklist(
 
 def said(search: str) -> str:
     """Return what a search header says."""
-    return unquote(search, errors="replace").strip()[:128]
+    text = unquote(search, errors="replace")
+    return "".join(c if c.isprintable() else " " for c in text).strip()[:128]
+
+
+def as_seen(row: worklist.Row, caller: Caller) -> worklist.Row:
+    """Return a line of the list as the caller's role may see it: with the patient, or without."""
+    return row if caller.sees_patients else replace(row, patient_name="", patient_id="")
 
 
 def _zoned(name: str, moment: datetime | None) -> datetime | None:

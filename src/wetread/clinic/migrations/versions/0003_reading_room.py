@@ -71,10 +71,12 @@ def _worklist() -> None:
             _index(f"ix_study_read_{order}", ["site", *columns, *more], _READ)
     for column in ("priority", "analysis", "finding"):
         _index(f"ix_study_unread_of_{column}", ["site", column, "rank", "place", "id"], _UNREAD)
-    for column in ("priority", "finding"):
-        _index(f"ix_study_read_of_{column}", ["site", column, "received_at", "id"], _READ)
+    _index("ix_study_read_of_priority", ["site", "priority", "received_at", "id"], _READ)
+    wanted = ["site", "finding", "priority", "age_key", "views", "received_at", "id"]
+    _index("ix_study_read_of_finding", wanted, _READ)
     if op.get_bind().dialect.name == "postgresql":  # a finding makes the class: the planner must not take chances
         op.execute("CREATE STATISTICS study_kinds (mcv) ON reading, priority, analysis, finding FROM study")
+        op.execute("ALTER STATISTICS study_kinds SET STATISTICS 1000")
     _index("ix_study_unread_counts", ["site", "priority", "analysis", "overdue"], _UNREAD)
     for column in ("id_key", "accession_key"):
         op.create_index(f"ix_study_site_{column}", "study", ["site", column])
@@ -258,7 +260,6 @@ def _safety() -> None:
         *(sa.Column(f"{what}_at", moment, nullable=what != "opened") for what in
           ("opened", "acknowledged", "confirmed", "told", "closed")),
         sa.Column("outcome", name),
-        sa.Column("due_at", moment),
         sa.Column("step", sa.Integer(), nullable=False),
         sa.Column("next_at", moment),
     )  # fmt: skip
