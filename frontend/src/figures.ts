@@ -53,10 +53,18 @@ const dots = {
 
 Chart.register(BarController, BarElement, CategoryScale, Legend, LinearScale, LineController, LineElement, PointElement, Tooltip, dots);
 
+/** From so many points on, a line has no shapes on it, and an axis only the days. */
+const MANY = 48;
+
 const drawn = new Map<HTMLElement, Chart>();
 
+/** A colour of the style sheet as the theme in force has it: `light-dark()` is decided only where a colour is used. */
 function style(name: string): string {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const probe = document.body.appendChild(document.createElement("span"));
+  probe.style.color = `var(${name})`;
+  const { color } = getComputedStyle(probe);
+  probe.remove();
+  return color;
 }
 
 /** Percent are kept as shares. */
@@ -90,7 +98,7 @@ function datasets(kind: string, series: Series[]): ChartDataset<"bar" | "line", 
     if (kind === "line")
       return {
         type: "line" as const, label: one.name, data: values, borderColor: colour, backgroundColor: colour, borderWidth: 2,
-        borderDash: n ? [6, 4] : [], pointStyle: n ? "triangle" : "circle", pointRadius: 2, spanGaps: false,
+        borderDash: n ? [6, 4] : [], pointStyle: n ? "triangle" : "circle", pointRadius: values.length > MANY ? 0 : 3, spanGaps: false,
       }; // prettier-ignore
     const ranges = one.cells.map((cell) => cell.range);
     if (kind === "interval")
@@ -112,7 +120,14 @@ function draw(figure: HTMLElement): void {
   plot.replaceChildren(canvas);
   const text = { color: style("--quiet"), font: { family: getComputedStyle(document.body).fontFamily, size: 12 } };
   // Long names of findings are whole, numbers of the other axis are few.
-  const category = { grid: { display: false }, border: { color: style("--grid") }, ticks: { ...text, color: style("--text"), autoSkip: !across, maxRotation: 0 } };
+  const days = names.length > MANY;
+  const category = {
+    grid: { display: false }, border: { color: style("--grid") },
+    ticks: {
+      ...text, color: style("--text"), autoSkip: !across && !days, maxRotation: 0,
+      callback: (_: unknown, n: number) => (days ? (names[n]!.endsWith(" 00:00") ? names[n]!.slice(0, -6) : null) : names[n]),
+    },
+  }; // prettier-ignore
   const value = {
     beginAtZero: true, grid: { color: style("--grid") }, border: { display: false }, ticks: { ...text, precision: unit ? undefined : 0, maxTicksLimit: 6 },
     title: { display: unit !== "", text: unit, ...text }, ...(unit === "%" ? { max: 100 } : {}),

@@ -80,7 +80,7 @@ def pages(server: Server, session: Any, study: str) -> list[str]:
     """Ask every route that takes a GET, as the browser would; give the addresses of those that answer with a page."""
     cookies = {cookie["name"]: cookie["value"] for cookie in session.cookies()}
     image = server.api.get(f"/studies/{study}").json()["images"][0]["image"]
-    parameters = {"study": study, "image": image}
+    parameters = {"study": study, "image": image, "model": server.api.get("/ai").json()["models"][0]["id"]}
     found = []
     with httpx.Client(base_url=server.url, cookies=cookies, trust_env=False, timeout=60) as http:
         for method, path in TABLE:

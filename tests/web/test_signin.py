@@ -263,8 +263,8 @@ class TestPassword:
 class TestUsers:
     def test_the_page_lists_makes_and_changes(self, app: FastAPI) -> None:
         http = entered(app, "Admin")
-        assert 'href="/users"' in http.get("/").text
-        assert 'href="/users"' not in entered(app).get("/").text
+        assert 'href="/users"' in http.get("/settings").text
+        assert 'href="/users"' not in entered(app).get("/settings").text
         form = {"csrf": csrf(http)}
         new = form | {"name": "Dr <Q>", "role": "radiologist", "password": PASSWORD}
         assert http.post("/users", data=new).status_code == 303

@@ -23,12 +23,11 @@ PAGES = (
     Entry("/models", "Models", Right.VIEW),
     Entry("/try", "Try it", Right.UPLOAD),
     Entry("/operations", "Operations", Right.OPERATE),
-    Entry("/deliveries", "Deliveries", Right.OPERATE),
-    Entry("/users", "Users", Right.ADMINISTER),
     Entry("/settings", "Settings"),
 )
 SETTINGS = (
     Entry("/password", "Password", None, "Change it; your other logins end."),
+    Entry("/users", "Users", Right.ADMINISTER, "Who may come in, and as what."),
     Entry("/settings/ai", "AI on and off", Right.ADMINISTER, "All of it, or one model; who turned off what, and why."),
     Entry("/settings/rule", "Try a priority rule", Right.ADMINISTER, "What it would have done to last week's list."),
 )
