@@ -1,0 +1,129 @@
+"""Reading blind: no answer of the server tells a reader what the model said before they have said what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+from ward import NameReader, dicom
+from web.authorisation import TABLE
+from web.conftest import BASE, Client
+
+from wetread.clinic import blind
+from wetread.config import Settings
+from wetread.infer.predict import Analysis, FindingResult
+from wetread.web.app import create_app
+
+FINDING, SCORE = "Zebra sign", 0.873125
+SECRETS = (FINDING, "0.873", "0.87</dd>", "Zebra")
+
+
+class Zebra(NameReader):
+    """Says what nobody else would, so that it is found wherever it is told."""
+
+    def analyse(self, path: Path, name: str) -> Analysis:
+        said = super().analyse(path, name)
+        first = FindingResult(FINDING, SCORE, 0.5, True, "likely")
+        return replace(said, findings=(first, *said.findings[1:]), abnormal=SCORE)
+
+
+def opened(folder: Path, **settings: object) -> FastAPI:
+    return create_app(folder, Settings.model_validate(settings), models=[Zebra()])
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    app = opened(tmp_path, blind_sites=["default"])
+    with TestClient(app, base_url=BASE) as http:
+        yield Client(app, http)
+
+
+def answers(client: Client, study: str, image: str, role: str) -> dict[str, tuple[int, str]]:
+    """Ask every route that can be read about a study, its image, or the list; return status and text of each."""
+    names = {"{study}": study, "{image}": image, "{model}": "names"}
+    found = {}
+    for method, path in TABLE:
+        url = path
+        for name, value in names.items():
+            url = url.replace(name, value)
+        if method != "GET" or "{" in url or path in ("/events", "/metrics") or path.startswith("/login"):
+            continue
+        response = client("GET", url, role, params={"finding": FINDING} if "heatmap" in path else {})
+        found[path] = (response.status_code, response.text)  # type: ignore[attr-defined]
+    return found
+
+
+def test_no_route_tells_before_the_own_call_and_each_tells_afterwards(client: Client) -> None:
+    sent = client.send(("zebra.dcm", dicom(7)))
+    study, image = sent["studies"][0]["study"], sent["images"][0]["image"]
+    told = {path for path, (_, text) in answers(client, study, image, "engineer").items() if FINDING in text}
+    assert {"/api/v1/studies/{study}", "/api/v1/worklist", "/api/v1/images/{image}/heatmap"} <= told
+    for path, (status, text) in answers(client, study, image, "radiologist").items():
+        assert status < 500, (path, text)
+        assert not any(secret in text for secret in SECRETS), path
+    listed = client("GET", "/api/v1/worklist", "radiologist", params={"finding": FINDING}).json()  # type: ignore[attr-defined]
+    assert listed["studies"] == []
+    claimed = client("POST", f"/api/v1/studies/{study}/claim", "radiologist")
+    again = client("POST", "/api/v1/studies", "radiologist", files=[("files", ("zebra.dcm", dicom(7)))])
+    for response in (claimed, again):
+        assert response.status_code < 300  # type: ignore[attr-defined]
+        assert FINDING not in response.text  # type: ignore[attr-defined]
+
+    url = f"/api/v1/studies/{study}"
+    for body in ({"state": "signed"}, {"state": "draft", "findings": [{"finding": FINDING, "answer": "agree"}]}):
+        refused = client("POST", f"{url}/reviews", "radiologist", json=body)
+        assert refused.status_code == 409  # type: ignore[attr-defined]
+        assert "own call" in refused.text  # type: ignore[attr-defined]
+    kept = client("POST", f"{url}/reviews", "radiologist", json={"state": "draft", "note": "hm"})
+    assert kept.status_code == 201  # type: ignore[attr-defined]
+    call = {"normal": False, "findings": ["Edema"]}
+    said = client("POST", f"{url}/own-call", "radiologist", json=call)
+    assert said.status_code == 201, said.text  # type: ignore[attr-defined]
+    assert client("POST", f"{url}/own-call", "radiologist", json=call).status_code == 409  # type: ignore[attr-defined]
+
+    after = {path for path, (_, text) in answers(client, study, image, "radiologist").items() if FINDING in text}
+    assert {"/studies/{study}", "/api/v1/studies/{study}", "/api/v1/images/{image}/heatmap"} <= after
+    given = [{"finding": FINDING, "answer": "agree"}, {"finding": "Edema", "answer": "added"}]
+    body = {"state": "signed", "findings": given}
+    review = client("POST", f"{url}/reviews", "radiologist", json=body).json()  # type: ignore[attr-defined]
+    assert (review["anchored"], review["own_call"], review["state"]) == (False, call, "signed")
+    assert review["own_call_at"] < review["signed_at"]
+
+
+def test_a_second_reader_is_blind_as_well_until_somebody_signs(client: Client) -> None:
+    study = client.send(("zebra.dcm", dicom(8)))["studies"][0]["study"]
+    url = f"/api/v1/studies/{study}"
+    client("POST", f"{url}/own-call", "radiologist", json={"normal": True})
+    client("DELETE", f"{url}/claim", "radiologist")
+    assert FINDING not in client("GET", url, "administrator").text  # type: ignore[attr-defined]
+    assert client("GET", url, "administrator").json()["reviews"] == []  # type: ignore[attr-defined]
+    client("POST", f"{url}/reviews", "radiologist", json={"state": "signed", "normal": True})
+    assert FINDING in client("GET", url, "administrator").text  # type: ignore[attr-defined]
+
+
+def test_what_is_not_read_blind_is_anchored_and_has_no_own_call(tmp_path: Path) -> None:
+    app = opened(tmp_path)
+    with TestClient(app, base_url=BASE) as http:
+        client = Client(app, http)
+        study = client.send(("zebra.dcm", dicom(9)))["studies"][0]["study"]
+        url = f"/api/v1/studies/{study}"
+        assert FINDING in client("GET", url, "radiologist").text  # type: ignore[attr-defined]
+        assert client("POST", f"{url}/own-call", "radiologist", json={"normal": True}).status_code == 409  # type: ignore[attr-defined]
+        review = client("POST", f"{url}/reviews", "radiologist", json={"state": "signed"}).json()  # type: ignore[attr-defined]
+        assert (review["anchored"], review["own_call"]) == (True, None)
+
+
+def test_the_share_is_kept_and_a_study_is_always_on_the_same_side() -> None:
+    studies = [f"{number:032x}" for number in range(4000)]
+    chosen = {
+        share: {s for s in studies if blind.applies(Settings(blind_share=share), "a", s)} for share in (0, 0.25, 0.5, 1)
+    }
+    assert [len(chosen[share]) for share in (0, 1)] == [0, 4000]
+    assert abs(len(chosen[0.25]) - 1000) < 150  # five standard deviations
+    assert chosen[0.25] < chosen[0.5]
+    assert blind.applies(Settings(blind_sites=["a"]), "a", studies[0])
+    assert not blind.applies(Settings(blind_sites=["a"]), "b", studies[0])
