@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, completion, identity, keys, store, triage
+from wetread.clinic import audit, completion, critical, identity, keys, store, triage
 from wetread.clinic.content import REASONS, Note
 from wetread.clinic.jobs import READ_ONLY, enqueue
 from wetread.clinic.priority import ORDER, Priority
@@ -292,6 +292,7 @@ def merge(connection: Connection, source: Row[Any], target: Row[Any], actor: str
         .where(owed.c.study == source.id, owed.c.state.not_in(("sent", "nothing")), ~twin)
         .values(study=target.id)
     )
+    critical.merged(connection, source.id, target.id, store.now())
     connection.execute(store.claim.delete().where(store.claim.c.study == source.id))
     connection.execute(
         studies.update().where(studies.c.merged_into == source.id).values(merged_into=target.id)

@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, destinations, statement, store, superseding, switches, telling
+from wetread.clinic import audit, critical, destinations, statement, store, superseding, switches, telling
 from wetread.clinic.archive import Archive
 from wetread.clinic.destinations import Destination, SendError
 from wetread.clinic.evidence import NotDicomError
@@ -35,13 +35,13 @@ LEASE = timedelta(minutes=5)
 LONGEST = timedelta(hours=1)
 _PATIENCE_S = 10.0
 # What each kind is sent for.
-RESULT, REVIEW, CRITICAL = "result", "review", "critical"
+RESULT, REVIEW, CRITICAL, ESCALATION = "result", "review", "critical", "escalation"
 _FOR = {
     "sr": (RESULT,),
     "sc": (RESULT,),
     "fhir": (RESULT, REVIEW),
     "hl7": (RESULT, REVIEW),
-    "webhook": (CRITICAL,),
+    "webhook": (CRITICAL, ESCALATION),
 }
 UNSENT = ("queued", "failed", "given_up")
 STATES = (*UNSENT, "sent", "nothing")
@@ -104,6 +104,8 @@ class Outbox:
             self._owe(connection, RESULT, study, statement.cause(results, _study(connection, study).revision))
         if kind == "study.analysed" and (critical := _critical(connection, study)):
             self._owe(connection, CRITICAL, study, critical)
+        if kind == "critical.escalated":
+            self._owe(connection, ESCALATION, study, f"escalated {payload['alert']} {payload['step']}")
         if kind == "review.signed":
             self._owe(connection, REVIEW, study, str(payload["review"]))
         if kind == "study.corrected" or (kind == "study.merged" and "from" in payload):
@@ -245,6 +247,9 @@ class Outbox:
             study = _study(connection, row["study"])
         if busy:
             raise SendError("waits: it is being sent under the identity of before at this moment")
+        if what == ESCALATION:
+            self._escalate(to, row, about)
+            return
         wrong = [each for each in before if not each.done]
         try:
             said = statement.load(
@@ -264,6 +269,16 @@ class Outbox:
         if wrong:
             with self.database.write() as connection:
                 superseding.taken_back(connection, wrong)
+
+    def _escalate(self, to: Destination, row: Mapping[str, Any], about: str) -> None:
+        named = self.settings.outputs_webhook_patient
+        with self.database.read() as connection:
+            content = critical.escalation(connection, about, patient=named)
+        if named:
+            with self.database.write() as connection:
+                if not superseding.begin(connection, row, [about]):
+                    raise OutdatedError(superseding.CLOSED)
+        destinations.send_webhook(to, content, row["id"])
 
     def _finish(self, row: Mapping[str, Any], state: str, error: str | None) -> None:
         table = store.delivery

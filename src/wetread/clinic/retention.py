@@ -1,9 +1,10 @@
 """What may go, and how: studies whose time after the signature is over, and bytes that no row needs any more.
 
 Off unless the settings say so. A study goes only when it was read: signed by a reader, all of it, with nothing under
-way (no analysis, no claim, no report still to be delivered). What remains is the audit. Its bytes go in a second step,
-and only when no other image has the same: the rows are gone before the file is, and a note between the two (table
-`removal`) makes sure that neither a crash nor the same file coming in again at that moment confuses them.
+way (no analysis, no claim, no report still to be delivered, no critical finding still to be told). What remains is the
+audit. Its bytes go in a second step, and only when no other image has the same: the rows are gone before the file is,
+and a note between the two (table `removal`) makes sure that neither a crash nor the same file coming in again at that
+moment confuses them.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def _signed_at() -> sa.ScalarSelect[datetime]:
 
 def _at_rest(now: datetime) -> list[sa.ColumnElement[bool]]:
     """Return the conditions under which nothing about a study is under way."""
-    table, image, delivery = store.study.c, store.instance.c, store.delivery.c
+    table, image, delivery, alert = store.study.c, store.instance.c, store.delivery.c, store.alert.c
     images = sa.select(image.id).where(image.study == table.id).correlate(store.study)
     drafts = sa.select(store.review.c.id).where(store.review.c.study == table.id, store.review.c.state == "draft")
     return [
@@ -148,6 +149,7 @@ def _at_rest(now: datetime) -> list[sa.ColumnElement[bool]]:
         ~sa.exists(
             sa.select(delivery.id).where(delivery.study == table.id, delivery.state.not_in(("sent", "nothing")))
         ),
+        ~sa.exists(sa.select(alert.id).where(alert.study == table.id, alert.closed_at.is_(None))),
     ]
 
 
@@ -174,7 +176,10 @@ def _remove(connection: Connection, key: str, actor: str) -> bool:
     connection.execute(store.job.delete().where(store.job.c.instance.in_(images)))
     connection.execute(store.image_result.delete().where(store.image_result.c.instance.in_(images)))
     connection.execute(store.review_finding.delete().where(store.review_finding.c.review.in_(reviews)))
-    for other in (store.study_result, store.review, store.claim, store.delivery, store.instance, store.series):
+    for other in (
+        *(store.communication, store.alert, store.study_result, store.review, store.claim, store.delivery),
+        *(store.instance, store.series),
+    ):
         connection.execute(other.delete().where(other.c.study.in_(keys)))
     connection.execute(table.delete().where(table.c.id.in_(keys)))
     for sha256 in {file.sha256 for file in files}:

@@ -19,6 +19,7 @@ from wetread.clinic import adt, completion, destinations, priority, processes, r
 from wetread.clinic.ai import Ai, AiState, ModelState, Served
 from wetread.clinic.archive import open_archive, room
 from wetread.clinic.corrections import Corrections
+from wetread.clinic.critical import Criticals
 from wetread.clinic.delivery import Outbox
 from wetread.clinic.dimse import Listener
 from wetread.clinic.intake import Intake
@@ -78,6 +79,7 @@ class Clinic:
         self.archive = open_archive(data, settings)
         self.claim_life = timedelta(minutes=settings.claim_minutes)
         self.leader, self.watcher = Leader(self.database, "upkeep"), Leader(self.database, "watch")
+        self.critical = Criticals(self.database, settings, self.rules)
         self.outbox = Outbox(self.database, self.archive, settings)
         self._given = models
         self.switches = Ai(self.database, settings, self.rules, data)
@@ -136,6 +138,7 @@ class Clinic:
         self.outbox.start()
         self._every(1.0, self._sweep)
         self._every(1.0, self._complete)
+        self._every(1.0, self.critical.step)
         self._every(1.0, self.switches.step)
         self._every(RECOVER_S, self.switches.recover)
         if self.adt is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import keys, merging, priority, store, turns
+from wetread.clinic import critical, keys, merging, priority, store, turns
 from wetread.clinic.merging import View
 from wetread.clinic.priority import Priority, Rule, Rules, Scored
 from wetread.clinic.store import Store
@@ -143,6 +143,9 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *
     )
     if overdue and not row.overdue:
         store.emit(connection, "study.overdue", row.site, study, {"priority": str(decision.priority)})
+    is_critical = decision.finding is not None and policy.rule.of(decision.finding) is Priority.CRITICAL
+    if decision.finding and is_critical and row.reading != "signed" and row.listed:
+        critical.raised(connection, row, decision.finding, now)
     if not waiting:
         _keep(connection, study, ids, merged, now)
 
