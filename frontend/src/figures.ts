@@ -8,6 +8,7 @@ import {
   type ChartConfiguration,
   type ChartDataset,
   Legend,
+  type LegendItem,
   LinearScale,
   LineController,
   LineElement,
@@ -102,9 +103,17 @@ function datasets(kind: string, series: Series[]): ChartDataset<"bar" | "line", 
       }; // prettier-ignore
     const ranges = one.cells.map((cell) => cell.range);
     if (kind === "interval")
-      return { type: "bar" as const, label: one.name, data: ranges, dots: values, backgroundColor: colour, borderSkipped: false, barThickness: 2, minBarLength: 2 } as ChartDataset<"bar", ([number, number] | null)[]>;
+      return { type: "bar" as const, label: one.name, data: ranges, dots: values, backgroundColor: colour, borderSkipped: false, categoryPercentage: 0.6, barPercentage: 0.15, minBarLength: 2 } as ChartDataset<"bar", ([number, number] | null)[]>;
     return { type: "bar" as const, label: one.name, data: values, backgroundColor: colour, maxBarThickness: 24 };
   });
+}
+
+/** Filled and hollow, as the dots are. */
+function legend(chart: Chart): LegendItem[] {
+  return chart.data.datasets.map((dataset, n) => ({
+    text: dataset.label ?? "", datasetIndex: n, pointStyle: "circle", lineWidth: 2, fontColor: style("--quiet"),
+    fillStyle: style(n ? "--ground" : "--mark"), strokeStyle: style(n ? "--mark-2" : "--mark"),
+  })); // prettier-ignore
 }
 
 function draw(figure: HTMLElement): void {
@@ -143,7 +152,7 @@ function draw(figure: HTMLElement): void {
       interaction: { mode: "index", axis: across ? "y" : "x", intersect: false },
       scales: across ? { x: value, y: category } : { x: category, y: value },
       plugins: {
-        legend: { display: series.length > 1, align: "start", labels: { ...text, usePointStyle: kind === "line", boxWidth: 16, boxHeight: 2 } },
+        legend: { display: series.length > 1, align: "start", labels: { ...text, usePointStyle: true, boxHeight: 8, ...(across ? { generateLabels: legend } : {}) } },
         tooltip: {
           animation: false, backgroundColor: style("--raised"), titleColor: style("--text"), bodyColor: style("--text"), displayColors: series.length > 1,
           callbacks: { label: (item) => `${series.length > 1 ? `${item.dataset.label}: ` : ""}${series[item.datasetIndex]!.cells[item.dataIndex]!.words}` },

@@ -123,6 +123,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "version": "1",
             "delivery_id": "a-delivery",
             "pull": "a-pull",
+            "model": NameReader().id,
         }
         with database.write() as connection:
             asked = {"id": "a-pull", "site": SITE, "source": "pacs", "actor": "x", "state": "done", "wanted": []}

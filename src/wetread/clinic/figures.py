@@ -134,6 +134,11 @@ class Period:
         return [datetime.fromtimestamp(at * seconds, UTC) for at in range(first, last)]
 
 
+def at_site(site: str, table: sa.Table) -> sa.ColumnElement[bool]:
+    """Return the condition that a row is of a site, written so that no planner begins with all that the site has."""
+    return table.c.site.concat("") == site
+
+
 def step_of(column: sa.ColumnElement[datetime], step: timedelta) -> sa.ColumnElement[int]:
     """Return the expression for when the step of `Period.steps` begins that a moment is in, in s since 1970."""
     seconds = sa.extract("epoch", column)

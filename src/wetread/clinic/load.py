@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import delivery, store
-from wetread.clinic.figures import MOST, Period, Spread, by_step, step_of
+from wetread.clinic import store
+from wetread.clinic.figures import MOST, Period, Spread, at_site, by_step, step_of
 
 HOUR = timedelta(hours=1)
 AGES = (("under 1 min", timedelta(minutes=1)), ("under 10 min", timedelta(minutes=10)), ("under 1 h", HOUR))
@@ -64,7 +64,7 @@ def queues(connection: Connection, site: str, now: datetime) -> list[Queue]:
     rows = connection.execute(
         sa.select(jobs.state, age, sa.func.count().label("times"), sa.func.min(images.received_at).label("oldest"))
         .join(store.instance, images.id == jobs.instance)
-        .where(sa.text("job.state != 'done'"), images.site == site)
+        .where(sa.text("job.state != 'done'"), at_site(site, store.instance))
         .group_by(jobs.state, age)
     ).all()
     found = []
@@ -78,17 +78,21 @@ def queues(connection: Connection, site: str, now: datetime) -> list[Queue]:
 def owed(connection: Connection, site: str) -> list[Owed]:
     """Return what is owed to other systems, by kind and state."""
     table = store.delivery.c
-    states = sa.text("delivery.state IN ('queued', 'failed', 'given_up')")
-    rows = connection.execute(
-        sa.select(
-            table.kind, table.state, sa.func.count().label("times"), sa.func.min(table.created_at).label("oldest")
+    # Each as one of the indexes has it: what is to be sent, and what was given up.
+    unsent = sa.text("delivery.state IN ('queued', 'failed')")
+    missing = sa.and_(sa.text("delivery.state IN ('failed', 'given_up')"), table.state == "given_up")
+    count, oldest = sa.func.count().label("times"), sa.func.min(table.created_at).label("oldest")
+    found = [
+        Owed(row.kind, row.state, row.times, row.oldest)
+        for which in (unsent, missing)
+        for row in connection.execute(
+            sa.select(table.kind, table.state, count, oldest)
+            .join(store.study, store.study.c.id == table.study)
+            .where(which, at_site(site, store.study))
+            .group_by(table.kind, table.state)
         )
-        .join(store.study, store.study.c.id == table.study)
-        .where(states, table.state.in_(delivery.UNSENT), store.study.c.site == site)
-        .group_by(table.kind, table.state)
-        .order_by(table.kind, table.state)
-    ).all()
-    return [Owed(row.kind, row.state, row.times, row.oldest) for row in rows]
+    ]
+    return sorted(found, key=lambda one: (one.kind, one.state))
 
 
 def flow(connection: Connection, site: str, period: Period, step: timedelta) -> Flow:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import store, triage
-from wetread.clinic.figures import MOST, Period, Rate, Share, Spread, by_step, step_of
+from wetread.clinic.figures import MOST, Period, Rate, Share, Spread, at_site, by_step, step_of
 from wetread.clinic.priority import Priority
 
 ARMS = ("anchored", "blind")  # whether the reader had the model's word before they made up their own mind
@@ -121,10 +121,8 @@ def _of(site: str, period: Period) -> tuple[sa.ColumnElement[bool], ...]:
         sa.text("review.state = 'signed'"),
         table.parent.is_(None),
         period.holds(table.signed_at),
-        (  # type: ignore[return-value]
-            store.study.c.site == site
-        ),
-    )
+        at_site(site, store.study),
+    )  # type: ignore[return-value]
 
 
 def _signed(connection: Connection, site: str, period: Period) -> int:

@@ -23,8 +23,8 @@ def share(found: Share) -> str:
 
 def _percent(value: float) -> str:
     """Return a percentage in whole numbers, but 100 and 0 only where it is so."""
-    percent = 100 * value
-    return f"{percent:.1f}" if round(percent) in (0, 100) and value not in (0, 1) else f"{percent:.0f}"
+    percent = round(100 * value, 6)
+    return f"{percent:.1f}" if round(percent) in (0, 100) and percent not in (0, 100) else f"{percent:.0f}"
 
 
 def rate(found: Rate) -> str:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from wetread.clinic import quality, store
 from wetread.clinic.figures import FEW, MOST, Period
+from wetread.clinic.priority import Priority
 from wetread.web import figures  # noqa: F401  its filters
 from wetread.web.models import names
 from wetread.web.pages import Reader, render
@@ -31,5 +32,6 @@ def quality_page(
         by_model.setdefault(one.model, []).append(one)
     return render(
         request, "quality.html", caller=caller, found=found, by_model=by_model, names=names(clinic), days=chosen,
+        waits={(one.priority, one.arm): one for one in found.waits}, classes=[None, *Priority],
         periods=PERIODS, few=FEW, most=MOST,
     )  # fmt: skip

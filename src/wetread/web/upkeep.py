@@ -152,11 +152,10 @@ def _now(clinic: Clinic, site: str) -> dict[str, Any]:
 
 
 def _flow(clinic: Clinic, site: str) -> dict[str, Any]:
-    """Return what changes by the hour: a week of whole hours, of which the last is not over."""
-    now = store.now()
-    since = now.replace(minute=0, second=0, microsecond=0) + load.HOUR - timedelta(days=WEEK)
+    """Return what changes by the hour: a week of whole hours."""
+    until = store.now().replace(minute=0, second=0, microsecond=0)
     with clinic.database.read() as connection:
-        flow = load.flow(connection, site, Period(since, now), load.HOUR)
+        flow = load.flow(connection, site, Period(until - timedelta(days=WEEK), until), load.HOUR)
     day = Spread.of(wait for at, wait in flow.each if at >= flow.steps[-24])
     return {"flow": flow, "day": day, "most": MOST}
 
