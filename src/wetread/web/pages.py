@@ -14,6 +14,7 @@ from fastapi.templating import Jinja2Templates
 from wetread import __version__
 from wetread.clinic import blind, dicomweb, preferences, priors, worklist
 from wetread.clinic.access import Caller, Right
+from wetread.clinic.service import Served
 from wetread.errors import NotFoundError
 from wetread.web import covering, events, look, menu, security, view
 from wetread.web.problems import UnauthenticatedError
@@ -108,7 +109,14 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         blind=blinded,
         keys=preferences.get(clinic.database, caller.site, caller.name, preferences.KEYS) or {},
         undo_seconds=clinic.settings.undo_seconds,
-        **view.reading(found, caller.name, undo=timedelta(seconds=clinic.settings.undo_seconds)),
+        **view.reading(
+            found,
+            caller.name,
+            undo=timedelta(seconds=clinic.settings.undo_seconds),
+            metas={
+                key: model.predictor.package.meta for key, model in clinic.models.items() if isinstance(model, Served)
+            },
+        ),
     )
 
 

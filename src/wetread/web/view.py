@@ -14,6 +14,8 @@ from wetread.clinic.store import READ_ORDERS
 from wetread.clinic.worklist import SORTS, VIEWS, Counts, Finding, Query, Row, Study
 from wetread.errors import Code
 from wetread.findings import CHEXPERT, TASKS, Task
+from wetread.model.package import Meta
+from wetread.web import meaning
 
 Mark = tuple[str, str]  # kind (colour and shape) and word
 
@@ -263,8 +265,23 @@ def tree(found: Sequence[Finding], first: str | None = None) -> list[tuple[Findi
     return list(walk(None, 0))
 
 
-def reading(study: Study, reader: str, *, undo: timedelta = timedelta(), now: datetime | None = None) -> dict[str, Any]:
-    """Return what the page of one study shows to this reader; `undo` is how long a signature can be taken back."""
+def reading(
+    study: Study,
+    reader: str,
+    *,
+    undo: timedelta = timedelta(),
+    metas: Mapping[str, Meta] | None = None,
+    now: datetime | None = None,
+) -> dict[str, Any]:
+    """Return what the page of one study shows to this reader.
+
+    Parameters
+    ----------
+    undo : timedelta
+        How long a signature can be taken back.
+    metas : mapping, optional
+        Of the models that serve, by id: what their figures mean.
+    """
     row = study.row
     labels = {
         image.image: f"{index} {_view(image.view) if image.state == 'stored' else image.state}"
@@ -282,7 +299,15 @@ def reading(study: Study, reader: str, *, undo: timedelta = timedelta(), now: da
                 "id": ids.get(name, ""),
                 "abnormal": study.abnormal.get(name),
                 "findings": [
-                    {**asdict(f), "level": level, "point": points.get(name, ""), "where": labels.get(f.image, "")}
+                    {
+                        **asdict(f),
+                        "level": level,
+                        "point": (point := points.get(name, "")),
+                        "where": labels.get(f.image, ""),
+                        "words": meaning.words(
+                            (metas or {}).get(ids.get(name, "")), f.finding, f.probability, point, flagged=f.flagged
+                        ),
+                    }
                     for f, level in tree(own, row.finding)
                 ],
             }
