@@ -6,7 +6,7 @@ import { takeFiles } from "./upload";
 
 const KINDS = ["instance.stored", "instance.quarantined", "study.reopened", "study.analysed", "study.refused", "study.claimed", "study.released", "study.handed_over", "study.overdue",
   "instance.corrected", "instance.rejected", "instance.restored", "study.corrected", "study.merged",
-  "review.saved", "review.signed", "ai.switched", "model.promoted",
+  "review.saved", "review.signed", "ai.switched", "critical.raised", "critical.acknowledged", "critical.communicated", "critical.escalated", "critical.closed", "model.promoted",
   "delivery.failed", "delivery.sent"]; // prettier-ignore
 
 const body = () => document.querySelector<HTMLTableSectionElement>("#rows")!;

@@ -20,6 +20,7 @@ from wetread.web import (
     ai,
     api,
     corrections,
+    critical,
     dicomweb,
     events,
     history,
@@ -55,6 +56,7 @@ _TAGS = [
     {"name": "images", "description": "Frames, previews, heatmaps."},
     {"name": "dicomweb", "description": "STOW-RS, QIDO-RS, WADO-RS (DICOM PS3.18)."},
     {"name": "reviews", "description": "Claims and the reader's decision."},
+    {"name": "critical", "description": "Critical findings, until somebody was told."},
     {"name": "corrections", "description": "What came in wrong, set right; nothing is deleted."},
     {"name": "events", "description": "What happens, as it happens."},
     {"name": "inference", "description": "The models over the Open Inference Protocol v2."},
@@ -128,6 +130,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
         app.include_router(module.router)
     app.include_router(users.pages)
     app.include_router(ai.router)
+    app.include_router(critical.router)
     app.include_router(upkeep.pages)
     app.include_router(outputs.pages)
     app.include_router(report.pages)

@@ -16,7 +16,7 @@ from wetread.clinic import blind, dicomweb, preferences, priors, worklist
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.service import Served
 from wetread.errors import NotFoundError
-from wetread.web import covering, events, look, menu, security, view
+from wetread.web import covering, critical, events, look, menu, security, view
 from wetread.web.problems import UnauthenticatedError
 
 router = APIRouter(include_in_schema=False)
@@ -81,6 +81,14 @@ def render(request: Request, name: str, status: int = 200, **context: Any) -> Re
         return templates.TemplateResponse(request, name, context, status_code=status, headers=headers)
 
 
+@router.get("/studies/{study}/critical")
+def critical_strip(request: Request, caller: Reader, study: str) -> Response:
+    """Return what the study's page says of critical findings of which nobody was told."""
+    lines = critical.lines(request, caller, study)
+    security.saw(request, caller)
+    return render(request, "critical.html", caller=caller, criticals=lines, may_review=caller.may(Right.REVIEW))
+
+
 @router.get("/studies/{study}")
 def study_page(request: Request, caller: Reader, study: str) -> Response:
     """Show one study."""
@@ -101,6 +109,7 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         "study.html",
         caller=caller,
         priors=view.beside(compared),
+        criticals=critical.lines(request, caller, study),
         seq=seq,
         claim_minutes=clinic.settings.claim_minutes,
         may_review=caller.may(Right.REVIEW),

@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from wetread.clinic import claims, delivery, filters, preferences, store, worklist
 from wetread.clinic.access import Right
 from wetread.errors import ClinicError
-from wetread.web import covering, events, lists, security, view
+from wetread.web import covering, critical, events, lists, security, view
 from wetread.web.pages import Reader, render
 
 router = APIRouter(include_in_schema=False)
@@ -66,6 +66,7 @@ def worklist_page(
         counts=asdict(page.counts) | {"mine": held.count},
         filters=view.FILTERS,
         handed=held.handed,
+        criticals=critical.lines(request, caller),
         alarms=[
             *view.alarms(page.counts, clinic.ai(caller.site).banner),
             *view.room(clinic.has_room()),
