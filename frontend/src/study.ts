@@ -1,6 +1,7 @@
 /** The study page: original first, findings by key, heatmap on H, sign on Enter, next on n or Tab. */
 import { Answers } from "./answers";
 import { Claim } from "./claim";
+import { communication } from "./communication";
 import { Draft } from "./draft";
 import type { Answer } from "./kept";
 import { on, run, type ActionId } from "./keys";
@@ -48,6 +49,7 @@ function open(leaving: AbortSignal): void {
   const signed = () => void ahead();
   const signature = new Signature({ page, answers, draft, seen, say, bring, next, signed });
   const claim = new Claim(page, editable, say, leaving);
+  communication(leaving);
 
   /** Put what arrived unseen beside the other images and show the first of it; all that was typed and answered stays. */
   async function bring(unseen: string[]): Promise<void> {
