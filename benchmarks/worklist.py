@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import signal
 import sqlite3
+import sys
 import tempfile
 import time
 from bisect import bisect
@@ -233,6 +235,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--full", action="store_true", help="print every case")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that PostgreSQL ends with us
     for kind in arguments.database:
         count = arguments.studies or (100_000 if kind == "sqlite" else 1_000_000)
         unread = int(count * arguments.unread)
