@@ -71,6 +71,19 @@ def test_the_pages_have_a_button_for_those_who_may(own: Any) -> None:
     assert "/retry" not in own("GET", f"/studies/{study}", "radiologist").text
 
 
+def test_the_parts_of_the_page_come_alone(own: Any) -> None:
+    own.send(("edema.png", png(41)))
+    whole = own("GET", "/operations").text
+    now = own("GET", "/operations", headers={"HX-Target": "now"}).text
+    flow = own("GET", "/operations", headers={"HX-Target": "flow"}).text
+    assert {"now", "flow"} == set(re.findall(r'<div id="(now|flow)"', whole))
+    assert (now.count("<div id="), flow.count("<div id="), "<html" in now + flow) == (1, 1, False)
+    assert "Set aside" in now
+    assert "Throughput" not in now
+    assert "Throughput" in flow
+    assert "<!doctype" in own("GET", "/operations", headers={"HX-Target": "../x"}).text
+
+
 def test_a_full_disk_is_said_before_anything_is_kept(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own.send(("edema.png", png(21)))
     before = sorted(own.clinic.data.rglob("*"))

@@ -22,9 +22,12 @@ def share(found: Share) -> str:
 
 
 def _percent(value: float) -> str:
-    """Return a percentage in whole numbers, but 100 and 0 only where it is so."""
+    """Return a percentage in whole numbers, with as many places as it takes not to say 0 or 100 where it is neither."""
     percent = round(100 * value, 6)
-    return f"{percent:.1f}" if round(percent) in (0, 100) and percent not in (0, 100) else f"{percent:.0f}"
+    if percent in (0, 100):
+        return f"{percent:.0f}"
+    places = 0 if 1 <= percent <= 99 else 1 if 0.05 <= percent < 99.95 else 2
+    return f"{percent:.{places}f}"
 
 
 def rate(found: Rate) -> str:
