@@ -31,7 +31,7 @@ def calls(text):
 
 def setting_row(name):
     field = Settings.model_fields[name]
-    default = ", ".join(field.default) if isinstance(field.default, list) else field.default
+    default = ", ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
     shown = f"`{str(default).lower() if isinstance(default, bool) else default}`" if default != "" else "empty"
     return f"| `{name}` | {shown} | {field.description} |"
 
