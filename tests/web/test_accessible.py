@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
+import numpy as np
 import pytest
 import tiny_package
 from web.authorisation import TABLE
-from web.test_browser import CHROMIUM, FLAGS, Server, serving, sign_in, watched
+from web.test_browser import CHROMIUM, FLAGS, Server, serving, sign_in, until, watched
 
 from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
@@ -89,7 +92,7 @@ def pages(server: Server, session: Any, study: str) -> list[str]:
             missing = set(re.findall(r"{(\w+)}", path)) - set(parameters)
             assert not missing, f"{path}: say in `parameters` what {missing} is to be filled with"
             address = path.format_map(parameters)
-            if "text/html" in http.get(address).headers.get("content-type", ""):
+            if "<!doctype html>" in http.get(address).text[:100]:
                 found.append(address)
     assert {"/", "/login", "/users", "/settings", f"/studies/{study}"} <= set(found)
     return found
@@ -115,10 +118,182 @@ def shoot(page: Any, theme: str) -> None:
         page.screenshot(path=f"{folder}/{name}-{theme}.png")
 
 
-def test_axe_finds_no_violation_on_any_page(server: Server, session: Any, pages: list[str]) -> None:
-    found = []
-    with watched(session, server.url) as page:
+@dataclass
+class Found:
+    """What was wrong on the pages."""
+
+    axe: list[str] = field(default_factory=list)
+    wide: list[str] = field(default_factory=list)
+    shifted: dict[str, float] = field(default_factory=dict)
+
+
+# One monitor, two 4K monitors side by side, a tablet both ways, and 1366 × 768 with everything twice as large.
+SIZES = ((1366, 768), (1920, 1080), (3840, 2160), (7680, 2160), (1024, 768), (768, 1024), (683, 384))
+# States of a page that its address does not have: what is done there, and what then shows.
+STATES = {
+    "/": [("document.querySelector('details.more').open = true", "#narrow"), ("key ?", "dialog#keys[open]")],
+    "/studies/{study}": [
+        ("document.querySelectorAll('.finding details').forEach(d => d.open = true)", ".finding details[open]"),
+        ("key h", "#legend:not([hidden])"),
+        ("key ?", "dialog#keys[open]"),
+    ],
+}
+SHIFTS = """new PerformanceObserver(list => {
+    for (const {hadRecentInput, value} of list.getEntries()) if (!hadRecentInput)
+        window.shifted = (window.shifted ?? 0) + value;
+}).observe({type: 'layout-shift', buffered: true})"""
+
+
+@pytest.fixture(scope="module")
+def found(server: Server, session: Any, pages: list[str], study: str) -> Found:
+    """Walk all pages once."""
+    found = Found()
+    with watched(session, server.url, allow="status of 404") as page:
+        page.add_init_script(SHIFTS)
         for address in pages:
+            reading = address == f"/studies/{study}"
             page.goto(server.url + address)
-            found += violations(page)
-    assert not found, "\n".join(found)
+            if reading:
+                until(page, "document.body.dataset.shown")
+            if address == "/":
+                until(page, "document.querySelector('#live').textContent === 'live'")
+            found.shifted[address] = page.evaluate("window.shifted ?? 0")
+            found.axe += violations(page)
+            for do, shows in STATES.get(address.replace(study, "{study}"), ()):
+                page.keyboard.press(do[-1]) if do.startswith("key ") else page.evaluate(do)
+                page.wait_for_selector(shows)
+                found.axe += violations(page)
+            page.keyboard.press("Escape")
+            for width, height in SIZES:
+                if reading and width > 2000:
+                    continue  # Chromium draws such a picture without a graphics card for minutes
+                page.set_viewport_size({"width": width, "height": height})
+                if (over := page.evaluate("document.documentElement.scrollWidth - innerWidth")) > 0:
+                    found.wide.append(f"{address} at {width}: {over} px too wide")
+            page.set_viewport_size({"width": 1366, "height": 768})
+    return found
+
+
+def test_axe_finds_no_violation_on_any_page(found: Found) -> None:
+    assert not found.axe, "\n".join(found.axe)
+
+
+def test_nothing_moves_while_a_page_comes(found: Found) -> None:
+    assert {page: shift for page, shift in found.shifted.items() if shift > 0.01} == {}
+
+
+def test_every_page_fits_every_screen(found: Found) -> None:
+    assert not found.wide, "\n".join(found.wide)
+
+
+def test_every_page_can_be_found(server: Server, session: Any, pages: list[str]) -> None:
+    """Follow the links from the worklist; a page that no link leads to is lost."""
+    cookies = {cookie["name"]: cookie["value"] for cookie in session.cookies()}
+    seen, left = set(), ["/"]
+    with httpx.Client(base_url=server.url, cookies=cookies, trust_env=False, timeout=60) as http:
+        while left:
+            answer = http.get(left.pop())
+            if "text/html" in answer.headers.get("content-type", ""):
+                more = set(re.findall(r'<a[^>]* href="(/[^"?#]*)', answer.text)) - seen
+                left += [address for address in more if not address.startswith(NO_PAGES)]
+                seen |= more
+    assert set(pages) - seen <= {"/login"}  # one comes there by logging out
+
+
+def test_a_theme_is_chosen_and_there_with_the_first_bytes(server: Server, browser: Any, session: Any) -> None:
+    with watched(session, server.url) as page:
+        page.goto(f"{server.url}/settings")
+        ground = page.evaluate(GROUND)
+        for theme, bright in (("light", True), ("as the system", True), ("dark", False)):
+            page.emulate_media(color_scheme="light")
+            page.get_by_label(theme, exact=True).check()
+            with page.expect_navigation():
+                page.get_by_role("button", name="Keep").click()
+            assert (max(page.evaluate(GROUND)) > 200) is bright, theme
+            # Without any script: nothing waits for one.
+            context = browser.new_context(storage_state=session.storage_state(), java_script_enabled=False)
+            bare = context.new_page()
+            bare.emulate_media(color_scheme="light")
+            bare.goto(server.url + "/")
+            shot = cv2.imdecode(np.frombuffer(bare.screenshot(), np.uint8), cv2.IMREAD_GRAYSCALE)
+            assert (np.median(shot) > 200) is np.bool_(bright), theme
+            context.close()
+        assert page.evaluate(GROUND) == ground
+
+
+GROUND = """() => { const c = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d');
+    c.fillStyle = getComputedStyle(document.body).backgroundColor; c.fillRect(0, 0, 1, 1);
+    return [...c.getImageData(0, 0, 1, 1).data].slice(0, 3) }"""
+COLOURS = """theme => { document.documentElement.className = theme;
+    const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1});
+    const c = canvas.getContext('2d', {willReadFrequently: true});
+    const probe = document.body.appendChild(document.createElement('i'));
+    return Object.fromEntries(['ground', 'panel', 'raised', 'text', 'quiet', 'edge', 'focus', 'critical', 'urgent',
+        'routine', 'unanalysed'].map(name => {
+        probe.style.color = `var(--${name})`; c.fillStyle = getComputedStyle(probe).color;
+        c.fillRect(0, 0, 1, 1); return [name, [...c.getImageData(0, 0, 1, 1).data].slice(0, 3)] })) }"""
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    """Return the contrast ratio of two sRGB colours (WCAG 2.1, 1.4.3)."""
+    light = [v / 12.92 if (v := x / 255) <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for x in (*one, *other)]
+    luminance = sorted(np.dot([0.2126, 0.7152, 0.0722], light[i : i + 3]) for i in (0, 3))
+    return float((luminance[1] + 0.05) / (luminance[0] + 0.05))
+
+
+def test_every_colour_of_the_style_sheet_can_be_read_on_every_ground(server: Server, session: Any) -> None:
+    with watched(session, server.url) as page:
+        page.goto(f"{server.url}/settings")
+        for theme in ("dark", "light"):
+            colours = page.evaluate(COLOURS, theme)
+            for ground in ("ground", "panel", "raised"):
+                for words in ("text", "quiet", "critical", "urgent", "routine", "unanalysed"):
+                    assert contrast(colours[words], colours[ground]) >= 4.5, (theme, words, ground)
+                assert contrast(colours["focus"], colours[ground]) >= 3, (theme, ground)
+            assert contrast(colours["edge"], colours["ground"]) >= 3, theme  # 1.4.11: the field that one types into
+
+
+def test_charts_are_drawn_in_the_colours_of_the_theme(server: Server, session: Any) -> None:
+    with watched(session, server.url) as page:
+        page.goto(f"{server.url}/operations")
+        page.wait_for_selector("figure[data-drawn] canvas")
+        brightest = page.evaluate(
+            """[...document.querySelectorAll('figure canvas')].map(canvas => {
+            const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+            return data.reduce((most, v, n) => n % 4 === 1 && data[n + 2] > 200 ? Math.max(most, v) : most, 0) })"""
+        )
+        assert brightest
+        assert min(brightest) > 128  # the ground is near black
+
+
+def test_the_stage_stays_dark_in_the_light(server: Server, session: Any, study: str) -> None:
+    with watched(session, server.url) as page:
+        page.goto(f"{server.url}/studies/{study}")
+        colours = """theme => { document.documentElement.className = theme;
+            return ['.picture', '.tools', '.strip', '.bar', 'body']
+            .map(name => getComputedStyle(document.querySelector(name)))
+            .flatMap(s => [s.backgroundColor, s.color]) }"""
+        dark, light = page.evaluate(colours, "dark"), page.evaluate(colours, "light")
+        assert dark[:8] == light[:8]
+        assert dark[8:] != light[8:]
+
+
+def test_the_keyboard_gets_past_the_head_and_its_focus_is_seen(server: Server, session: Any, study: str) -> None:
+    focus = """() => { const e = document.activeElement, shown = e.matches('input[type=file]') ? e.closest('label') : e;
+        const style = getComputedStyle(shown), box = shown.getBoundingClientRect();
+        return {name: e.outerHTML.slice(0, 120), body: e === document.body, id: e.id,
+            seen: style.outlineStyle !== 'none' && parseInt(style.outlineWidth) > 1 && box.width * box.height > 1} }"""
+    with watched(session, server.url) as page:
+        for address in ("/", "/settings", "/users"):
+            page.goto(server.url + address)
+            page.keyboard.press("Tab")
+            assert "skip" in page.evaluate(focus)["name"]
+            page.keyboard.press("Enter")
+            assert page.evaluate(focus)["id"] == "main"
+            page.goto(server.url + address)
+            for _ in range(60):
+                page.keyboard.press("Tab")
+                at = page.evaluate(focus)
+                if at["body"]:
+                    break
+                assert at["seen"], f"{address}: {at['name']}"

@@ -126,11 +126,11 @@ COLUMNS = (
     Column("Why"),
     Column("Patient", sort="patient"),
     Column("Age, sex", sort="age"),
-    Column("Study", sort="study"),
+    Column("Study", "title", sort="study"),
     Column("View", sort="view"),
     Column("Arrived", "arrived"),
     Column("Waiting", "waiting", sort="arrived"),
-    Column("To cap", "waiting", sort="due"),
+    Column("To cap", "waiting due", sort="due"),
     Column("Status"),
     Column("Reader"),
 )
