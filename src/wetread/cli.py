@@ -938,8 +938,10 @@ def retain(
     from wetread import config
     from wetread.clinic import retention
 
-    for study in retention.run(data, config.load(Path("wetread.toml")), dry=dry_run):
+    found = retention.run(data, config.load(Path("wetread.toml")), dry=dry_run)
+    for study in found:
         typer.echo(study)
+    typer.echo(f"{len(found)} studies {'would go' if dry_run else 'removed'}", err=True)
 
 
 for _name, _group in (
@@ -1010,7 +1012,7 @@ def export_learning(
 
     settings = config.load(Path("wetread.toml"))
     found = export.run(
-        Store.open(data, settings.database),
+        Store.existing(data, settings.database),
         open_archive(data, settings),
         data,
         out,

@@ -14,6 +14,7 @@ import pytest
 
 from wetread import cli
 from wetread.clinic import access_command, passwords
+from wetread.clinic.store import Store
 
 PASSWORD = "correct horse battery"
 Run = Callable[..., tuple[int, str, str]]
@@ -51,7 +52,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (("audit", "verify", "--expect", "1" * 64), "", "cut short or written anew"),
     ],
 )
-def test_errors_are_one_line(run: Run, command: tuple[str, ...], stdin: str, named: str) -> None:
+def test_errors_are_one_line(run: Run, tmp_path: Path, command: tuple[str, ...], stdin: str, named: str) -> None:
+    Store.open(tmp_path / "clinic").close()
     code, out, err = run(*command, stdin=f"{stdin}\n")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert named in err
@@ -82,7 +84,26 @@ def test_tokens_with_scopes(run: Run) -> None:
     assert secret not in listed
 
 
-def test_the_audit(run: Run) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("audit", "verify"),
+        ("audit", "list"),
+        ("token", "list"),
+        ("token", "revoke", "m"),
+        ("account", "list"),
+        ("retain",),
+    ],
+)
+def test_a_mistyped_folder_is_no_empty_clinic(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    code, out, err = run(*command)
+    assert (code, out) == (2, "")
+    assert "there is no clinic.db" in err
+    assert not (tmp_path / "clinic").exists()
+
+
+def test_the_audit(run: Run, tmp_path: Path) -> None:
+    Store.open(tmp_path / "clinic").close()
     assert run("audit", "verify")[1] == f"0 rows, whole; head {'0' * 64}\n"
     run("account", "create", "=cmd", "--role", "engineer", stdin=f"{PASSWORD}\n")
     said = run("audit", "verify")[1]

@@ -124,6 +124,7 @@ def test_orthanc_gives_the_list_and_nothing_twice(filled, tmp_path, way):
         "1.2.99.1,,",
     )
     said = []
+    Store.open(tmp_path / "data").close()
     address = filled.dicomweb if way == "web" else filled.peer
 
     def run():
@@ -156,6 +157,10 @@ def test_orthanc_gives_the_list_and_nothing_twice(filled, tmp_path, way):
 def test_a_wrong_address_fails_each_line_and_move_needs_a_port(tmp_path):
     wanted = table(tmp_path / "l.csv", "StudyInstanceUID", "1.2.3")
     said = []
+    with pytest.raises(ConfigError, match=r"there is no clinic.db"):
+        pull.run(wanted, "A@127.0.0.1:104", tmp_path / "data", Settings(), say=said.append)
+    assert not (tmp_path / "data").exists()
+    Store.open(tmp_path / "data").close()
     for address in (f"NOBODY@127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}/dicom-web"):
         assert pull.run(wanted, address, tmp_path / "data", Settings(dicom_timeout_s=5), say=said.append) is False
     assert all("failed" in line or "0 of 1" in line for line in said), said

@@ -34,12 +34,13 @@ _Since = Annotated[str | None, typer.Option(help="Only from this time on, e.g. 2
 
 
 @contextmanager
-def _open(data: Path) -> Iterator[tuple[Store, Settings]]:
+def _open(data: Path, *, make: bool = False) -> Iterator[tuple[Store, Settings]]:
+    """Open a clinic's database; a mistyped folder is an error, except to what may come before the first start."""
     from wetread import config
     from wetread.clinic.store import Store
 
     settings = config.load(Path("wetread.toml"))
-    database = Store.open(data, settings.database)
+    database = (Store.open if make else Store.existing)(data, settings.database)
     try:
         yield database, settings
     finally:
@@ -62,7 +63,7 @@ def token_create(
     """
     from wetread.clinic import access
 
-    with _open(data) as (database, settings):
+    with _open(data, make=True) as (database, settings):
         typer.echo(access.create(database, name, role, settings.site, scopes=scope, days=days))
 
 
@@ -109,7 +110,7 @@ def account_create(
     """
     from wetread.clinic import accounts
 
-    with _open(data) as (database, settings):
+    with _open(data, make=True) as (database, settings):
         accounts.create(database, name, role, site or settings.site, _password())
 
 

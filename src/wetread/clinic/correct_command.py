@@ -34,7 +34,7 @@ def _open(data: Path, site: str | None) -> tuple[Corrections, str]:
     def policy(connection: sa.Connection, name: str) -> Policy:
         return switches.policy(connection, name, rules.of(name), ai=settings.ai)
 
-    database = store.Store.open(data, settings.database)
+    database = store.Store.existing(data, settings.database)
 
     def models() -> list[str]:
         return sorted({model for process in processes.alive(database) for model in process["models"]})

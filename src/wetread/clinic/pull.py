@@ -188,7 +188,7 @@ def opened(
     site : str
         To which what comes belongs.
     """
-    database = Store.open(data, settings.database)
+    database = Store.existing(data, settings.database)
     listener: Listener | None = None
     try:
         intake = _intake(database, open_archive(data, settings), settings)
