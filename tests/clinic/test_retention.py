@@ -16,6 +16,7 @@ from wetread.errors import BusyError, ConfigError, NotFoundError
 
 KEEP = Settings(retain_days=30)
 LATER = timedelta(days=31)
+ALERT = {"id": "1", "site": SITE, "source": "ai", "finding": "Edema", "step": 0}
 
 
 def read(ward: Ward, number: int = 0, name: str = "edema.png", **more: object) -> str:
@@ -68,11 +69,14 @@ def test_every_table_that_names_a_study_or_an_image_is_thought_of() -> None:
         if key.column.table.name in ("study", "series", "instance", "review")
     }
     assert tables == {
-        "series", "instance", "image_result", "study_result", "job", "claim", "review", "review_finding", "delivery"
+        "series", "instance", "image_result", "study_result", "job", "claim", "review", "review_finding", "delivery",
+        "alert", "communication",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["unread", "draft", "another draft", "claim", "analysis", "delivery", "given up"])
+@pytest.mark.parametrize(
+    "what", ["unread", "draft", "another draft", "claim", "analysis", "delivery", "given up", "alert"]
+)
 def test_what_is_not_finished_stays(ward: Ward, what: str) -> None:
     key = read(ward)
     now = store.now()
@@ -92,6 +96,7 @@ def test_what_is_not_finished_stays(ward: Ward, what: str) -> None:
         "analysis": store.job.update().values(state="queued"),
         "delivery": store.delivery.insert().values(delivery | {"state": "failed"}),
         "given up": store.delivery.insert().values(delivery | {"state": "given_up"}),
+        "alert": store.alert.insert().values(ALERT | {"study": key, "opened_at": now}),
     }
     change(ward, changes[what])
     assert due(ward) == []
@@ -105,6 +110,18 @@ def test_a_delivered_study_goes(ward: Ward) -> None:
         id="1", study=key, kind="sr", destination="x", cause="y", detail={}, state="sent", tries=1, due_at=now,
         created_at=now))  # fmt: skip
     assert retention.remove(ward.database, ward.archive, due(ward)) == 1
+
+
+def test_a_study_goes_with_what_was_told_about_it(ward: Ward) -> None:
+    key, now = read(ward), store.now()
+    change(ward, store.alert.insert().values(ALERT | {"study": key, "opened_at": now, "closed_at": now}))
+    change(ward, store.communication.insert().values(
+        id="1", study=key, alert="1", kind="communicated", finding="Edema", actor="dr", recipient="ward", how="phone",
+        note="", at=now, recorded_at=now))  # fmt: skip
+    assert retention.remove(ward.database, ward.archive, due(ward)) == 1
+    with ward.database.read() as connection:
+        assert not connection.execute(sa.select(store.communication.c.id)).first()
+        assert not connection.execute(sa.select(store.alert.c.id)).first()
 
 
 def test_sites_have_days_of_their_own(ward: Ward) -> None:
