@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from wetread import __version__
 from wetread.clinic import evidence, identity, store
-from wetread.clinic.statement import NOTICE, Said, Statement
+from wetread.clinic.statement import NOTICE, UNRESTRICTED, Said, Statement
 from wetread.clinic.store import Store
 from wetread.clinic.worker import unpack
 from wetread.findings import TASKS
@@ -29,7 +29,7 @@ from wetread.radiograph.dicom import quiet
 from wetread.radiograph.read import Limits, read, to_8_bit
 
 SERIES = 9002
-TITLE = "AI triage overlay, NOT THE ORIGINAL, research use only"
+TITLE = "AI triage overlay, NOT THE ORIGINAL"
 _PANEL = 760  # most pixels of a panel's longer side
 _GAP, _BAR, _LINE = 16, 44, 28
 _AMBER, _BLACK, _WHITE = (255, 176, 0), (0, 0, 0), (235, 235, 235)
@@ -63,7 +63,13 @@ def build(statement: Statement, database: Store, limits: Limits | None = None) -
             **{n: f[n] for n in ("finding", "probability", "threshold", "flagged", "call")},
         ) for f in row["findings"]]  # fmt: skip
         radiograph = read(reference.picture.path, name="image", limits=limits or Limits())
-        picture = draw(to_8_bit(radiograph.pixels), said, unpack(row["maps"]), tuple(row["box"]))
+        picture = draw(
+            to_8_bit(radiograph.pixels),
+            said,
+            unpack(row["maps"]),
+            tuple(row["box"]),
+            research_only=statement.research_only,
+        )
         made.append(_capture(statement, reference.header, said[0], picture, len(made) + 1))
     if not made:
         raise evidence.NotDicomError(f"study {statement.study}: no map of a DICOM image; there is nothing to show")
@@ -89,7 +95,12 @@ def chosen(said: list[Said]) -> Said | None:
 
 
 def draw(
-    pixels: NDArray[np.uint8], said: list[Said], maps: NDArray[np.float32], box: tuple[float, float, float, float]
+    pixels: NDArray[np.uint8],
+    said: list[Said],
+    maps: NDArray[np.float32],
+    box: tuple[float, float, float, float],
+    *,
+    research_only: bool = True,
 ) -> Canvas:
     """Draw original and overlay side by side.
 
@@ -102,6 +113,8 @@ def draw(
     maps : float32 array, shape [F, h, w]
     box : (x, y, w, h)
         The part of the image that the maps cover, as fractions of it.
+    research_only : bool
+        Whether it says so.
 
     Returns
     -------
@@ -126,9 +139,9 @@ def draw(
     width = max(body.shape[1], 1000)
     body = np.pad(body, ((_GAP, _GAP), (0, width - body.shape[1]), (0, 0)))
     bars = [
-        _bar(width, "AI TRIAGE RESULT - NOT THE ORIGINAL IMAGE - RESEARCH USE ONLY"),
+        _bar(width, f"AI TRIAGE RESULT - NOT THE ORIGINAL IMAGE{' - RESEARCH USE ONLY' if research_only else ''}"),
         body,
-        _text(width, said, shown),
+        _text(width, said, shown, research_only),
         _bar(width, "NOT FOR DIAGNOSIS. READ THE ORIGINAL IMAGES."),
     ]
     return np.ascontiguousarray(np.vstack(bars))
@@ -161,14 +174,14 @@ def _bar(width: int, words: str) -> Canvas:
     return bar
 
 
-def _text(width: int, said: list[Said], shown: Said | None) -> Canvas:
+def _text(width: int, said: list[Said], shown: Said | None, research_only: bool) -> Canvas:
     """Return the lines below the panels: legend, findings, model, what this is."""
     ranked = sorted(said, key=lambda s: (not s.flagged, -s.probability))
     flagged = [f"{s.finding} {s.call} ({s.probability:.2f})" for s in ranked if s.flagged]
     lines = [
         f"Flagged at operating point {said[0].point}: {', '.join(flagged) or 'nothing'}",
         f"Model {said[0].model} {said[0].version}, package {said[0].model_id[:12]}. Wetread {__version__}.",
-        NOTICE,
+        NOTICE if research_only else UNRESTRICTED,
     ]
     rows = (1 if shown else 0) + len(lines)
     area = np.zeros((rows * _LINE + _GAP, width, 3), np.uint8)
@@ -239,7 +252,7 @@ def _capture(statement: Statement, header: Dataset, said: Said, picture: Canvas,
             manufacturer_model_name="Wetread",
             software_versions=__version__,
             device_serial_number=__version__,
-            series_description=TITLE,
+            series_description=TITLE + (", research use only" if statement.research_only else ""),
         )
     # Two panels and text have no patient orientation; the radiograph's own may well be a mirrored one.
     made["PatientOrientation"].value = None
@@ -248,7 +261,7 @@ def _capture(statement: Statement, header: Dataset, said: Said, picture: Canvas,
     made.BurnedInAnnotation = "YES"
     made.RecognizableVisualFeatures = "NO"
     made.DerivationDescription = f"Heatmap of model {said.model} {said.version} ({said.model_id[:12]}) beside a copy"
-    made.ImageComments = f"{NOTICE} Told anew of a corrected patient." if statement.revision else NOTICE
+    made.ImageComments = statement.notice + (" Told anew of a corrected patient." if statement.revision else "")
     source = Dataset()
     source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
     purpose = hd.sr.CodedConcept.from_code(dicom_codes.DCM.SourceImageForImageProcessingOperation)

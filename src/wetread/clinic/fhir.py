@@ -23,7 +23,7 @@ from wetread import __version__
 from wetread.clinic import codes, evidence, identity
 from wetread.clinic.codes import Code
 from wetread.clinic.oru import conclusion
-from wetread.clinic.statement import NOTICE, Said, Signed, Statement
+from wetread.clinic.statement import Said, Signed, Statement
 
 Resource = dict[str, Any]
 _SPACE = uuid.UUID("6f0a3c1e-57e7-5ead-8f11-9a4b5f0c2d3f")
@@ -65,7 +65,7 @@ def build(
             "value": statement.patient_id or "unknown",
         },
     }
-    devices = {said.model_id: _device(said) for said in statement.said}
+    devices = {said.model_id: _device(said, statement.notice) for said in statement.said}
     study = _imaging_study(statement, subject)
     observations = [_observation(statement, said, subject, study, devices[said.model_id]) for said in statement.said]
     resources = [*devices.values(), study, *observations]
@@ -159,7 +159,7 @@ def _coding(code: Code, text: str | None = None) -> Resource:
     return {"coding": [coded], "text": text or code.meaning}
 
 
-def _device(said: Said) -> Resource:
+def _device(said: Said, notice: str) -> Resource:
     return {
         "resourceType": "Device",
         "identifier": [{"system": DEVICES, "value": said.model_id}],
@@ -170,7 +170,7 @@ def _device(said: Said) -> Resource:
             {"type": {"text": "model"}, "value": said.version or "unknown"},
             {"type": {"text": "Wetread"}, "value": __version__},
         ],
-        "note": [{"text": NOTICE}],
+        "note": [{"text": notice}],
     }
 
 
@@ -221,7 +221,7 @@ def _observation(statement: Statement, said: Said, subject: Resource, study: Res
         "derivedFrom": [_reference(study)],
         "valueCodeableConcept": _coding(codes.CALLS[said.call]),
         "interpretation": [_coding(codes.YES if said.flagged else codes.NO, _flag(said))],
-        "note": [{"text": NOTICE}],
+        "note": [{"text": statement.notice}],
         "component": [
             {"code": _coding(codes.PROBABILITY), "valueQuantity": {"value": round(said.probability, 6), **number}},
             {"code": _coding(codes.THRESHOLD), "valueQuantity": {"value": round(said.threshold, 6), **number}},

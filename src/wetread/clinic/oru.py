@@ -11,7 +11,7 @@ from datetime import datetime
 
 from wetread.clinic import codes
 from wetread.clinic.codes import Code
-from wetread.clinic.statement import NOTICE, Signed, Statement
+from wetread.clinic.statement import Signed, Statement
 
 _SCHEMES = {codes.SNOMED: "SCT", codes.PRIVATE: codes.PRIVATE, codes.LOINC: "LN"}
 
@@ -71,7 +71,7 @@ def _order(statement: Statement, filler: str, stamp: str, corrects: bool) -> lis
     order = [""] * 26
     order[0:5] = ["OBR", "1", accession, filler, _coded(codes.RESULT if statement.said else codes.STUDY)]
     order[7], order[18], order[22], order[24], order[25] = taken, accession, stamp, "RAD", state
-    notes = [NOTICE] if statement.said else []
+    notes = [statement.notice] if statement.said else []
     notes.append(f"DICOM study {statement.study_uid}")
     segments = ["|".join(order), *(f"NTE|{number}||{_t(note)}" for number, note in enumerate(notes, 1))]
     rows: list[str] = []

@@ -23,6 +23,7 @@ from wetread.clinic.store import Store
 from wetread.errors import ClinicError, NotFoundError
 
 NOTICE = "AI triage result, research use only: not a report and not for diagnosis."
+UNRESTRICTED = "AI triage result: not a report and not for diagnosis."  # of packages that allow more than research
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Statement:
         How often the patient was corrected.
     replaces : tuple
         SOP class, study, series and SOP Instance UID of each report that went out under an identity of before.
+    research_only : bool
+        Whether any of the packages behind the results allows research only; so it is without a result.
     """
 
     cause: str
@@ -111,6 +114,12 @@ class Statement:
     base: str
     told_at: datetime
     replaces: tuple[tuple[str, str, str, str], ...]
+    research_only: bool = True
+
+    @property
+    def notice(self) -> str:
+        """What stands on everything that tells of it, as the packages of its results ask."""
+        return NOTICE if self.research_only else UNRESTRICTED
 
     @property
     def dicom(self) -> tuple[Picture, ...]:
@@ -228,6 +237,7 @@ def load(
         ),
         said=tuple(_said(model, finding, points) for model in triage.merge(found) for finding in model["findings"]),
         signed=signed,
+        research_only=not found or any(result["research_only"] for result in found),
     )
 
 

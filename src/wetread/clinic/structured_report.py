@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from wetread import __version__
 from wetread.clinic import codes, evidence, identity
 from wetread.clinic.codes import Code
-from wetread.clinic.statement import NOTICE, Said, Statement
+from wetread.clinic.statement import Said, Statement
 from wetread.radiograph.dicom import quiet
 
 SERIES = 9001  # far above what modalities count to
@@ -111,7 +111,7 @@ def _group(statement: Statement, said: Said, header: Dataset) -> sr.Measurements
         algorithm_id=sr.AlgorithmIdentification(
             name=said.model,
             version=said.version or "unknown",
-            parameters=[f"model package SHA-256 {said.model_id}", f"operating point {said.point}", NOTICE],
+            parameters=[f"model package SHA-256 {said.model_id}", f"operating point {said.point}", statement.notice],
         ),
         measurements=[
             sr.Measurement(_concept(codes.PROBABILITY), round(said.probability, 6), dicom_codes.UCUM.NoUnits),

@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 
 from wetread.clinic import capture, destinations, fhir, oru, rejection_note, structured_report, superseding
 from wetread.clinic.destinations import Destination
-from wetread.clinic.statement import NOTICE, OutdatedError, Statement
+from wetread.clinic.statement import OutdatedError, Statement
 from wetread.clinic.store import Store
 from wetread.clinic.superseding import Before
 from wetread.config import Settings
@@ -134,7 +134,7 @@ def alert(said: Statement, *, patient: bool, corrects: bool = False) -> dict[str
         "finding": said.finding,
         "reason": said.reason,
         "at": said.at.isoformat(),
-        "notice": NOTICE,
+        "notice": said.notice,
         "findings": [
             {"finding": f.finding, "call": f.call, "model": f.model, "version": f.version} for f in said.flagged
         ],

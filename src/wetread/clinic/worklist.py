@@ -122,7 +122,8 @@ class Review:
 class Study:
     """One study with all that is known about it. `abnormal` is per model name.
 
-    `merged_into` is the study that took its images, if one did.
+    `merged_into` is the study that took its images, if one did. `research_only` tells whether a package behind its
+    results allows research only; None without a result.
     """
 
     row: Row
@@ -138,6 +139,7 @@ class Study:
     reviews: tuple[Review, ...]
     events: tuple[dict[str, Any], ...] = field(default=())
     merged_into: str | None = None
+    research_only: bool | None = None
 
 
 def study(database: Store, site: str, key: str, *, now: datetime | None = None) -> Study:
@@ -190,6 +192,7 @@ def study(database: Store, site: str, key: str, *, now: datetime | None = None) 
         reviews=reviews,
         events=tuple({"at": e.at, "kind": e.kind, "payload": e.payload} for e in events),
         merged_into=found["merged_into"],
+        research_only=any(result["research_only"] for result in said) if said else None,
     )
 
 

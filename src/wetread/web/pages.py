@@ -84,6 +84,7 @@ def render(request: Request, name: str, status: int = 200, **context: Any) -> Re
 @router.get("/studies/{study}/critical")
 def critical_strip(request: Request, caller: Reader, study: str) -> Response:
     """Return what the study's page says of critical findings of which nobody was told."""
+    critical.criticals(request).of(caller.site, study)  # or it is not there
     lines = critical.lines(request, caller, study)
     security.saw(request, caller)
     return render(request, "critical.html", caller=caller, criticals=lines, may_review=caller.may(Right.REVIEW))
@@ -116,6 +117,7 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         set_aside=view.set_aside(found) if caller.may(Right.OPERATE) else {},
         ohif=_ohif(request, caller.site, study),
         blind=blinded,
+        restricted=found.research_only,
         keys=preferences.get(clinic.database, caller.site, caller.name, preferences.KEYS) or {},
         undo_seconds=clinic.settings.undo_seconds,
         **view.reading(
