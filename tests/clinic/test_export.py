@@ -22,7 +22,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import JPEGBaseline8Bit
 from ward import SITE, Ward, dicom, png
 
-from wetread.clinic import audit, export, pseudonyms, reviews, store
+from wetread.clinic import audit, export, pseudonyms, reviews, store, worklist
 from wetread.clinic.deidentify import deidentify
 from wetread.clinic.pseudonyms import Pseudonyms
 from wetread.dataset import sources
@@ -216,6 +216,22 @@ def test_files_are_read_and_cleaned_in_a_process_apart(
     isolated._close()
     assert found.refused == {"UNREADABLE": 2}
     assert [row["image"][-4:] for row in rows] == [".png"]
+
+
+def test_the_last_word_counts_and_a_bare_note_takes_none_back(ward: Ward, tmp_path: Path) -> None:
+    """What is taken back does not count; an answer stays one to the call that it was given to."""
+    study = sign(ward, dicom(1), answers={"Edema": "agree"})
+    [first] = [review.review for review in worklist.study(ward.database, SITE, study).reviews]
+    with ward.database.write() as connection:  # as if the model called it otherwise by now
+        for row in connection.execute(sa.select(store.image_result)).all():
+            findings = [{**f, "call": "unlikely", "probability": 0.1} for f in row.findings]
+            connection.execute(store.image_result.update().values(findings=findings))
+    second = reviews.save(ward.database, SITE, study, "other", parent=first, note="as said", sign=True)
+    assert [row["Edema"] for row in run(ward, tmp_path, "noted")[1]] == ["1"]
+    reviews.save(ward.database, SITE, study, "reader", parent=second, answers={}, added=["Fracture"], sign=True)
+    assert [(row.get("Edema"), row["Fracture"]) for row in run(ward, tmp_path, "changed")[1]] == [(None, "1")]
+    reviews.withdraw(ward.database, SITE, study, "reader", within=timedelta(minutes=1))
+    assert [row["Edema"] for row in run(ward, tmp_path, "withdrawn")[1]] == ["1"]
 
 
 def test_labels_are_what_the_reader_said(ward: Ward, tmp_path: Path) -> None:

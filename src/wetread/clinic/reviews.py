@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection, Row, RowMapping
 
 from wetread.clinic import audit, blind, claims, store, superseding, triage
 from wetread.clinic.claims import claim, release
@@ -139,15 +139,18 @@ def save(
             raise ConflictError(f"study {study}: is read blind; record your own call before you answer or sign")
         inherits = before if bare else None
         if inherits:
-            said_before = _answers(connection, inherits.id)
-            answers = {f: a for f, a in said_before.items() if a != "added"}
-            added = [f for f, a in said_before.items() if a == "added"]
+            answered = _answers(connection, inherits.id)
+            answers = {f: row["answer"] for f, row in answered.items() if row["answer"] != "added"}
+            added = [f for f, row in answered.items() if row["answer"] == "added"]
             verdict, normal = inherits.model_verdict, inherits.normal
         said = _said(connection, images)
-        if not inherits and (unknown := sorted(set(answers) - set(said))):
+        to = said  # what the model had said when it was answered
+        if inherits:
+            to = {f: dict(row) for f, row in answered.items()}
+        elif unknown := sorted(set(answers) - set(said)):
             raise ClinicError(f"answers: {unknown[0]!r} is no finding of this study's models; put it into `added`")
         if normal and sign:
-            calls = {finding: each.get("call") for finding, each in said.items()}
+            calls = {finding: each.get("call") for finding, each in to.items()}
             raise_if_abnormal([*added, *(f for f, answer in answers.items() if _present(answer, calls.get(f)))])
         review = draft(connection, study, reader, now, version)
         connection.execute(
@@ -169,11 +172,14 @@ def save(
         rows = [{"finding": f, "answer": a} for f, a in answers.items()]
         rows += [{"finding": f, "answer": "added"} for f in dict.fromkeys(added) if f not in answers]
         for values in rows:
-            model = said.get(values["finding"], {})
+            model = to.get(values["finding"], {})
             connection.execute(
                 store.review_finding.insert().values(
-                    review=review, call=model.get("call"), probability=model.get("probability"),
-                    model=model.get("model"), **values,
+                    review=review,
+                    call=model.get("call"),
+                    probability=model.get("probability"),
+                    model=model.get("model"),
+                    **values,
                 )
             )
         if parent is None:
@@ -323,10 +329,10 @@ def _before(connection: Connection, study: Row[Any], parent: str) -> Row[Any]:
     return last
 
 
-def _answers(connection: Connection, review: str) -> dict[str, str]:
-    table = store.review_finding.c
-    rows = connection.execute(sa.select(table.finding, table.answer).where(table.review == review))
-    return {row.finding: row.answer for row in rows}
+def _answers(connection: Connection, review: str) -> dict[str, RowMapping]:
+    table = store.review_finding
+    rows = connection.execute(sa.select(table).where(table.c.review == review)).mappings()
+    return {row["finding"]: row for row in rows}
 
 
 def _unsend(connection: Connection, study: str, review: str, now: datetime) -> None:
