@@ -100,6 +100,13 @@ htmx.defineExtension("keyed-rows", {
 
 // ------------------------------------------------------------------ live
 
+// What says the same stays, so that a screen reader does not read an alarm out again with each refresh.
+document.addEventListener("htmx:oobBeforeSwap", (event) => {
+  const { detail } = event as CustomEvent<{ target: Element; fragment: Element; shouldSwap: boolean }>;
+  const fresh = detail.fragment.querySelector("#notices") ?? detail.fragment;
+  if (detail.target.id === "notices" && fresh.innerHTML === detail.target.innerHTML) detail.shouldSwap = false;
+});
+
 let timer = 0;
 function refresh(): void {
   // Events come in bursts (a study has several); one request serves them all.

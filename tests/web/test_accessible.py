@@ -297,3 +297,13 @@ def test_the_keyboard_gets_past_the_head_and_its_focus_is_seen(server: Server, s
                 if at["body"]:
                     break
                 assert at["seen"], f"{address}: {at['name']}"
+
+
+def test_what_was_read_out_is_not_read_out_again(server: Server, session: Any, study: str) -> None:
+    with watched(session, server.url) as page:
+        page.goto(server.url + "/")
+        until(page, "document.querySelector('#live').textContent === 'live'")
+        page.evaluate("document.querySelector('#notices .notice').same = true")
+        new = server.send(phantom.dicom(phantom.make(7, size=SIZE)), "7.dcm")
+        page.wait_for_selector(f'tr[data-study="{new}"]')  # the list was fetched anew, and the notices with it
+        assert page.evaluate("document.querySelector('#notices .notice').same")
