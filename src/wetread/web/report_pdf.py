@@ -121,7 +121,8 @@ class _Writer:
                 canvas.setFillColorRGB(0, 0, 0)
                 canvas.rect(_MARGIN, top - 6 * mm, width, 6 * mm, fill=1, stroke=0)
                 canvas.setFillColorRGB(1, 1, 1)
-                canvas.setFont("Bold", 8.5)
+                wide = pdfmetrics.stringWidth(words, "Bold", 8.5)
+                canvas.setFont("Bold", 8.5 * min(1, (width - 4 * mm) / wide))
                 canvas.drawString(_MARGIN + 2 * mm, top - 4.2 * mm, words)
                 canvas.setFillColorRGB(0, 0, 0)
             for words, at in ((who, top - 11 * mm), (made, _MARGIN)):
@@ -167,7 +168,7 @@ class _Writer:
             words = f"Model {model.name}{version}, package {model.id[:12]}, operating point {model.point}"
             story.append(self._line(words, "quiet"))
             rows = [
-                [self._line("  " * 2 * level + ("└ " if level else "") + finding), self._line(call),
+                [self._line("\u00a0" * 4 * level + ("└ " if level else "") + finding), self._line(call),
                  self._line("flagged" if flagged else "")]
                 for finding, call, flagged, level in model.calls
             ]  # fmt: skip
