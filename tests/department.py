@@ -16,7 +16,7 @@ HERE, ELSEWHERE = "here", "elsewhere"
 NOW = datetime(2026, 3, 14, 15, 9, 26, 535897, tzinfo=UTC)
 DAYS = 40
 MODELS = {"a" * 64: "one", "b" * 64: "two"}
-FINDINGS = ("Edema", "Fracture", "Pneumothorax")
+FINDINGS = ("Edema", "Fracture", "Pneumothorax", "No Finding")
 ROUTINE = "routine"
 
 Tables = dict[str, list[dict[str, Any]]]

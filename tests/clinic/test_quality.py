@@ -73,7 +73,7 @@ def test_agreement_is_that_of_the_rows(found: dict[int, Quality], days: int) -> 
         expected[model, finding] = (
             share(group, answer == "agree", answer.is_in(["agree", "disagree"])),
             group.filter(answer == "unsure").height,
-            share(group, missed, seen),
+            share(group, missed, seen) if finding != "No Finding" else Share(0, 0),
             share(
                 group,
                 (call == "likely") & (answer == "disagree"),

@@ -19,9 +19,11 @@ from sqlalchemy.engine import Connection
 from wetread.clinic import store, triage
 from wetread.clinic.figures import MOST, Period, Rate, Share, Spread, at_site, by_step, step_of
 from wetread.clinic.priority import Priority
+from wetread.findings import TASKS
 
 ARMS = ("anchored", "blind")  # whether the reader had the model's word before they made up their own mind
 _DAY = timedelta(days=1)
+_NORMAL = {task.normal for task in TASKS.values()}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Agreement:
     unsure : int
         Answers *unsure*, which are in no share.
     missed : Share
-        Among the findings that readers saw: those that the model called unlikely.
+        Among the findings that readers saw: those that the model called unlikely. Of nothing for the finding that
+        means normal, which nobody misses.
     false : Share
         Among its *likely* that readers answered: those that they denied.
     """
@@ -164,7 +167,7 @@ def _agreement(rows: Iterable[Any]) -> list[Agreement]:
                 finding,
                 _agreed(group),
                 sum(row.times for row in group if row.answer == "unsure"),
-                Share(missed, seen),
+                Share(0, 0) if finding in _NORMAL else Share(missed, seen),
                 Share(false, false + counts["likely", "agree"]),
             )
         )
