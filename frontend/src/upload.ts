@@ -107,7 +107,11 @@ class Uploads {
     private readonly clear: HTMLButtonElement,
     private readonly received: () => void,
   ) {
-    stop.addEventListener("click", () => this.items.forEach((item) => this.leave(item)));
+    stop.addEventListener("click", () => {
+      // Those that wait first: else each that is cancelled would let the next one go.
+      for (const item of this.items) if (item.state === "waiting") item.end("cancelled", "cancelled");
+      for (const item of this.items) this.leave(item);
+    });
     retry.addEventListener("click", () => this.again());
     clear.addEventListener("click", () => this.sweep((item) => ENDED.has(item.state)));
     window.addEventListener("online", () => this.resume());

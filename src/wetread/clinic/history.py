@@ -154,8 +154,10 @@ def history(database: Store, site: str, study: str, *, hide: bool = False) -> li
             raise NotFoundError(f"study {study[:64]}: no such study at this site")
         names = _names(connection, study)
         entries = [*_audited(connection, study, names), *_results(connection, study, names, hide)]
-        done = {(entry.at, entry.words) for entry in entries}
-        entries += [entry for entry in _happened(connection, study, names) if (entry.at, entry.words) not in done]
+        done = {entry.words for entry in entries if entry.kind == "other"}  # the audit says the same, and who
+        entries += [
+            entry for entry in _happened(connection, study, names) if entry.kind != "other" or entry.words not in done
+        ]
     return _together(sorted(entries, key=lambda entry: entry.at))
 
 
