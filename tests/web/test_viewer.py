@@ -354,7 +354,7 @@ class TestPanes:
             opened(page, server, study)
             box = page.locator(".viewport").bounding_box()
             x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-            page.keyboard.press("c")
+            page.keyboard.press("/")
             page.mouse.move(x - 80, y)
             page.mouse.down()
             page.mouse.move(x + 80, y, steps=4)
@@ -390,4 +390,4 @@ def test_the_next_study_takes_the_place_of_this_one_and_back_returns(server, ses
             assert row["patient_id"] in page.inner_text(".bar")
             assert page.evaluate("document.body.dataset.drawn") == row["images"][0]["image"]
         page.go_back()
-        until(page, "was => document.body.dataset.study === was && document.body.dataset.drawn", visited[-1])
+        page.wait_for_selector(f'body[data-study="{visited[-1]}"][data-drawn]')
