@@ -1001,6 +1001,7 @@ def export_learning(
     Example: `wetread export-learning ours --data clinic --since 2026-01-01`; then `wetread pack reviews ours data/ours`
     """
     import json
+    from contextlib import closing
     from dataclasses import asdict
     from datetime import UTC
 
@@ -1011,15 +1012,16 @@ def export_learning(
     from wetread.radiograph.read import Limits
 
     settings = config.load(Path("wetread.toml"))
-    found = export.run(
-        Store.existing(data, settings.database),
-        open_archive(data, settings),
-        data,
-        out,
-        site=site,
-        since=since.replace(tzinfo=UTC) if since else None,
-        limits=Limits.of(settings),
-    )
+    with closing(Store.existing(data, settings.database)) as database:
+        found = export.run(
+            database,
+            open_archive(data, settings),
+            data,
+            out,
+            site=site,
+            since=since.replace(tzinfo=UTC) if since else None,
+            limits=Limits.of(settings),
+        )
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return

@@ -68,8 +68,19 @@ def test_a_picture_says_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("age", "born", "years"),
-    [("011M", None, 0.92), ("003W", None, 0.06), ("010D", None, 0.03), (None, "20140102", 10.0), (None, None, None)],
+    [
+        ("011M", None, 0.92),
+        ("003W", None, 0.06),
+        ("010D", None, 0.03),
+        (None, "20140102", 10.0),
+        (None, None, None),
+        ("81", None, 81.0),
+        ("000Y", None, None),
+        ("000Y", "20140102", 10.0),
+        ("999Y", None, None),
+    ],
 )
+@pytest.mark.filterwarnings("ignore:Invalid value for VR AS")
 def test_age(tmp_path: Path, age: str | None, born: str | None, years: float | None) -> None:
     said = of(tmp_path, dicom(PatientAge=age, PatientBirthDate=born or "", StudyDate="20240102"))
     assert said.age_years == years

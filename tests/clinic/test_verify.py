@@ -60,6 +60,16 @@ def test_missing_changed_cut_and_unknown_files_are_told_apart(ward: Ward) -> Non
     assert said.endswith("NOT whole")
 
 
+def test_what_wetread_never_put_into_the_archive_is_told(ward: Ward) -> None:
+    ward.take(png(0), "0.png")
+    (ward.archive.root / "notes.txt").write_text("mine")
+    (ward.archive.root / "00" / "copy.dcm").write_bytes(b"whose?")
+    report = look(ward)
+    assert report.strays == ["00/copy.dcm", "notes.txt"]
+    assert not report.whole
+    assert "notes.txt" in "\n".join(report.lines())
+
+
 def test_what_is_settled_meanwhile_is_not_said(ward: Ward) -> None:
     """A file whose row was being written, and a row that was being removed, when the first look was taken."""
     ward.take(png(0), "0.png")

@@ -234,6 +234,14 @@ class Archive:
             if _NAME.fullmatch(file.name) and file.is_file():
                 yield file.name
 
+    def strays(self) -> Iterator[str]:
+        """Yield the path, within the archive, of every file that Wetread never put there."""
+        for file in self.root.rglob("*"):
+            folder, name = file.parent, file.name.removesuffix(_NOTE)
+            ours = folder == self._incoming or (_NAME.fullmatch(name) and folder == self.root / name[:2])
+            if not ours and not file.is_dir():
+                yield str(file.relative_to(self.root))
+
 
 def open_archive(data: Path, settings: Settings) -> Archive:
     """Open the archive that the settings name: in the data folder, or in S3.

@@ -154,6 +154,18 @@ class Bucket(Archive):
         except (OSError, *_TROUBLE) as error:
             raise self._trouble(error) from None
 
+    def strays(self) -> Iterator[str]:
+        """Yield the key of every object below the prefix that Wetread never put there."""
+        try:
+            for key in self._s3.find(f"{self.bucket}/{self.prefix}".rstrip("/")):
+                name = key.rsplit("/", 1)[1]
+                if key != f"{self._folder(name)}/{name}" or not re.fullmatch(r"[0-9a-f]{64}", name):
+                    yield key
+        except FileNotFoundError:
+            return
+        except (OSError, *_TROUBLE) as error:
+            raise self._trouble(error) from None
+
     def _folder(self, sha256: str) -> str:
         return "/".join(filter(None, (self.bucket, self.prefix, sha256[:2])))
 

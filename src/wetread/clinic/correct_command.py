@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +22,8 @@ _Reason = Annotated[str, typer.Option(help="Why; kept with it.")]
 _Site = Annotated[str | None, typer.Option(help="Its site; default: setting site.")]
 
 
-def _open(data: Path, site: str | None) -> tuple[Corrections, str]:
+@contextmanager
+def _open(data: Path, site: str | None) -> Iterator[tuple[Corrections, str]]:
     import sqlalchemy as sa
 
     from wetread import config
@@ -39,7 +42,10 @@ def _open(data: Path, site: str | None) -> tuple[Corrections, str]:
     def models() -> list[str]:
         return sorted({model for process in processes.alive(database) for model in process["models"]})
 
-    return Corrections(database, policy, models), site or settings.site
+    try:
+        yield Corrections(database, policy, models), site or settings.site
+    finally:
+        database.close()
 
 
 def _actor() -> str:
@@ -61,10 +67,10 @@ def correct_patient(
 
     Example: `wetread correct patient 5f0c… --patient-id 4711 --reason "wrong worklist entry" --data clinic`
     """
-    corrections, where = _open(data, site)
-    said = {"patient_id": patient_id, "patient_name": name, "birth_date": birth_date, "sex": sex}
-    values = {key: value for key, value in said.items() if value is not None}
-    typer.echo(corrections.patient(where, study, values, reason, _actor()))
+    with _open(data, site) as (corrections, where):
+        said = {"patient_id": patient_id, "patient_name": name, "birth_date": birth_date, "sex": sex}
+        values = {key: value for key, value in said.items() if value is not None}
+        typer.echo(corrections.patient(where, study, values, reason, _actor()))
 
 
 @correct.command("patients")
@@ -76,9 +82,9 @@ def correct_patients(
     site: _Site = None,
 ) -> None:
     """Give all studies of a patient, present and future, to another identifier, and list those that changed."""
-    corrections, where = _open(data, site)
-    for study in corrections.merge_patients(where, [old], new, {}, _actor(), reason):
-        typer.echo(study)
+    with _open(data, site) as (corrections, where):
+        for study in corrections.merge_patients(where, [old], new, {}, _actor(), reason):
+            typer.echo(study)
 
 
 @correct.command("merge")
@@ -90,8 +96,8 @@ def correct_merge(
     site: _Site = None,
 ) -> None:
     """Let another study of the same patient take over a study's images and reviews."""
-    corrections, where = _open(data, site)
-    corrections.merge(where, study, into, reason, _actor())
+    with _open(data, site) as (corrections, where):
+        corrections.merge(where, study, into, reason, _actor())
 
 
 @correct.command("reject")
@@ -105,8 +111,8 @@ def correct_reject(
     site: _Site = None,
 ) -> None:
     """Take an image out of display and ranking, and print its study. It stays listed and can be restored."""
-    corrections, where = _open(data, site)
-    typer.echo(corrections.reject(where, image, reason, _actor(), code))
+    with _open(data, site) as (corrections, where):
+        typer.echo(corrections.reject(where, image, reason, _actor(), code))
 
 
 @correct.command("restore")
@@ -117,5 +123,5 @@ def correct_restore(
     site: _Site = None,
 ) -> None:
     """Take the rejection of an image back, and print its study."""
-    corrections, where = _open(data, site)
-    typer.echo(corrections.restore(where, image, _actor(), reason))
+    with _open(data, site) as (corrections, where):
+        typer.echo(corrections.restore(where, image, _actor(), reason))

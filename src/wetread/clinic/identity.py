@@ -241,9 +241,8 @@ def _iso(day: date | None) -> str | None:
 
 
 def _age(text: str, born: date | None, studied: date | None) -> float | None:
-    """Return the age in years from (0010,1010), e.g. ``063Y`` or ``011M``, or else from the dates."""
-    if found := re.fullmatch(r"(\d{1,3})([DWMY])", text.strip().upper()):
-        return round(int(found[1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[found[2]], 2)
-    if born and studied and born <= studied:
-        return round((studied - born).days / 365.25, 2)
-    return None
+    """Return the age in years, to the hundredth, as the check of suitability takes it."""
+    from wetread.radiograph.dicom import years
+
+    age = years(text, born, studied)
+    return None if age is None else round(age, 2)

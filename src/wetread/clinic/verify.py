@@ -38,6 +38,8 @@ class Report:
         Images whose file has other bytes than when it came.
     unknown : list of str
         Files that no row knows.
+    strays : list of str
+        What lies in the archive and is none of its files.
     database : list of str
         What the database says about itself.
     audit : int or None
@@ -50,13 +52,15 @@ class Report:
     missing: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
     database: list[str] = field(default_factory=list)
     audit: int | None = None
 
     @property
     def whole(self) -> bool:
         """Whether nothing is wrong."""
-        return not (self.missing or self.changed or self.unknown or self.database) and self.audit is None
+        wrong = self.missing or self.changed or self.unknown or self.strays or self.database
+        return not wrong and self.audit is None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, for JSON."""
@@ -68,6 +72,7 @@ class Report:
         yield from (f"image {image}: its file is missing; restore it from a backup" for image in self.missing)
         yield from (f"image {image}: its file was changed; restore it from a backup" for image in self.changed)
         yield from (f"file {name}: no row knows it; the next start of the clinic takes it in" for name in self.unknown)
+        yield from (f"file {path!a}: not of the archive; see whose it is, and move it away" for path in self.strays)
         yield from (f"database: {line}" for line in self.database)
         if self.audit is not None:
             yield f"audit: row {self.audit} breaks the chain: a row was changed or removed"
@@ -127,6 +132,7 @@ def verify(
             report.changed += [image for image, expected in images if not same or found != expected]
         progress()
     report.unknown = sorted(names - wanted.keys())
+    report.strays = sorted(archive.strays())
     if report.unknown or report.missing:
         time.sleep(grace_s)
         _again(database, archive, report)

@@ -456,11 +456,15 @@ def age_years(dataset: Dataset) -> float | None:
 
     Public copies often drop the unit; a bare number counts as years. A zero is an anonymiser's blank.
     """
-    found = re.fullmatch(r"(\d{1,3})([DWMY]?)", (_text(dataset, "PatientAge") or "").upper())
+    return years(_text(dataset, "PatientAge") or "", _date(dataset, "PatientBirthDate"), _date(dataset, "StudyDate"))
+
+
+def years(age: str, born: date | None, seen: date | None) -> float | None:
+    """Return an age in years from an Age String such as ``063Y``, or from two dates; see `age_years`."""
+    found = re.fullmatch(r"(\d{1,3})([DWMY]?)", age.strip().upper())
     if found and int(found[1]) > 0:
-        years = int(found[1]) / {"D": 365.25, "W": 52.18, "M": 12.0}.get(found[2], 1.0)
-        return years if years <= 120 else None
-    born, seen = _date(dataset, "PatientBirthDate"), _date(dataset, "StudyDate")
+        value = int(found[1]) / {"D": 365.25, "W": 52.18, "M": 12.0}.get(found[2], 1.0)
+        return value if value <= 120 else None
     if born is None or seen is None or not 0 <= (seen - born).days <= 120 * 366:
         return None
     return (seen - born).days / 365.25
