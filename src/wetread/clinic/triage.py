@@ -42,7 +42,8 @@ _VIEWS = ("PA", "AP", "LATERAL")
 _TURNS = priority.rank(Priority.URGENT, False)  # of the studies that take turns
 # Asked for each image, hence put together once: to make a statement costs more than to run it.
 _images, _results = store.instance.c, store.image_result.c
-_KEY, _KEYS = sa.bindparam("key"), sa.bindparam("keys", expanding=True)
+_KEY: sa.BindParameter[Any] = sa.bindparam("key")
+_KEYS: sa.BindParameter[Any] = sa.bindparam("keys", expanding=True)
 _STUDY = sa.select(store.study).where(store.study.c.id == _KEY)
 _SHOWN = (
     sa.select(_images.id, _images.view, _images.sha256, _images.received_at)
@@ -204,7 +205,7 @@ def scores(merged: Sequence[Mapping[str, Any]]) -> list[Scored]:
 
 def shown(connection: Connection, study: str) -> Sequence[Row[Any]]:
     """Return the images of a study that are displayed and ranked, in order of arrival."""
-    return connection.execute(_SHOWN, {"key": study}).all()
+    return list(connection.execute(_SHOWN, {"key": study}))
 
 
 def views(connection: Connection, study: str) -> list[View]:

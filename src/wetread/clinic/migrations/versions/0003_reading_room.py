@@ -227,7 +227,7 @@ def _figures() -> None:
     only = "models ->> 0" if op.get_bind().dialect.name == "postgresql" else "json_extract(models, '$[0]')"
     op.execute(  # when one model had spoken, it was that one
         f"UPDATE review_finding SET model = (SELECT {only} FROM review WHERE review.id = review_finding.review "
-        "AND json_array_length(models) = 1) WHERE call IS NOT NULL"
+        "AND json_array_length(models) = 1) WHERE call IS NOT NULL"  # noqa: S608, ours
     )
 
 
