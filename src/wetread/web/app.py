@@ -27,7 +27,6 @@ from wetread.web import (
     images,
     inference,
     lists,
-    models as model_pages,
     oidc,
     operations,
     outputs,
@@ -38,13 +37,18 @@ from wetread.web import (
     quality,
     report,
     rule,
-    settings as settings_pages,
     signin,
     tryout,
     upkeep,
     users,
     wado,
     worklist,
+)
+from wetread.web import (
+    models as model_pages,
+)
+from wetread.web import (
+    settings as settings_pages,
 )
 from wetread.web.cors import Cors
 from wetread.web.operations import Metrics, Timing

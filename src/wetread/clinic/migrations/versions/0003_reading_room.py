@@ -225,10 +225,9 @@ def _figures() -> None:
         op.create_index(f"ix_{table}_site_received_at", table, ["site", "received_at"])
     op.add_column("review_finding", sa.Column("model", sa.String(64)))
     only = "models ->> 0" if op.get_bind().dialect.name == "postgresql" else "json_extract(models, '$[0]')"
-    op.execute(  # when one model had spoken, it was that one
-        f"UPDATE review_finding SET model = (SELECT {only} FROM review WHERE review.id = review_finding.review "
-        "AND json_array_length(models) = 1) WHERE call IS NOT NULL"  # noqa: S608, ours
-    )
+    # When one model had spoken, it was that one.
+    asked = f"SELECT {only} FROM review WHERE review.id = review_finding.review AND json_array_length(models) = 1"  # noqa: S608
+    op.execute(f"UPDATE review_finding SET model = ({asked}) WHERE call IS NOT NULL")  # noqa: S608
 
 
 def _safety() -> None:
