@@ -1,6 +1,6 @@
 /** One radiograph on screen: its window, its place and how it is turned. */
 import { Enums, type RenderingEngine, type Types } from "@cornerstonejs/core";
-import { fetchFrame, preset, shown, type Frame, type Preset, type Range } from "./frame";
+import { fetchFrame, preset, shown, type Frame, type Preset, type Range, type Tone } from "./frame";
 import { idOf } from "./source";
 
 /** Where a picture lies: how much larger than whole, and what point of it (as fractions) is in the middle. */
@@ -19,6 +19,7 @@ export class Pane {
   readonly element: HTMLDivElement;
   frame: Frame | null = null;
   image = "";
+  /** Which of the sender's windows; −1 for values of a file that has only tables. */
   tone = 0;
   inverted = false;
   private wanted = "";
@@ -80,13 +81,19 @@ export class Pane {
 
   // ---------------------------------------------------------------- window
 
+  /** The sender's window in force, or all values when the window is none of the sender's. */
+  get meaning(): Tone {
+    const { tones } = this.frame!;
+    return tones[this.tone] ?? { name: "", lower: 0, upper: tones[0]!.upper, table: null };
+  }
+
   private drawnId(): string {
     return idOf(this.image, this.frame?.tones[this.tone]?.table ? this.tone : -1);
   }
 
   /** The sender's window as the values that are drawn: of a table's greys all. */
   private meant(): Range {
-    const tone = this.frame!.tones[this.tone]!;
+    const tone = this.meaning;
     return tone.table ? { lower: 0, upper: 65535 } : { lower: tone.lower, upper: tone.upper };
   }
 
@@ -193,6 +200,19 @@ export class Pane {
     return { zoom: this.zoom, x: (x + columnSpacing / 2) / width, y: (y + rowSpacing / 2) / height };
   }
 
+  /** Where the picture was put last; a pane that changes its size keeps to it. */
+  private kept: Place = { zoom: 1, x: 0.5, y: 0.5 };
+
+  /** Remember where the reader has moved the picture. */
+  keep(): void {
+    this.kept = this.place;
+  }
+
+  /** Put the picture where it was, after the pane has changed its size. */
+  settle(): void {
+    if (this.frame) this.place = this.kept;
+  }
+
   set place(place: Place) {
     this.turn(this.right, this.up, place);
   }
@@ -201,6 +221,7 @@ export class Pane {
   private turn(right: Vector, up: Vector, { zoom, x, y }: Place): void {
     if (!this.frame) return;
     [this.right, this.up] = [right, up];
+    this.kept = { zoom: Math.min(40, Math.max(0.1, zoom)), x, y };
     const [width, height] = this.size;
     const [rowSpacing, columnSpacing] = this.frame.spacing ?? [1, 1];
     // World coordinates are those of pixel centres; the image begins half a pixel before the first.
@@ -213,7 +234,7 @@ export class Pane {
       viewPlaneNormal: [0, 0, normal],
       focalPoint,
       position: [focalPoint[0], focalPoint[1], normal * distance],
-      parallelScale: this.fit / Math.min(40, Math.max(0.1, zoom)),
+      parallelScale: this.fit / this.kept.zoom,
     });
     this.viewport.render();
     this.side();

@@ -173,12 +173,12 @@ export class Picture {
     const pane = viewer?.active;
     if (!viewer || !pane?.frame) return;
     const { center, width } = pane.level;
-    const tone = pane.frame.tones[pane.tone]!;
+    const tone = pane.meaning;
     const words = [
       `W ${width}  L ${center}  zoom ${pane.zoom.toFixed(2)}×`,
       [
         tone.name || (tone.table ? "the sender's table" : ""),
-        pane.frame.tones.length > 1 ? `window ${pane.tone + 1} of ${pane.frame.tones.length}` : "",
+        pane.frame.tones.length > 1 && pane.tone >= 0 ? `window ${pane.tone + 1} of ${pane.frame.tones.length}` : "",
         viewer.tools.measuring ? "measuring" : "",
         viewer.panes.length > 1 ? (viewer.linked ? "panes linked" : "panes not linked") : "",
       ]

@@ -32,6 +32,8 @@ export class Viewer {
   private count = 0;
   linked = true;
   private following = false;
+  /** A line more above a picture makes it smaller though the stage is as large as before: each picture is watched. */
+  private readonly sizes = new ResizeObserver(() => this.resize());
   /** After each drawing of any pane. */
   onDrawn: () => void = () => undefined;
 
@@ -42,7 +44,6 @@ export class Viewer {
     this.engine = new RenderingEngine("wetread");
     this.tools = new Tools(() => this.panes);
     this.lens = new Lens(() => this.panes);
-    new ResizeObserver(() => this.resize()).observe(stage);
     stage.addEventListener("contextmenu", (event) => event.preventDefault());
     stage.addEventListener("pointerdown", (event) => {
       const at = this.slots.findIndex(({ pane }) => pane.root.contains(event.target as Node));
@@ -96,13 +97,12 @@ export class Viewer {
     while (this.slots.length < wanted.length) this.add(wanted[this.slots.length]!);
     this.at = Math.min(this.at, this.slots.length - 1);
     this.stage.dataset.panes = String(this.slots.length);
-    this.engine.resize(true, false);
+    this.resize();
     await Promise.all(
       this.slots.map(async (slot, index) => {
         const cell = (slot.cell = wanted[index]!);
         if (slot.pane.image === cell.image && slot.pane.frame) {
           this.name(slot);
-          slot.pane.place = slot.pane.place;
           return;
         }
         // Never one patient's picture under another's name: it goes before the name comes.
@@ -132,16 +132,22 @@ export class Viewer {
     this.tools.add(pane);
     this.lens.add(pane);
     const { element } = pane;
+    this.sizes.observe(element);
     element.addEventListener(Enums.Events.IMAGE_RENDERED, () => {
       overlay.draw();
       this.onDrawn();
     });
     element.addEventListener(Enums.Events.VOI_MODIFIED, () => this.follow(pane, (other) => (other.relative = pane.relative)));
-    element.addEventListener(Enums.Events.CAMERA_MODIFIED, () => this.follow(pane, (other) => (other.place = pane.place)));
+    element.addEventListener(Enums.Events.CAMERA_MODIFIED, () => {
+      if (this.following) return;
+      pane.keep();
+      this.follow(pane, (other) => (other.place = pane.place));
+    });
   }
 
   private remove({ pane }: Slot): void {
     this.tools.remove(pane);
+    this.sizes.unobserve(pane.element);
     pane.close();
     if (pane.root !== this.pattern) pane.root.remove();
   }
@@ -215,11 +221,10 @@ export class Viewer {
   }
 
   private resize(): void {
-    const places = this.panes.map((pane) => (pane.frame ? pane.place : null));
     this.following = true;
     try {
       this.engine.resize(true, false);
-      this.panes.forEach((pane, index) => places[index] && (pane.place = places[index]));
+      for (const pane of this.panes) pane.settle();
     } finally {
       this.following = false;
     }

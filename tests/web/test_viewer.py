@@ -329,7 +329,10 @@ class TestPanes:
         page.mouse.move(x + 60, y + 40, steps=4)
         page.mouse.up()
         wait_for(page, lambda: level(page)["W"] > 2500)
-        self.alike(page)
+        widened = level(page)["W"]
+        page.keyboard.press("e")
+        wait_for(page, lambda: level(page)["W"] == widened, "the prior's window as wide")
+        page.keyboard.press("e")
         page.keyboard.press("v")
         page.keyboard.press("r")
         wait_for(page, lambda: np.abs(seen(page, 0) - expected(content)).max() <= 1)
