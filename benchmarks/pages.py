@@ -52,12 +52,12 @@ def rows(studies: Iterator[Any], now: datetime, model: str, name: str, seed: int
         if at > recent:
             yield "series", {"id": f"s{key[1:]}", "study": key, "series_uid": f"1.2.{n}"}
             yield "instance", {
-                "id": f"i{key[1:]}", "site": SITE, "study": key, "series": f"s{key[1:]}", "sop_uid": f"1.3.{n}",
+                "id": key, "site": SITE, "study": key, "series": f"s{key[1:]}", "sop_uid": f"1.3.{n}",
                 "sha256": f"{n:064x}", "bytes": 12_000_000, "format": "dicom", "name": "", "state": "stored",
                 "received_at": at,
             }  # fmt: skip
             yield "job", {
-                "instance": f"i{key[1:]}", "model": model, "floor": 2, "tries": 1, "due_at": at,
+                "instance": key, "model": model, "floor": 2, "tries": 1, "due_at": at,
                 "state": "queued" if study.analysis == "received" else "done",
             }  # fmt: skip
             refused = study.analysis == "not_analysed"
@@ -67,7 +67,7 @@ def rows(studies: Iterator[Any], now: datetime, model: str, name: str, seed: int
             ]
             if study.analysis != "received":
                 yield "image_result", {
-                    "id": f"r{key[1:]}", "instance": f"i{key[1:]}", "model": model, "model_name": name, "version": "1",
+                    "id": f"r{key[1:]}", "instance": key, "model": model, "model_name": name, "version": "1",
                     "suitable": not refused, "code": rng.choice(("LATERAL_ONLY", "NOT_CHEST")) if refused else None,
                     "reason": "", "cautions": "[]", "point": "screen", "findings": "[]" if refused else dumps(found),
                     "seconds": rng.lognormvariate(-1.2, 0.4), "at": at + timedelta(seconds=rng.lognormvariate(1, 0.7)),

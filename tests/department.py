@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -54,7 +55,10 @@ def draw(count: int, seed: int = 0) -> Tables:
 
 
 def _image(tables: Tables, rng: random.Random, n: int, m: int, site: str, at: datetime) -> None:
-    image, came = f"image-{n}-{m}", min(NOW - timedelta(seconds=1), at + timedelta(seconds=m))
+    image, came = (
+        str(uuid.UUID(int=rng.getrandbits(128), version=4)),
+        min(NOW - timedelta(seconds=1), at + timedelta(seconds=m)),
+    )
     tables["instance"].append({
         "id": image, "site": site, "study": f"study-{n}", "series": f"series-{n}", "sop_uid": f"3.{n}.{m}",
         "sha256": f"{n:060x}{m:04x}", "bytes": rng.randrange(10**6), "format": "dicom", "name": "",
@@ -73,7 +77,7 @@ def _image(tables: Tables, rng: random.Random, n: int, m: int, site: str, at: da
             for f in FINDINGS
         ]
         tables["image_result"].append({
-            "id": f"{image}-{name}", "instance": image, "model": model, "model_name": name, "version": "1",
+            "id": f"{name}-{n}-{m}", "instance": image, "model": model, "model_name": name, "version": "1",
             "suitable": suitable, "code": None if suitable else rng.choice(("LATERAL_ONLY", "NOT_CHEST")), "reason": "",
             "cautions": [], "caution_codes": [], "point": "screen", "findings": said if suitable else [],
             "seconds": rng.random(), "at": came + timedelta(seconds=rng.expovariate(0.1)),

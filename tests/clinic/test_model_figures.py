@@ -63,3 +63,15 @@ def test_a_models_numbers_are_those_of_the_rows(connection: Any) -> None:
             assert calls.whole == Share(sum(s.part for s in calls.weeks), sum(s.whole for s in calls.weeks))
         agreed = [a for a in quality.quality(connection, HERE, period).agreement if a.model == model]
         assert quality.agreement(connection, HERE, period, model) == agreed
+
+
+def test_of_many_images_some_are_drawn_evenly(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    period, model = Period.last(28, NOW), next(iter(department.MODELS))
+    whole = model_figures.numbers(connection, HERE, model, period)
+    monkeypatch.setattr(model_figures, "SAMPLE", whole.images // 3)
+    some = model_figures.numbers(connection, HERE, model, period)
+    assert (some.images, some.refusals) == (whole.images, whole.refusals)
+    drawn = some.calls[0].whole.whole
+    of = whole.calls[0].whole.whole
+    # A third of them, within four standard deviations of the binomial.
+    assert abs(drawn - of / 3) < 4 * (of * 2 / 9) ** 0.5

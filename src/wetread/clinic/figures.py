@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from wetread.evaluate.intervals import Z, wilson
 
@@ -132,6 +133,17 @@ class Period:
         seconds = int(step.total_seconds())
         first, last = int(self.since.timestamp()) // seconds, math.ceil(self.until.timestamp() / seconds)
         return [datetime.fromtimestamp(at * seconds, UTC) for at in range(first, last)]
+
+
+def walk(connection: Connection) -> None:
+    """Have PostgreSQL walk from the rows of the period to what belongs to each, for the rest of this transaction.
+
+    It would rather read whole tables, since it takes each step for a wait on a disk; with a long history the tables
+    are large and the period is small. SQLite knows no other way.
+    """
+    if connection.dialect.name == "postgresql":
+        for way in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"):
+            connection.execute(sa.select(sa.func.set_config(way, "off", True)))
 
 
 def at_site(site: str, table: sa.Table) -> sa.ColumnElement[bool]:

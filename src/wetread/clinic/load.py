@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import store
-from wetread.clinic.figures import MOST, Period, Spread, at_site, by_step, step_of
+from wetread.clinic.figures import MOST, Period, Spread, at_site, by_step, step_of, walk
 
 HOUR = timedelta(hours=1)
 AGES = (("under 1 min", timedelta(minutes=1)), ("under 10 min", timedelta(minutes=10)), ("under 1 h", HOUR))
@@ -58,6 +58,7 @@ class Flow:
 
 def queues(connection: Connection, site: str, now: datetime) -> list[Queue]:
     """Return the analyses of a site that are not done: one queue for each state."""
+    walk(connection)
     jobs, images = store.job.c, store.instance.c
     ages = [(images.received_at > now - limit, name) for name, limit in AGES]
     age = sa.case(*ages, else_=OLDER).label("age")
@@ -77,6 +78,7 @@ def queues(connection: Connection, site: str, now: datetime) -> list[Queue]:
 
 def owed(connection: Connection, site: str) -> list[Owed]:
     """Return what is owed to other systems, by kind and state."""
+    walk(connection)
     table = store.delivery.c
     # Each as one of the indexes has it: what is to be sent, and what was given up.
     unsent = sa.text("delivery.state IN ('queued', 'failed')")
@@ -97,6 +99,7 @@ def owed(connection: Connection, site: str) -> list[Owed]:
 
 def flow(connection: Connection, site: str, period: Period, step: timedelta) -> Flow:
     """Return what came to a site, and how long it waited."""
+    walk(connection)
     studies, images = store.study.c, store.instance.c
     at = step_of(studies.received_at, step)
     came = connection.execute(

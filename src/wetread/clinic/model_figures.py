@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import store
-from wetread.clinic.figures import MOST, Period, Share, Spread
+from wetread.clinic.figures import MOST, Period, Share, Spread, walk
 
+SAMPLE = 5_000  # images whose findings are looked at: each costs a list to take apart
 _DAY = timedelta(days=1)
 
 
@@ -57,7 +58,8 @@ class Numbers:
     weeks : tuple of datetime
         When each begins; the last ends with the period.
     calls : tuple of Calls
-        Of the images that were not refused, the finding that is flagged most often first.
+        Of the images that were not refused, the finding that is flagged most often first; of more than `SAMPLE`
+        images about so many, drawn by their ids, which are random.
     """
 
     period: Period
@@ -70,6 +72,7 @@ class Numbers:
 
 def seen(connection: Connection, site: str, period: Period) -> list[Seen]:
     """Return the models that gave results for images that came in a period, the busiest first."""
+    walk(connection)
     results = store.image_result.c
     keys = results.model, results.model_name, results.version
     images, refused = sa.func.count().label("images"), sa.func.sum(sa.case((results.suitable, 0), else_=1))
@@ -86,6 +89,7 @@ def seen(connection: Connection, site: str, period: Period) -> list[Seen]:
 
 def numbers(connection: Connection, site: str, model: str, period: Period) -> Numbers:
     """Count what a model did with the images that came in a period of whole weeks."""
+    walk(connection)
     results = store.image_result.c
     mine = (*_of(site, period), results.model == model)
     codes = connection.execute(
@@ -113,7 +117,7 @@ def numbers(connection: Connection, site: str, model: str, period: Period) -> Nu
         tuple((code, Share(count, images)) for code, count in refusals.most_common()),
         Spread.of(times),
         tuple(weeks),
-        tuple(_calls(connection, mine, weeks)),
+        tuple(_calls(connection, (*mine, *_some(images)), weeks)),
     )
 
 
@@ -142,6 +146,11 @@ def _calls(connection: Connection, mine: tuple[sa.ColumnElement[bool], ...], wee
         all_of_it = Share(sum(share.part for share in by_week), sum(share.whole for share in by_week))
         found.append(Calls(finding, all_of_it, by_week))
     return sorted(found, key=lambda calls: (-calls.whole.part, calls.finding))
+
+
+def _some(images: int) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the condition by which about `SAMPLE` of so many images are drawn; none when there are no more."""
+    return (store.instance.c.id < f"{2**32 * SAMPLE // images:08x}",) if images > SAMPLE else ()
 
 
 def _joined() -> sa.Join:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import store, triage
-from wetread.clinic.figures import MOST, Period, Rate, Share, Spread, at_site, by_step, step_of
+from wetread.clinic.figures import MOST, Period, Rate, Share, Spread, at_site, by_step, step_of, walk
 from wetread.clinic.priority import Priority
 from wetread.findings import TASKS
 
@@ -98,6 +98,7 @@ class Quality:
 
 def quality(connection: Connection, site: str, period: Period) -> Quality:
     """Count everything of a site and period."""
+    walk(connection)
     answers = _answers(connection, site, period)
     times = _times(connection, site, period)
     return Quality(
@@ -114,6 +115,7 @@ def quality(connection: Connection, site: str, period: Period) -> Quality:
 
 def agreement(connection: Connection, site: str, period: Period, model: str) -> list[Agreement]:
     """Return the agreement with one model, by finding."""
+    walk(connection)
     return _agreement(_answers(connection, site, period, model))
 
 

@@ -100,6 +100,7 @@ def model_page(request: Request, caller: Reader, model: str) -> Response:
         request, "model.html", caller=caller, model=one, numbers=numbers, agreement=agreement, weeks=WEEKS, few=FEW,
         card=card(one.package.card) if one.package else "", golden=_golden(one.package), ai=clinic.ai(caller.site),
         point=clinic.settings.point, serving=_serving(clinic, model),
+        sample=model_figures.SAMPLE,
     )  # fmt: skip
 
 
