@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 import numpy as np
 import sqlalchemy as sa
@@ -98,6 +99,7 @@ class Spread:
         )
 
 
+@lru_cache(1024)
 def _below(count: int) -> int | None:
     """Return how many values lie below the interval of a median: at most 2.5 % of the binomial of 1/2 do so."""
     total, term, k = 0.0, -count * math.log(2), 0

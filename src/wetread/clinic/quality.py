@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -255,28 +256,21 @@ def _times(connection: Connection, site: str, period: Period) -> Sequence[Any]:
 
 def _waits(rows: Sequence[Any]) -> list[Waits]:
     """Return the times by class, over all arms and in each arm that there is."""
-    arms: dict[str | None, list[Any]] = {
-        None: list(rows),
-        "AI on": [row for row in rows if not row.off],
-        "AI off": [row for row in rows if row.off],
-        "anchored": [row for row in rows if row.anchored],
-        "blind": [row for row in rows if not row.anchored],
-    }
+    received = np.array([_minutes(row.received_at, row.signed_at) for row in rows])
+    opened = np.array([_minutes(row.opened_at, row.signed_at) if row.opened_at else np.nan for row in rows])
+    classes = np.array([row.priority for row in rows], dtype=str)
+    off, anchored = (np.array([getattr(row, name) for row in rows], dtype=bool) for name in ("off", "anchored"))
+    every = np.ones(len(rows), dtype=bool)
+    arms = {None: every, "AI on": ~off, "AI off": off, "anchored": anchored, "blind": ~anchored}
     found = []
     for arm, members in arms.items():
         for priority in (None, *Priority):
-            group = [row for row in members if priority is None or row.priority == priority]
-            if group or arm is None:
-                found.append(
-                    Waits(
-                        priority,
-                        arm,
-                        Spread.of(_minutes(row.received_at, row.signed_at) for row in group),
-                        Spread.of(_minutes(row.opened_at, row.signed_at) for row in group if row.opened_at),
-                    )
-                )
+            group = members if priority is None else members & (classes == str(priority))
+            if arm is None or group.any():
+                known = group & ~np.isnan(opened)
+                found.append(Waits(priority, arm, Spread.of(received[group]), Spread.of(opened[known])))
     return found
 
 
 def _minutes(since: datetime, until: datetime) -> float:
-    return (until - since) / timedelta(minutes=1)
+    return (until - since).total_seconds() / 60
