@@ -94,7 +94,8 @@ def lines(request: Request, caller: Caller, study: str | None = None) -> list[di
             "study": alert.study,
             "here": alert.study == study,
             "finding": alert.finding,
-            "patient": (caller.sees_patients and (alert.patient_name or alert.patient_id)) or f"study {alert.study[:8]}",
+            "patient": (caller.sees_patients and (alert.patient_name or alert.patient_id))
+            or f"study {alert.study[:8]}",
             "stage": alert.stage or "",
             "words": _WORDS[alert.stage],
             "due": alert.due_at,
