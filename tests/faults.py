@@ -29,7 +29,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import conftest
 import httpx
 import peers
 import psutil
@@ -335,7 +334,7 @@ class PostgreSQL:
     """A cluster of our own that can be killed; it refuses to run as root, so the account postgres runs it then."""
 
     def __init__(self) -> None:
-        self._pg_ctl, initdb = conftest._binary("pg_ctl"), conftest._binary("initdb")
+        self._pg_ctl, initdb = peers.binary("pg_ctl"), peers.binary("initdb")
         if self._pg_ctl is None or initdb is None:
             pytest.skip("needs PostgreSQL: apt-get install -y postgresql")
         self._user = "postgres" if os.getuid() == 0 else None

@@ -39,7 +39,7 @@ def wait(condition: Callable[[], Any], what: str, limit: float = LIMIT_S) -> Any
     return found
 
 
-def _binary(name: str) -> str | None:
+def binary(name: str) -> str | None:
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
     return shutil.which(name) or (str(found[-1]) if found else None)
 
@@ -47,7 +47,7 @@ def _binary(name: str) -> str | None:
 @contextmanager
 def postgresql() -> Iterator[str]:
     """Start a PostgreSQL cluster of our own and give its URL; it refuses to run as root, so somebody else does."""
-    initdb, pg_ctl = _binary("initdb"), _binary("pg_ctl")
+    initdb, pg_ctl = binary("initdb"), binary("pg_ctl")
     if initdb is None or pg_ctl is None:
         pytest.skip("needs PostgreSQL: apt-get install -y postgresql")
     pytest.importorskip("psycopg", reason="needs psycopg, of the extra postgres")

@@ -23,8 +23,15 @@ let kept: HTMLTableRowElement | null = null;
 /** How far the list was pushed up so that the kept row did not move, where scrolling did not do: rows differ in height. In CSS pixels. */
 let pushed = 0;
 
-/** Where a row stands in the table, whether or not the list is pushed: what is pushed counts by itself. */
-const depth = (row: HTMLElement) => row.offsetTop + (row.offsetParent === body() ? body().offsetTop : 0);
+/** Where a row stands on the page, whether or not the list is pushed: what is pushed counts by itself. */
+function depth(row: HTMLElement): number {
+  let top = 0;
+  for (let part: Element | null = row; part instanceof HTMLElement; part = part.offsetParent) top += part.offsetTop;
+  return top;
+}
+
+/** The held row and where it stood before an answer came: notices above the list come and go with the same answer. */
+let stood: { row: HTMLTableRowElement; top: number } | null = null;
 
 /** Scroll, and push where that is not enough, so that a row that went down by `drift` stays under the eye. */
 function steady(drift: number): void {
@@ -42,7 +49,7 @@ function arrange(fresh: HTMLTableRowElement[]): void {
   const places = new Map(rows().map((row) => [row, row.getBoundingClientRect().top]));
   const keep = held();
   const place = keep ? rows().indexOf(keep) : -1;
-  const top = keep ? depth(keep) : 0;
+  const top = keep ? (stood?.row === keep ? stood.top : depth(keep)) : 0;
   const focused = keep?.contains(document.activeElement) ? (document.activeElement as HTMLElement) : null;
   const order = fresh.map((row) => {
     const old = present.get(row.dataset.study!);
@@ -71,6 +78,7 @@ function arrange(fresh: HTMLTableRowElement[]): void {
   }
   if (keep) {
     steady(depth(keep) - top);
+    if (stood) stood.top = depth(keep);
   } else {
     pushed = 0;
     body().style.translate = "";
@@ -99,6 +107,16 @@ htmx.defineExtension("keyed-rows", {
 });
 
 // ------------------------------------------------------------------ live
+
+document.addEventListener("htmx:beforeSwap", () => {
+  const row = held();
+  stood = row && { row, top: depth(row) };
+});
+document.addEventListener("htmx:afterSwap", () => {
+  if (stood?.row.isConnected) steady(depth(stood.row) - stood.top);
+  if (stood && pushed) kept = stood.row;
+  stood = null;
+});
 
 // What says the same stays, so that a screen reader does not read an alarm out again with each refresh.
 document.addEventListener("htmx:oobBeforeSwap", (event) => {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import socket
 import time
@@ -46,8 +47,9 @@ def raw(server: Server, *pieces: bytes, more: bool = False) -> bytes:
                 connection.shutdown(socket.SHUT_WR)
             while found := connection.recv(65536):
                 answer += found
-        except ConnectionError:  # it hung up on us: an answer too
-            pass
+        except OSError as error:  # it hung up on us: an answer too
+            if not isinstance(error, ConnectionError) and error.errno != errno.ENOTCONN:
+                raise
         return answer
 
 

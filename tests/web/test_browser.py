@@ -766,7 +766,9 @@ def drawn(page, server, path):
 
 def test_quality_is_drawn(page, judged):
     drawn(page, judged, "/quality?days=7")
-    assert "2 readings signed in 7 days" in page.inner_text("main")
+    signed = re.search(r"(\d+) readings signed in 7 days", page.inner_text("main"))
+    assert signed is not None
+    assert int(signed[1]) >= 2  # other tests of this server sign too
     page.get_by_text("as a table").first.click()
     assert page.locator("table.numbers tbody tr").first.is_visible()
     page.get_by_role("link", name="28 days").click()

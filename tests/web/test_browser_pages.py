@@ -149,7 +149,7 @@ class TestUpload:
             page.click("#adding-stop")
             until(page, "document.querySelectorAll('#added li[data-state=cancelled]').length === 10")
             assert len(held) == 3
-            assert summary(page) == "0 of 10 received, 10 cancelled"
+            until(page, "document.querySelector('#adding').textContent === '0 of 10 received, 10 cancelled'")
             shoot(page, "upload-cancelled")
 
     def test_a_zip_tells_what_was_in_it(self, server, session):

@@ -143,11 +143,10 @@ def test_nothing_in_clear(tmp_path: Path, webhook: tuple[str, list[Any]], caplog
 def _remote_models(app: Any) -> None:
     """Open the models of the settings, of which none answers, beside the one in service."""
     clinic = app.state.clinic
-    given, clinic._given = clinic._given, None
-    clinic._open_models()
+    clinic.switches.open()
     for model in clinic.models.values():
         model.predictor.close()
-    clinic._given, clinic.models = given, {}
+    clinic.models.clear()
 
 
 def _go_through(app: Any, http: TestClient, provider: Any, secrets: dict[str, str]) -> dict[str, str]:

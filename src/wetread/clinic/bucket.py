@@ -155,12 +155,14 @@ class Bucket(Archive):
             raise self._trouble(error) from None
 
     def strays(self) -> Iterator[str]:
-        """Yield the key of every object below the prefix that Wetread never put there."""
+        """Yield the key of every object in the archive's own folders that is none of its files."""
         try:
-            for key in self._s3.find(f"{self.bucket}/{self.prefix}".rstrip("/")):
-                name = key.rsplit("/", 1)[1]
-                if key != f"{self._folder(name)}/{name}" or not re.fullmatch(r"[0-9a-f]{64}", name):
-                    yield key
+            base = "/".join(filter(None, (self.bucket, self.prefix)))
+            for key in self._s3.find(base):
+                if re.fullmatch(r"[0-9a-f]{2}/[^/]+", within := key.removeprefix(f"{base}/")):
+                    name = within[3:]
+                    if not (re.fullmatch(r"[0-9a-f]{64}", name) and name[:2] == within[:2]):
+                        yield key
         except FileNotFoundError:
             return
         except (OSError, *_TROUBLE) as error:
