@@ -14,12 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, completion, corrections, identity, keys, store
+from wetread.clinic import audit, claims, completion, corrections, identity, keys, store
 from wetread.clinic.archive import Stored
 from wetread.clinic.corrections import NEW_IMAGE
 from wetread.clinic.identity import Identity
 from wetread.clinic.priority import ORDER, Priority
-from wetread.errors import NotFoundError
 
 IN_FORCE = ("stored", "rejected", "document")  # of all files under one SOP Instance UID, one is
 _PATIENT = ("patient_id", "patient_name", "birth_date", "sex")
@@ -50,10 +49,7 @@ def named_study(connection: Connection, site: str, study: str) -> Row[Any] | Non
         key = str(uuid.UUID(study))
     except ValueError:
         return None
-    row = connection.execute(sa.select(store.study).where(store.study.c.id == key, store.study.c.site == site)).first()
-    if row is None:
-        raise NotFoundError(f"study {key}: no such study at this site")
-    return corrections.follow(connection, row)
+    return corrections.follow(connection, claims.find(connection, site, key))
 
 
 def of_id(connection: Connection, study: str) -> Row[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, completion, critical, identity, keys, store, triage
+from wetread.clinic import audit, claims, completion, critical, identity, keys, store, triage
 from wetread.clinic.content import REASONS, Note
 from wetread.clinic.jobs import READ_ONLY, enqueue
 from wetread.clinic.priority import ORDER, Priority
@@ -471,10 +471,7 @@ def _reason(text: str) -> str:
 
 
 def _open(connection: Connection, site: str, study: str) -> Row[Any]:
-    table = store.study
-    row = connection.execute(sa.select(table).where(table.c.id == study, table.c.site == site)).first()
-    if row is None:
-        raise NotFoundError(f"study {study[:64]}: no such study at this site")
+    row = claims.find(connection, site, study)
     if row.merged_into:
         raise ConflictError(f"study {study}: was merged into study {row.merged_into}; correct that one")
     return row

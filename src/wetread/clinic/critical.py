@@ -22,7 +22,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, store
+from wetread.clinic import audit, claims, store
 from wetread.clinic.priority import Priority, Rules
 from wetread.clinic.store import Store
 from wetread.config import Settings
@@ -150,7 +150,7 @@ class Criticals:
         """
         table = store.communication
         with self.database.read() as connection:
-            _study(connection, site, study)
+            claims.find(connection, site, study)
             found = self._alerts(connection, store.alert.c.study == study)
             columns = [table.c[name] for name in Communication.__dataclass_fields__]
             done = connection.execute(
@@ -228,7 +228,7 @@ class Criticals:
         if len(note) > 2000:
             raise ClinicError(f"note: {len(note)} characters; at most 2000 are kept")
         with self.database.write() as connection:
-            row = _study(connection, site, study)
+            row = claims.find(connection, site, study)
             alert = _open_of(connection, study)
             if at > now + _AHEAD:
                 raise ClinicError(f"at {at.isoformat()}: lies ahead; say when it was")
@@ -463,18 +463,10 @@ def _open_of(connection: Connection, study: str) -> Row[Any] | None:
 
 
 def _required(connection: Connection, site: str, study: str) -> Row[Any]:
-    _study(connection, site, study)
+    claims.find(connection, site, study)
     if (alert := _open_of(connection, study)) is None:
         raise ConflictError(f"study {study}: no critical finding of it is open")
     return alert
-
-
-def _study(connection: Connection, site: str, study: str) -> Row[Any]:
-    table = store.study
-    row = connection.execute(sa.select(table).where(table.c.id == study, table.c.site == site)).first()
-    if row is None:
-        raise NotFoundError(f"study {study[:64]}: no such study at this site")
-    return row
 
 
 def _change(connection: Connection, key: str, **values: Any) -> None:

@@ -15,9 +15,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import store
+from wetread.clinic import claims, store
 from wetread.clinic.store import Store
-from wetread.errors import NotFoundError
 
 Kind = Literal["arrival", "analysis", "reading", "correction", "sending", "looks", "other"]
 KINDS: dict[Kind, str] = {
@@ -147,11 +146,8 @@ def history(database: Store, site: str, study: str, *, hide: bool = False) -> li
     NotFoundError
         When the site has no such study.
     """
-    table = store.study.c
     with database.read() as connection:
-        row = connection.execute(sa.select(table.received_at).where(table.id == study, table.site == site)).first()
-        if row is None:
-            raise NotFoundError(f"study {study[:64]}: no such study at this site")
+        claims.find(connection, site, study)
         names = _names(connection, study)
         entries = [*_audited(connection, study, names), *_results(connection, study, names, hide)]
         done = {entry.words for entry in entries if entry.kind == "other"}  # the audit says the same, and who

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from wetread.clinic import store
+from wetread.clinic import claims, store
 from wetread.clinic.store import Store
-from wetread.errors import NotFoundError
 
 MOST = 20
 
@@ -57,9 +56,7 @@ def priors(database: Store, site: str, study: str, *, most: int = MOST) -> Seque
     """
     table, images, review, answers = store.study, store.instance, store.review, store.review_finding
     with database.read() as connection:
-        own = connection.execute(sa.select(table).where(table.c.id == study, table.c.site == site)).first()
-        if own is None:
-            raise NotFoundError(f"study {study[:64]}: no such study at this site")
+        own = claims.find(connection, site, study)
         if not own.patient_id.strip():
             return ()
         found = connection.execute(
