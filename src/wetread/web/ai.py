@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
 from wetread.clinic.access import Caller, Right
 from wetread.errors import NotFoundError
-from wetread.web import security
-from wetread.web.pages import SignedIn, render
+from wetread.web.pages import by_form, render, with_right
 
 router = APIRouter(include_in_schema=False)
 
 
-def _administrator(caller: SignedIn) -> Caller:
-    caller.require(Right.ADMINISTER)
-    return caller
-
-
-def _sender(caller: Annotated[Caller, Depends(security.by_form)]) -> Caller:
-    caller.require(Right.ADMINISTER)
-    return caller
-
-
 @router.get("/settings/ai")
-def ai_page(request: Request, caller: Annotated[Caller, Depends(_administrator)]) -> Response:
+def ai_page(request: Request, caller: Annotated[Caller, with_right(Right.ADMINISTER)]) -> Response:
     """Show what is on and what is off."""
     return _page(request, caller)
 
@@ -34,7 +23,7 @@ def ai_page(request: Request, caller: Annotated[Caller, Depends(_administrator)]
 @router.post("/settings/ai")
 def switch(
     request: Request,
-    caller: Annotated[Caller, Depends(_sender)],
+    caller: Annotated[Caller, by_form(Right.ADMINISTER)],
     on: Annotated[bool, Form()],
     model: Annotated[str, Form(max_length=64)] = "",
     reason: Annotated[str, Form(max_length=500)] = "",

@@ -6,7 +6,7 @@ from datetime import datetime
 from io import BytesIO
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydicom.dataset import Dataset
@@ -18,7 +18,7 @@ from wetread.errors import NotFoundError
 from wetread.radiograph.read import Limits
 from wetread.web import covering, security
 from wetread.web.api import clinic_of
-from wetread.web.pages import SignedIn, render
+from wetread.web.pages import by_form, render, with_right
 from wetread.web.security import Operator, Viewer
 
 router = APIRouter(prefix="/api/v1")
@@ -122,18 +122,8 @@ def dismiss_delivery(request: Request, delivery_id: str, caller: Operator) -> Re
     return Response(status_code=204)
 
 
-def _operator(caller: SignedIn) -> Caller:
-    caller.require(Right.OPERATE)
-    return caller
-
-
-def _operator_by_form(caller: Annotated[Caller, Depends(security.by_form)]) -> Caller:
-    caller.require(Right.OPERATE)
-    return caller
-
-
 @pages.get("/deliveries")
-def deliveries_page(request: Request, caller: Annotated[Caller, Depends(_operator)]) -> Response:
+def deliveries_page(request: Request, caller: Annotated[Caller, with_right(Right.OPERATE)]) -> Response:
     """Show what has not arrived."""
     clinic = clinic_of(request)
     return render(
@@ -146,9 +136,7 @@ def deliveries_page(request: Request, caller: Annotated[Caller, Depends(_operato
 
 
 @pages.post("/deliveries/{delivery_id}/retry")
-def retry_from_page(
-    request: Request, delivery_id: str, caller: Annotated[Caller, Depends(_operator_by_form)]
-) -> Response:
+def retry_from_page(request: Request, delivery_id: str, caller: Annotated[Caller, by_form(Right.OPERATE)]) -> Response:
     """Try a delivery again."""
     delivery.retry(clinic_of(request).database, caller.site, delivery_id, caller.name)
     return RedirectResponse("/deliveries", 303)
@@ -156,7 +144,7 @@ def retry_from_page(
 
 @pages.post("/deliveries/{delivery_id}/dismiss")
 def dismiss_from_page(
-    request: Request, delivery_id: str, caller: Annotated[Caller, Depends(_operator_by_form)]
+    request: Request, delivery_id: str, caller: Annotated[Caller, by_form(Right.OPERATE)]
 ) -> Response:
     """Let a delivery be."""
     delivery.dismiss(clinic_of(request).database, caller.site, delivery_id, caller.name)

@@ -56,12 +56,27 @@ def _signed_in(request: Request) -> Caller:
 SignedIn = Annotated[Caller, Depends(_signed_in)]
 
 
-def _reader(caller: SignedIn) -> Caller:
-    caller.require(Right.VIEW)
-    return caller
+def with_right(right: Right) -> Any:
+    """Depend on who looks at a page, and may do so."""
+
+    def check(caller: SignedIn) -> Caller:
+        caller.require(right)
+        return caller
+
+    return Depends(check)
 
 
-Reader = Annotated[Caller, Depends(_reader)]
+def by_form(right: Right) -> Any:
+    """Depend on who sent a page's form, and may do so."""
+
+    def check(caller: Annotated[Caller, Depends(security.by_form)]) -> Caller:
+        caller.require(right)
+        return caller
+
+    return Depends(check)
+
+
+Reader = Annotated[Caller, with_right(Right.VIEW)]
 
 
 def render(request: Request, name: str, status: int = 200, **context: Any) -> Response:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 
 from wetread.clinic import dry_run, priority, store
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.priority import Priority
 from wetread.errors import ConfigError
 from wetread.web import security
-from wetread.web.pages import SignedIn, render
+from wetread.web.pages import by_form, render, with_right
 
 router = APIRouter(include_in_schema=False)
 
@@ -20,18 +20,8 @@ DAYS = 7
 SHOWN = 50  # of the studies that move
 
 
-def _administrator(caller: SignedIn) -> Caller:
-    caller.require(Right.ADMINISTER)
-    return caller
-
-
-def _sender(caller: Annotated[Caller, Depends(security.by_form)]) -> Caller:
-    caller.require(Right.ADMINISTER)
-    return caller
-
-
 @router.get("/settings/rule")
-def rule_page(request: Request, caller: Annotated[Caller, Depends(_administrator)]) -> Response:
+def rule_page(request: Request, caller: Annotated[Caller, with_right(Right.ADMINISTER)]) -> Response:
     """Show the rule in force, ready to be changed for a trial."""
     rule = request.app.state.clinic.rules.of(caller.site)
     return render(request, "rule.html", caller=caller, toml=priority.written(rule), found=None, error="", days=DAYS)
@@ -40,7 +30,7 @@ def rule_page(request: Request, caller: Annotated[Caller, Depends(_administrator
 @router.post("/settings/rule")
 def try_rule(
     request: Request,
-    caller: Annotated[Caller, Depends(_sender)],
+    caller: Annotated[Caller, by_form(Right.ADMINISTER)],
     toml: Annotated[str, Form(max_length=100_000)] = "",
     file: Annotated[UploadFile | None, File()] = None,
 ) -> Response:

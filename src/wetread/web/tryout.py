@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -29,7 +29,7 @@ from wetread.infer.predict import Analysis
 from wetread.radiograph.read import Limits, read
 from wetread.web import images, view
 from wetread.web.api import clinic_of
-from wetread.web.pages import SignedIn, render
+from wetread.web.pages import render, with_right
 from wetread.web.security import Uploader
 
 router = APIRouter(prefix="/api/v1")
@@ -211,13 +211,8 @@ def _finding(finding: Finding, level: int, values: Any) -> TriedFinding:
     )
 
 
-def _uploader(caller: SignedIn) -> Caller:
-    caller.require(Right.UPLOAD)
-    return caller
-
-
 @pages.get("/try")
-def try_page(request: Request, caller: Annotated[Caller, Depends(_uploader)]) -> Response:
+def try_page(request: Request, caller: Annotated[Caller, with_right(Right.UPLOAD)]) -> Response:
     """Show the page on which an image can be tried."""
     clinic = clinic_of(request)
     models = [(model.id, model.name, model.predictor.package.meta) for model in _served(clinic, caller.site)]

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +17,7 @@ from wetread.clinic.figures import MOST, Period, Spread
 from wetread.clinic.service import Clinic
 from wetread.web import figures, security  # noqa: F401  the filters of figures
 from wetread.web.api import clinic_of
-from wetread.web.pages import SignedIn, render
+from wetread.web.pages import by_form, render, with_right
 from wetread.web.pulls import PullOut
 from wetread.web.security import Operator
 
@@ -109,18 +109,8 @@ def retry_image(request: Request, image: str, caller: Operator) -> RetriedOut:
     return RetriedOut(models=_retry(clinic_of(request), caller, image))
 
 
-def _operator(caller: SignedIn) -> Caller:
-    caller.require(Right.OPERATE)
-    return caller
-
-
-def _operator_by_form(caller: Annotated[Caller, Depends(security.by_form)]) -> Caller:
-    caller.require(Right.OPERATE)
-    return caller
-
-
 @pages.get("/operations")
-def operations_page(request: Request, caller: Annotated[Caller, Depends(_operator)]) -> Response:
+def operations_page(request: Request, caller: Annotated[Caller, with_right(Right.OPERATE)]) -> Response:
     """Show how the clinic is doing; the parts that a page asks for by their name alone, too."""
     clinic, part = clinic_of(request), request.headers.get("HX-Target")
     shown: dict[str, Any] = {}
@@ -164,7 +154,7 @@ def _flow(clinic: Clinic, site: str) -> dict[str, Any]:
 def retry_from_page(
     request: Request,
     image: str,
-    caller: Annotated[Caller, Depends(_operator_by_form)],
+    caller: Annotated[Caller, by_form(Right.OPERATE)],
     study: Annotated[uuid.UUID | None, Query(description="Whose page to go back to.")] = None,
 ) -> Response:
     """Try an image again."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from wetread.clinic import accounts
 from wetread.clinic.access import Caller, Right
 from wetread.errors import ClinicError, ConflictError
-from wetread.web import security
 from wetread.web.api import clinic_of
-from wetread.web.pages import SignedIn, render
+from wetread.web.pages import by_form, render, with_right
 from wetread.web.security import Administrator
 
 router = APIRouter(prefix="/api/v1", tags=["accounts"])
@@ -96,18 +95,8 @@ def put_password(request: Request, account: str, body: PasswordIn, caller: Admin
     return Response(status_code=204)
 
 
-def _administrator(caller: SignedIn) -> Caller:
-    caller.require(Right.ADMINISTER)
-    return caller
-
-
-def _administrator_by_form(caller: Annotated[Caller, Depends(security.by_form)]) -> Caller:
-    caller.require(Right.ADMINISTER)
-    return caller
-
-
 @pages.get("/users")
-def users_page(request: Request, caller: Annotated[Caller, Depends(_administrator)]) -> Response:
+def users_page(request: Request, caller: Annotated[Caller, with_right(Right.ADMINISTER)]) -> Response:
     """Show the site's accounts."""
     return _users(request, caller)
 
@@ -115,7 +104,7 @@ def users_page(request: Request, caller: Annotated[Caller, Depends(_administrato
 @pages.post("/users")
 def add_user(
     request: Request,
-    caller: Annotated[Caller, Depends(_administrator_by_form)],
+    caller: Annotated[Caller, by_form(Right.ADMINISTER)],
     name: _Text = "",
     role: _Text = "",
     password: _Text = "",
@@ -132,7 +121,7 @@ def add_user(
 def change_user(
     request: Request,
     account: str,
-    caller: Annotated[Caller, Depends(_administrator_by_form)],
+    caller: Annotated[Caller, by_form(Right.ADMINISTER)],
     role: _Maybe = None,
     disabled: Annotated[bool | None, Form()] = None,
     password: _Maybe = None,
