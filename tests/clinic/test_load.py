@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import department
@@ -15,21 +13,9 @@ from department import HERE, NOW
 
 from wetread.clinic import load
 from wetread.clinic.figures import Period
-from wetread.clinic.store import Store
 
 TABLES = department.draw(300, seed=1)
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.system)], scope="module")
-def connection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder: Path = tmp_path_factory.mktemp("figures")
-    shared = request.param == "postgresql"
-    database = Store(request.getfixturevalue("postgresql") if shared else f"sqlite:///{folder}/clinic.db")
-    department.put(database, TABLES)
-    with database.read() as opened:
-        yield opened
-    database.close()
 
 
 def images() -> pl.DataFrame:

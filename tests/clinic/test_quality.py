@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,10 @@ TABLES = department.draw(400)
 PERIODS = {days: Period.last(days, NOW) for days in (7, 28, 90)}
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.system)], scope="module")
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Quality]]:
+@pytest.fixture(scope="module")
+def found(connection: Any) -> dict[int, Quality]:
     """What is found in each period."""
-    shared = request.param == "postgresql"
-    folder: Path = tmp_path_factory.mktemp("figures")
-    url = request.getfixturevalue("postgresql") if shared else f"sqlite:///{folder}/clinic.db"
-    database = Store(url)
-    department.put(database, TABLES)
-    with database.read() as connection:
-        yield {days: quality.quality(connection, HERE, period) for days, period in PERIODS.items()}
-    database.close()
+    return {days: quality.quality(connection, HERE, period) for days, period in PERIODS.items()}
 
 
 def readings(days: int) -> pl.DataFrame:
