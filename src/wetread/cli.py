@@ -18,6 +18,7 @@ import typer
 from wetread import __version__
 from wetread.clinic import access_command, correct_command
 from wetread.errors import WetreadError
+from wetread.simulate import command as simulate_command
 
 _DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
@@ -48,6 +49,7 @@ _EXTRAS = {
     "psycopg": "postgres",
     "s3fs": "s3",
     "torchxrayvision": "txrv",
+    "playwright": "browser",
 }
 
 
@@ -1050,39 +1052,7 @@ def demo(
     department.run(data, port, settings, rate, seed, say=typer.echo)
 
 
-simulate = typer.Typer(no_args_is_help=True, help="Synthetic departments, for load and for teaching.")
-app.add_typer(simulate, name="simulate")
-
-
-@simulate.command()
-def arrivals(
-    url: Annotated[str, typer.Option(help="Address of the running server.")] = "http://127.0.0.1:8080",
-    token: Annotated[str, typer.Option(help="API token, from `wetread token`.", envvar="WETREAD_TOKEN")] = "",
-    rate: Annotated[float, typer.Option(help="Mean arrivals per minute, at the times of a Poisson process.")] = 6.0,
-    count: Annotated[int | None, typer.Option(help="Stop after so many studies; by default at Ctrl-C.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same patients at the same times.", min=0)] = 0,
-    folder: Annotated[Path | None, typer.Option(help="Send the files of this folder instead of phantoms.")] = None,
-    hourly: Annotated[
-        str | None, typer.Option(help="24 weights, separated by commas: the relative rate in each hour of the day.")
-    ] = None,
-) -> None:
-    """Send patients to a running server and print what became of them, as JSON.
-
-    A study is sent when it is due, whether or not the server has answered the one before; latencies count from
-    that moment.
-
-    Example: `wetread simulate arrivals --rate 30 --count 100`
-    """
-    import json
-    from itertools import islice
-
-    from wetread.simulate import arrivals, department
-
-    patients = department.phantoms(seed) if folder is None else department.folder(folder)
-    gaps = department.gaps(rate, seed=seed, hourly=None if hourly is None else department.weights(hourly))
-    with arrivals.connect(url, token) as client:
-        summary = arrivals.send(islice(patients, count), gaps, client)
-    typer.echo(json.dumps(summary.to_dict(), indent=2))
+app.add_typer(simulate_command.simulate, name="simulate")
 
 
 def _spread(ray: str, workers: int | None, alone: int = 2) -> tuple[Spread, int]:

@@ -140,6 +140,7 @@ class Study:
     events: tuple[dict[str, Any], ...] = field(default=())
     merged_into: str | None = None
     research_only: bool | None = None
+    study_uid: str = ""
 
 
 def study(database: Store, site: str, key: str, *, now: datetime | None = None) -> Study:
@@ -193,6 +194,7 @@ def study(database: Store, site: str, key: str, *, now: datetime | None = None) 
         events=tuple({"at": e.at, "kind": e.kind, "payload": e.payload} for e in events),
         merged_into=found["merged_into"],
         research_only=any(result["research_only"] for result in said) if said else None,
+        study_uid=found["study_uid"],
     )
 
 

@@ -227,6 +227,7 @@ class OwnCallIn(OwnCall):
 class StudyOut(RowOut):
     """A study with everything known about it."""
 
+    study_uid: str = Field("", description="DICOM Study Instance UID, as it came or as it was made.")
     birth_date: str | None
     accession: str | None
     description: str | None
@@ -385,6 +386,7 @@ def study_out(study: worklist.Study, *, blind: bool = False) -> StudyOut:
     row = RowOut.model_validate(study.row).model_dump() | {"cautions": list(study.cautions)}
     return StudyOut(
         **row,
+        study_uid=study.study_uid,
         birth_date=study.birth_date,
         accession=study.accession,
         description=study.description,
