@@ -69,8 +69,8 @@ def test_every_table_that_names_a_study_or_an_image_is_thought_of() -> None:
         if key.column.table.name in ("study", "series", "instance", "review")
     }
     assert tables == {
-        "series", "instance", "image_result", "study_result", "job", "claim", "review", "review_finding", "delivery",
-        "alert", "communication",
+        "series", "instance", "image_result", "image_trait", "study_result", "job", "claim", "review", "review_finding",
+        "delivery", "alert", "communication", "assignment",
     }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from wetread.errors import Caution, Code, ModelError
 from wetread.findings import CHEXPERT, PNEUMONIA
 from wetread.infer.predict import Analysis, Predictor
 from wetread.radiograph import chest, phantom
+from wetread.radiograph.exposure import Exposure
 from wetread.radiograph.read import Radiograph
 
 SETTINGS = Settings.model_validate({"batch_size": 4, "batch_delay_ms": 1})
@@ -237,3 +238,10 @@ def test_a_package_that_breaks_its_promise_does_not_open(tmp_path: Path) -> None
     (path / "model.onnx").write_bytes(tiny_package.graph(2, seed=9))
     with pytest.raises(ModelError, match="golden check failed"):
         Predictor.open(path, SETTINGS)
+
+
+def test_an_analysis_says_how_its_image_was_taken_refused_or_not(predictor: Predictor) -> None:
+    for taken in (radiograph(1, device="ACME DR 1"), radiograph(1, device="ACME DR 1", view="LATERAL")):
+        found = predictor.analyse(taken)
+        assert found.suitable is (taken.view == "PA")
+        assert (found.device, found.exposure) == ("ACME DR 1", Exposure.of(taken))

@@ -174,11 +174,12 @@ def _remove(connection: Connection, key: str, actor: str) -> bool:
     )  # fmt: skip
     store.emit(connection, "study.removed", row.site, key)
     connection.execute(store.job.delete().where(store.job.c.instance.in_(images)))
-    connection.execute(store.image_result.delete().where(store.image_result.c.instance.in_(images)))
+    for made in (store.image_result, store.image_trait):
+        connection.execute(made.delete().where(made.c.instance.in_(images)))
     connection.execute(store.review_finding.delete().where(store.review_finding.c.review.in_(reviews)))
     for other in (
         *(store.communication, store.alert, store.study_result, store.review, store.claim, store.delivery),
-        *(store.instance, store.series),
+        *(store.assignment, store.instance, store.series),
     ):
         connection.execute(other.delete().where(other.c.study.in_(keys)))
     connection.execute(table.delete().where(table.c.id.in_(keys)))

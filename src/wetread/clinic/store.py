@@ -215,6 +215,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "age": ("age_key", "received_at", "id"),
     "study": ("title_key", "received_at", "id"),
     "view": ("views", "received_at", "id"),
+    "why": ("finding", "rank", "place", "id"),  # of what a finding ranked; the others have none to be sorted by
 }
 READ_ORDERS = ("arrived", "patient", "age", "study", "view")
 
@@ -228,7 +229,7 @@ for _order, _columns in ORDERS.items():
     _listed(f"ix_study_unread_{_order}", UNREAD, "site", *_columns, *_more)
     if _order in READ_ORDERS:
         _listed(f"ix_study_read_{_order}", READ, "site", *_columns, *_more)
-for _column in ("priority", "analysis", "finding"):  # few of many: found by themselves
+for _column in ("priority", "analysis"):  # few of many: found by themselves; a finding by the order `why`
     _listed(f"ix_study_unread_of_{_column}", UNREAD, "site", _column, "rank", "place", "id")
 _listed("ix_study_read_of_priority", READ, "site", "priority", "received_at", "id")
 _listed("ix_study_read_of_finding", READ, "site", "finding", "priority", "age_key", "views", "received_at", "id")
@@ -322,6 +323,73 @@ image_result = Table(
     Column("research_only", sa.Boolean, nullable=False, default=True, server_default=sa.true()),
     UniqueConstraint("instance", "model"),
 )
+image_trait = Table(
+    "image_trait",  # what drift is looked for in; see `traits`
+    metadata,
+    Column("instance", Key, ForeignKey("instance.id"), primary_key=True),
+    Column("model", Name, primary_key=True),
+    Column("device", Name, nullable=False),  # manufacturer and model; empty where the file does not say
+    Column("exposure", sa.JSON, nullable=False),
+    Column("features", sa.LargeBinary),  # of the model, projected; none of what it refused unseen
+    Column("at", Moment, nullable=False),
+)
+drift_check = Table(
+    "drift_check",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("model", Name, nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("since", Moment, nullable=False),  # the window that was looked at
+    Column("until", Moment, nullable=False),
+    Column("verdict", Name, nullable=False),  # drift, quiet, unknown (too little to say)
+    Column("report", sa.JSON, nullable=False),
+    Index("ix_drift_check_site", "site", "model", "at"),
+)
+deployment = Table(
+    "deployment",  # which package does what for a slot, since when, and until when; see `deployments`
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, nullable=False),  # empty: every site
+    Column("slot", sa.String(192), nullable=False),  # task/population
+    Column("model", Name, nullable=False),  # SHA-256 of the package
+    Column("model_name", Name, nullable=False),
+    Column("version", Name, nullable=False),
+    Column("stage", Name, nullable=False),  # shadow, canary, champion
+    Column("share", sa.Float, nullable=False),  # of the studies that see a challenger
+    Column("salt", Name, nullable=False),  # of the hash that chooses them
+    Column("previous", Name),  # the package that it takes the place of, or would
+    Column("actor", Name, nullable=False),
+    Column("reason", sa.Text, nullable=False),
+    Column("since", Moment, nullable=False),
+    Column("until", Moment),  # none: in force
+    Column("ended", Name),  # promoted, rolled_back, retired, replaced
+    Column("why", sa.Text),  # it ended
+    Column("held", sa.Boolean, nullable=False, default=False, server_default=sa.false()),  # by a person
+    Column("verdict", sa.JSON(none_as_null=True)),  # the last one
+    Index("ix_deployment_slot", "site", "slot", "since"),
+)
+for _what, _sign in (("champion", "="), ("challenger", "!=")):
+    _in_force = sa.text(f"until IS NULL AND stage {_sign} 'champion'")
+    Index(
+        f"uq_deployment_{_what}",
+        deployment.c.site,
+        deployment.c.slot,
+        unique=True,
+        sqlite_where=_in_force,
+        postgresql_where=_in_force,
+    )
+assignment = Table(
+    "assignment",  # which arm a study drew, once and for good
+    metadata,
+    Column("study", Key, ForeignKey("study.id"), primary_key=True),
+    Column("kind", Name, primary_key=True),  # canary or experiment
+    Column("unit", Key, primary_key=True),  # id of the deployment or of the experiment
+    Column("arm", Name, nullable=False),
+    Column("block", sa.String(192), nullable=False, default="", server_default=""),
+    Column("at", Moment, nullable=False),
+    Index("ix_assignment_unit", "unit", "arm"),
+)
 study_result = Table(
     "study_result",
     metadata,
@@ -382,6 +450,7 @@ claim = Table(
     Column("expires_at", Moment, nullable=False),
     Column("handed_by", Name),  # who handed the study over; none once the reader has opened it
     Index("ix_claim_reader", "reader", "expires_at"),
+    Index("ix_claim_expires_at", "expires_at"),  # those in force are few, those that ran out need not be
 )
 saved_filter = Table(
     "saved_filter",  # of the worklist; what was searched for is never kept

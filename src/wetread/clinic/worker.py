@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from wetread.clinic import completion, merging, store, triage
+from wetread.clinic import completion, merging, store, traits, triage
 from wetread.clinic.archive import Archive
 from wetread.clinic.jobs import BROKEN, LEASE, READ_ONLY, Gate, Job, Queue
 from wetread.clinic.merging import Merging
@@ -309,6 +309,8 @@ class Worker:
         values["research_only"] = research_only(model)
         if there is None:
             connection.execute(results.insert().values(values))
+            if trait := traits.row(image, job.model, analysis, now):
+                connection.execute(store.image_trait.insert().values(trait))
         else:
             del values["id"]
             connection.execute(results.update().where(mine).values(values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +20,7 @@ from wetread.infer.runtime import Engine, open_engine
 from wetread.model import golden
 from wetread.model.golden import Outputs
 from wetread.model.package import Package
+from wetread.radiograph.exposure import Exposure
 from wetread.radiograph.pixels import Seen
 from wetread.radiograph.read import Limits, Radiograph
 from wetread.radiograph.suitability import Suitability, suit
@@ -85,6 +86,10 @@ class Analysis:
     features : float32 array, shape [D], or None
         Pooled features, for drift.
     familiarity : float or None
+    device : str or None
+        What took the image: manufacturer and model.
+    exposure : Exposure or None
+        Of the image before the transform, for drift. None for studies scored as arrays.
     """
 
     model: str
@@ -102,6 +107,8 @@ class Analysis:
     maps: NDArray[np.float32] | None = field(default=None, repr=False)
     features: NDArray[np.float32] | None = field(default=None, repr=False)
     familiarity: float | None = None
+    device: str | None = None
+    exposure: Exposure | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-ready part: everything but the arrays."""
@@ -327,12 +334,15 @@ class Predictor:
         """Queue a radiograph; the callable that comes back waits for its analysis."""
         meta = self.package.meta
         fit = suit(radiograph, population=meta.population, views=meta.views)
+        device, exposure = radiograph.device, Exposure.of(radiograph)  # not the pixels, which need not wait
         if not (fit.suitable or (fit.doubtful and meta.familiarity_threshold > 0)):
             refused = self.refused(fit.code or Code.NOT_CHEST, fit.reason, point, radiograph.view)
-            return lambda: refused
+            return lambda: _taken(refused, device, exposure)
         seen, view = self.package.transform(radiograph), int(radiograph.view == "LATERAL")
-        future = self._batcher.submit(self._input({view: seen}), wait_s)
-        return lambda: self._finish(self._of(future.result(), view), radiograph.view, fit, seen, point)
+        future, taken_as = self._batcher.submit(self._input({view: seen}), wait_s), radiograph.view
+        return lambda: _taken(
+            self._finish(self._of(future.result(), view), taken_as, fit, seen, point), device, exposure
+        )
 
     def _input(self, views: Mapping[int, Seen]) -> NDArray[np.uint8]:
         """Return what the graph takes: the image, or frontal (0) and lateral (1), black where there is none."""
@@ -374,7 +384,11 @@ class Predictor:
         seen = [self.package.transform(one) for one in pair]
         outputs = self._batcher.submit(self._input(dict(enumerate(seen))), 60.0).result()
         return tuple(
-            self._finish(self._of(outputs, view), one.view, fits[view], seen[view], chosen)
+            _taken(
+                self._finish(self._of(outputs, view), one.view, fits[view], seen[view], chosen),
+                one.device,
+                Exposure.of(one),
+            )
             for view, one in enumerate(pair)
         )
 
@@ -426,6 +440,10 @@ class Predictor:
             maps=outputs.maps,
             **common,
         )
+
+
+def _taken(analysis: Analysis, device: str | None, exposure: Exposure) -> Analysis:
+    return replace(analysis, device=device, exposure=exposure)
 
 
 def _ahead(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[Future[R]]:
