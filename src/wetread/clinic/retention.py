@@ -178,7 +178,7 @@ def _remove(connection: Connection, key: str, actor: str) -> bool:
         connection.execute(made.delete().where(made.c.instance.in_(images)))
     connection.execute(store.review_finding.delete().where(store.review_finding.c.review.in_(reviews)))
     for other in (
-        *(store.communication, store.alert, store.study_result, store.review, store.claim, store.delivery),
+        *(store.communication, store.alert, store.study_result, store.review, store.claim, store.draw, store.delivery),
         *(store.assignment, store.instance, store.series),
     ):
         connection.execute(other.delete().where(other.c.study.in_(keys)))

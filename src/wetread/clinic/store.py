@@ -452,6 +452,14 @@ claim = Table(
     Index("ix_claim_reader", "reader", "expires_at"),
     Index("ix_claim_expires_at", "expires_at"),  # those in force are few, those that ran out need not be
 )
+draw = Table(
+    "draw",  # of the random-audit sample: one row for each study that arrived while there was a share to draw; see `sample`
+    metadata,
+    Column("study", Key, ForeignKey("study.id"), primary_key=True),
+    Column("share", sa.Float, nullable=False),
+    Column("chosen", sa.Boolean, nullable=False),
+    Column("at", Moment, nullable=False),
+)
 saved_filter = Table(
     "saved_filter",  # of the worklist; what was searched for is never kept
     metadata,
