@@ -27,7 +27,8 @@ def test_distances_survive_the_projection() -> None:
     before, after = (np.linalg.norm(x[pairs[0]] - x[pairs[1]], axis=1) for x in (images, kept))
     ratio = after / before
     # A distance in 64 random directions is spread by about sqrt(1 / 128) = 9 %.
-    assert abs(ratio.mean() - 1) < 0.03 and ratio.std() < 0.13
+    assert abs(ratio.mean() - 1) < 0.03
+    assert ratio.std() < 0.13
 
 
 def test_few_features_stay_as_they_are_and_huge_ones_stay_finite() -> None:
@@ -45,11 +46,14 @@ def test_models_have_directions_of_their_own_and_always_the_same() -> None:
 
 def test_a_row_comes_back_as_it_was() -> None:
     row = traits.row("i", "m", analysis(np.array([1, 2.5], np.float32)), store.now())
-    assert row is not None and row["exposure"] == dataclasses.asdict(EXPOSURE) and row["device"] == "ACME DR 1"
+    assert row is not None
+    assert row["exposure"] == dataclasses.asdict(EXPOSURE)
+    assert row["device"] == "ACME DR 1"
     np.testing.assert_array_equal(traits.unpack(row["features"]), [1, 2.5])
     assert traits.row("i", "m", dataclasses.replace(analysis(None), exposure=None), store.now()) is None
     unseen = traits.row("i", "m", analysis(None), store.now())
-    assert unseen is not None and unseen["features"] is None
+    assert unseen is not None
+    assert unseen["features"] is None
 
 
 def test_an_image_that_nothing_was_measured_of_has_no_row(ward: Ward) -> None:
