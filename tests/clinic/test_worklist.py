@@ -151,7 +151,8 @@ def test_a_big_list_is_paged_in_bounded_steps(tmp_path: Path) -> None:
                 return 0
 
             driver.set_progress_handler(tick, 100)
-            wanted = listing.statement(worklist.Query(), SITE, None, 50, store.now(), shared=False)
+            (way,) = listing.stretches(worklist.Query())
+            wanted = listing.statement(way, SITE, None, 50, store.now(), shared=False)
             assert len(connection.execute(wanted).all()) == 50
             driver.set_progress_handler(None, 0)
         steps.append(seen)

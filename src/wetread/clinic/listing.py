@@ -1,7 +1,8 @@
 """The worklist: which studies, in which order, page after page, and how many there are.
 
 Every order is stored (`store.ORDERS`), so that a page is one walk along one index, with no clock in it and however
-long the list is. The index also holds what the list is filtered by; only the rows of the page are looked up.
+long the list is. The index also holds what the list is filtered by; only the rows of the page are looked up. By
+status, by reader and by what ranked it a list is a few such walks, one after the other; see `stretches`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from wetread.errors import ClinicError, NotFoundError
 Status = Literal["received", "analysed", "not_analysed", "claimed", "reviewed"]
 STATUSES: tuple[Status, ...] = ("received", "analysed", "not_analysed", "claimed", "reviewed")
 VIEWS = ("PA", "AP", "LAT", "PA+LAT", "AP+LAT", "PA+AP", "PA+AP+LAT", "unknown")
-SORTS = tuple(store.ORDERS)
+SORTS = (*store.ORDERS, "status", "reader")
 PAGE = 50
 _LONGEST = 128  # of what is searched for
 
@@ -115,9 +116,10 @@ class Query:
         Beginning of the patient's name, the patient ID or the accession number; accents, case and marks between do
         not count. Without a digit it is a name.
     sort : str, optional
-        One of `SORTS`; by default the order in which to read, and of read studies the newest first.
+        One of `SORTS`; by default the order in which to read, and of read studies the newest first. Those of one
+        status, reader or finding stand in the order in which to read.
     descending : bool, optional
-        The other way round. By default only read studies are.
+        The other way round. By default only read studies are. What has no reader or no finding comes last either way.
 
     Raises
     ------
@@ -227,31 +229,87 @@ def page(
         For a query that cannot be, or a broken `after`.
     """
     query, now, limit = query or Query(**chosen), now or store.now(), max(1, min(limit, 500))
+    ways = stretches(query)
+    found: list[tuple[int, dict[str, Any]]] = []  # in which stretch, and what
     with database.read() as connection:
-        start = None if after is None else _cursor(connection, site, query, after)
-        wanted = statement(query, site, start, limit + 1, now, shared=database.shared)
-        found = [dict(row) for row in connection.execute(wanted).mappings()]
+        first, start = (0, None) if after is None else _cursor(connection, site, query, after)
+        for number in range(first, len(ways)):
+            wanted = statement(ways[number], site, start, limit + 1 - len(found), now, shared=database.shared)
+            found += [(number, dict(row)) for row in connection.execute(wanted).mappings()]
+            start = None
+            if len(found) > limit:
+                break
         totals = _remembered(database, connection, site)
-    rows = tuple(line(row) for row in found[:limit])
-    more = len(found) > limit
-    return Page(rows, totals, _next(query, found[limit - 1]) if more else None)
+    rows = tuple(line(row) for _, row in found[:limit])
+    return Page(rows, totals, _next(query, *found[limit - 1]) if len(found) > limit else None)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a list that is one walk.
+
+    Parameters
+    ----------
+    query : Query
+        What the list is narrowed to.
+    along : tuple of str
+        Columns that the walk goes along, the last one unique; ``reader`` is that of the claim.
+    backwards : bool
+    ranked : bool, optional
+        Only what a finding ranked, or only the others.
+    held : bool, optional
+        Only what somebody holds, or only the others.
+    """
+
+    query: Query
+    along: tuple[str, ...]
+    backwards: bool = False
+    ranked: bool | None = None
+    held: bool | None = None
+
+
+def stretches(query: Query) -> tuple[Stretch, ...]:
+    """Return the walks of which a list consists, one after the other.
+
+    A claim runs out by itself and few are in force, so whoever holds a study is in no index of studies: the list by
+    reader is what is held, sorted, and then what is free; the list by status is one list for each.
+    """
+    first, plain = store.ORDERS["priority"], replace(query, sort=None, descending=None)
+    if query.order == "status":
+        every = [status for status in STATUSES if status != "reviewed" and query.status in (None, status)]
+        return tuple(Stretch(replace(plain, status=s), first) for s in (every[::-1] if query.backwards else every))
+    if query.order == "reader":
+        held = Stretch(plain, ("reader", *first), query.backwards, held=True)
+        free = Stretch(plain, first, held=False)
+        return (held,) if query.reader is not None or query.status == "claimed" else (held, free)
+    along = store.ORDERS[query.order]
+    if query.order == "why":
+        ranked, rest = Stretch(query, along, query.backwards, ranked=True), Stretch(query, along[1:], ranked=False)
+        return (ranked,) if query.finding is not None else (ranked, rest)
+    return (Stretch(query, along, query.backwards),)
 
 
 def statement(
-    query: Query, site: str, start: tuple[Any, ...] | None, limit: int, now: datetime, *, shared: bool
+    way: Stretch, site: str, start: tuple[Any, ...] | None, limit: int, now: datetime, *, shared: bool
 ) -> sa.Select[Any]:
     """Return the SELECT of a page: the walk that finds its rows, and around it what they show."""
-    table, claims, backwards = store.study.c, store.claim.c, query.backwards
-    columns = [table[name] for name in store.ORDERS[query.order]]
-    order = [column.desc() if backwards else column for column in columns]
-    walk = sa.select(table.id).where(*_conditions(query, site, now, shared)).order_by(*order).limit(limit)
+    table, claims, backwards = store.study.c, store.claim.c, way.backwards
+    columns = [claims.reader if name == "reader" else table[name] for name in way.along]
+    # PostgreSQL does not see by itself that what has no finding lies together.
+    sorted_by = [table.finding, *columns] if way.ranked is False else columns
+    order = [column.desc() if backwards else column for column in sorted_by]
+    held = sa.and_(claims.study == table.id, claims.expires_at > now)
+    walk = sa.select(table.id).where(*_conditions(way, site, now, shared)).order_by(*order).limit(limit)
+    if way.held:
+        taken = sa.and_(_passing(claims.study, shared) == table.id, claims.expires_at > now)
+        walk = walk.select_from(store.claim.join(store.study, taken))
     if start is not None:
         here, there = sa.tuple_(*columns), sa.tuple_(*map(sa.literal, start, [c.type for c in columns]))
         walk = walk.where(here < there if backwards else here > there)
     found = walk.subquery("page")
-    held = sa.and_(claims.study == table.id, claims.expires_at > now)
+    shown = dict.fromkeys((*_SHOWN, *(name for name in way.along if name != "reader")))
     return (
-        sa.select(*(table[n] for n in dict.fromkeys((*_SHOWN, *store.ORDERS[query.order]))), *_CLAIM)
+        sa.select(*(table[name] for name in shown), *_CLAIM)
         .select_from(store.study.join(found, found.c.id == table.id).join(store.claim, held, isouter=True))
         .order_by(*order)
     )
@@ -260,29 +318,35 @@ def statement(
 _CLAIM = (store.claim.c.reader.label("claimed_by"), store.claim.c.handed_by)
 
 
-def _conditions(query: Query, site: str, now: datetime, shared: bool) -> list[sa.ColumnElement[bool]]:
-    table, claims = store.study.c, store.claim.c
+def _passing(column: Any, shared: bool) -> Any:
+    """Return a column that is looked at in passing; SQLite, which counts nothing, would search for it instead."""
+    return column if shared else sa.UnaryExpression(column, operator=custom_op("+"), type_=column.type)
+
+
+def _conditions(way: Stretch, site: str, now: datetime, shared: bool) -> list[sa.ColumnElement[bool]]:
+    query, table, claims = way.query, store.study.c, store.claim.alias("taken").c
 
     def kept(name: str) -> Any:
-        """Return a column that is looked at in passing; SQLite, which counts nothing, would search for it instead."""
-        column = table[name]
-        return column if shared else sa.UnaryExpression(column, operator=custom_op("+"), type_=column.type)
+        return _passing(table[name], shared)
 
     searched = bool(query.search.strip())
-    found: list[Any] = [(kept("site") if searched else table.site) == site, *_state("study", query)]
+    found: list[Any] = [(kept("site") if searched or way.held else table.site) == site]
+    found += _state("+study" if way.held and not shared else "study", query)
     held = sa.select(claims.study).where(claims.expires_at > now)
     if query.reader is not None:
         found.append(table.id.in_(held.where(claims.reader == query.reader)))
     elif query.status == "claimed":
         found.append(table.id.in_(held))
-    elif query.status is not None and not query.read:
+    elif way.held is False or (query.status is not None and not query.read):
         found.append(~held.where(claims.study == table.id).correlate(store.study).exists())
     if query.status in ("received", "analysed", "not_analysed"):
         found.append((table.analysis if _default(query) else kept("analysis")) == query.status)
     if query.priority is not None:
         found.append((table.priority if _default(query) else kept("priority")) == query.priority)
+    if way.ranked is not None:
+        found.append(table.finding.is_not(None) if way.ranked else table.finding.is_(None))
     if query.finding is not None:
-        found.append((table.finding if _default(query) else kept("finding")) == query.finding)
+        found.append((table.finding if _default(query) or way.ranked else kept("finding")) == query.finding)
     if query.overdue:
         found.append(kept("overdue").is_(True))
     if query.view is not None:
@@ -422,19 +486,22 @@ def line(row: Mapping[str, Any]) -> Row:
 _NAME = "name_key"  # is in no address: it is looked up again
 
 
-def _next(query: Query, last: Mapping[str, Any]) -> str:
-    values = [None if name == _NAME else last[name] for name in store.ORDERS[query.order]]
-    text = json.dumps([query.order, *(v.isoformat() if isinstance(v, datetime) else v for v in values)])
+def _next(query: Query, number: int, last: Mapping[str, Any]) -> str:
+    along = stretches(query)[number].along
+    values = [None if name == _NAME else last["claimed_by" if name == "reader" else name] for name in along]
+    text = json.dumps([query.order, number, *(v.isoformat() if isinstance(v, datetime) else v for v in values)])
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 
-def _cursor(connection: Connection, site: str, query: Query, after: str) -> tuple[Any, ...]:
+def _cursor(connection: Connection, site: str, query: Query, after: str) -> tuple[int, tuple[Any, ...]]:
+    """Return in which stretch a page begins, and after what."""
     broken = ClinicError("after: not a place in this list; take it from `next` of the page before")
-    names = store.ORDERS[query.order]
+    ways = stretches(query)
     try:
-        order, *values = json.loads(base64.urlsafe_b64decode(after.encode()))
-        if order != query.order:
+        order, number, *values = json.loads(base64.urlsafe_b64decode(after.encode()))
+        if order != query.order or type(number) is not int or not 0 <= number < len(ways):
             raise ValueError(order)
+        names = ways[number].along
         found = [_value(name, value) for name, value in zip(names, values, strict=True)]
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise broken from None
@@ -444,7 +511,7 @@ def _cursor(connection: Connection, site: str, query: Query, after: str) -> tupl
         if key is None:
             raise broken
         found[names.index(_NAME)] = key
-    return tuple(found)
+    return number, tuple(found)
 
 
 def _value(name: str, value: Any) -> Any:

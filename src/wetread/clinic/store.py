@@ -450,7 +450,6 @@ claim = Table(
     Column("expires_at", Moment, nullable=False),
     Column("handed_by", Name),  # who handed the study over; none once the reader has opened it
     Index("ix_claim_reader", "reader", "expires_at"),
-    Index("ix_claim_expires_at", "expires_at"),  # those in force are few, those that ran out need not be
 )
 draw = Table(
     "draw",  # of the random-audit sample: one row for each study that arrived while there was a share to draw; see `sample`

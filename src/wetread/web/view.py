@@ -123,7 +123,7 @@ class Column:
 
 COLUMNS = (
     Column("Priority", sort="priority"),
-    Column("Why"),
+    Column("Why", sort="why"),
     Column("Patient", sort="patient"),
     Column("Age, sex", sort="age"),
     Column("Study", "title", sort="study"),
@@ -131,8 +131,8 @@ COLUMNS = (
     Column("Arrived", "arrived"),
     Column("Waiting", "waiting", sort="arrived"),
     Column("To cap", "waiting due", sort="due"),
-    Column("Status"),
-    Column("Reader"),
+    Column("Status", sort="status"),
+    Column("Reader", sort="reader"),
 )
 
 

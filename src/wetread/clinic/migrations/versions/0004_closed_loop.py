@@ -12,16 +12,16 @@ def upgrade() -> None:
     _sorted()
     _drift()
     _rollout()
+    _sampled()
 
 
 def _sorted() -> None:
-    """Let the list be sorted by what ranked a study, and the claims in force be found."""
+    """Let the list be sorted by what ranked a study."""
     columns = ["site", "finding", "rank", "place", "id", "priority", "analysis", "views", "overdue", "age_key",
                "title_key", "received_at", "reading", "listed"]  # fmt: skip
     where = sa.text("reading != 'signed' AND listed")
     op.drop_index("ix_study_unread_of_finding", "study")
     op.create_index("ix_study_unread_why", "study", columns, sqlite_where=where, postgresql_where=where)
-    op.create_index("ix_claim_expires_at", "claim", ["expires_at"])
 
 
 def _drift() -> None:
@@ -95,3 +95,16 @@ def _rollout() -> None:
         sa.PrimaryKeyConstraint("study", "kind", "unit", name=op.f("pk_assignment")),
     )
     op.create_index("ix_assignment_unit", "assignment", ["unit", "arm"])
+
+
+def _sampled() -> None:
+    """Keep the draws of the random-audit sample."""
+    op.create_table(
+        "draw",
+        sa.Column("study", sa.String(36), nullable=False),
+        sa.Column("share", sa.Float(), nullable=False),
+        sa.Column("chosen", sa.Boolean(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_draw_study")),
+        sa.PrimaryKeyConstraint("study", name=op.f("pk_draw")),
+    )
