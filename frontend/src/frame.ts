@@ -50,8 +50,11 @@ export function held(image: string): Frame | undefined {
   return frames.get(image);
 }
 
-/** Fetch all values of an image, or return those that are here. */
-export function fetchFrame(image: string): Promise<Frame> {
+/**
+ * Fetch all values of an image, or return those that are here. What is fetched `ahead`, of a study that is not open, is
+ * told to the server as that, and stays in this page's memory: no cache of the browser has it.
+ */
+export function fetchFrame(image: string, ahead = false): Promise<Frame> {
   const known = frames.get(image);
   if (known) {
     frames.delete(image); // the newest is last
@@ -60,14 +63,17 @@ export function fetchFrame(image: string): Promise<Frame> {
   }
   let promise = coming.get(image);
   if (!promise) {
-    promise = request(image).finally(() => coming.delete(image));
+    promise = request(image, ahead).finally(() => coming.delete(image));
     coming.set(image, promise);
   }
   return promise;
 }
 
-async function request(image: string): Promise<Frame> {
-  const response = await fetch(`/api/v1/images/${encodeURIComponent(image)}/values`, { credentials: "same-origin" });
+async function request(image: string, ahead: boolean): Promise<Frame> {
+  const response = await fetch(`/api/v1/images/${encodeURIComponent(image)}/values`, {
+    credentials: "same-origin",
+    ...(ahead ? { cache: "no-store", headers: { "Wetread-Ahead": "1" } } : {}),
+  });
   if (!response.ok) {
     const problem: unknown = await response.json().catch(() => null);
     const detail = problem && typeof problem === "object" && "detail" in problem ? String(problem.detail) : "";

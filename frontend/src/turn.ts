@@ -20,7 +20,7 @@ export function turns(open: Open): void {
 }
 
 const PICTURE = "[data-image]:not([disabled])";
-const after = () => `/studies/next?after=${encodeURIComponent(document.body.dataset.study ?? "")}`;
+const after = (way: "next" | "ahead") => `/studies/${way}?after=${encodeURIComponent(document.body.dataset.study ?? "")}`;
 
 async function get(url: string): Promise<{ page: Document; url: string } | null> {
   const response = await fetch(url, { credentials: "same-origin" });
@@ -29,24 +29,30 @@ async function get(url: string): Promise<{ page: Document; url: string } | null>
   return page.body.dataset.study ? { page, url: response.url } : null;
 }
 
-/** Fetch the first picture of the study that would be next now. */
+/** Fetch the first picture of the study that would be next now; of the patient nothing is told before it is opened. */
 export async function ahead(): Promise<void> {
-  const next = await get(after()).catch(() => null);
-  const image = next?.page.querySelector<HTMLElement>(PICTURE)?.dataset.image;
-  if (image) await fetchFrame(image).catch(() => null);
+  try {
+    const response = await fetch(after("ahead"), { credentials: "same-origin" });
+    const { image } = (await response.json()) as { image: string | null };
+    if (image) await fetchFrame(image, true);
+  } catch {
+    // then it is fetched when it is wanted
+  }
 }
 
 /** Go to the next study that waits; when there is none, or anything is unusual, as the browser does. */
 export async function turn(): Promise<void> {
   const { signal } = life;
-  const next = await get(after()).catch(() => null);
+  const next = await get(after("next")).catch(() => null);
   if (signal.aborted) return; // gone meanwhile
   const stage = document.querySelector("#stage");
   const other = next?.page.querySelector("#stage");
   const script = (page: Document) => page.querySelector("script[src]")?.getAttribute("src");
-  // Another release of the front end, or a study without pictures, is loaded whole.
-  if (!next || !stage || !other || !next.page.querySelector(PICTURE) || script(next.page) !== script(document)) {
-    location.assign(after());
+  const reader = ({ body: { dataset } }: Document) => JSON.stringify([dataset.site, dataset.reader]);
+  // Another release of the front end, another reader (then nothing stays that the one before had), or a study without
+  // pictures is loaded whole.
+  if (!next || !stage || !other || !next.page.querySelector(PICTURE) || script(next.page) !== script(document) || reader(next.page) !== reader(document)) {
+    location.assign(after("next"));
     return;
   }
   life.abort();

@@ -39,6 +39,7 @@ TABLE: dict[tuple[str, str], Rule] = {
     # pages
     ("GET", "/"): Rule(VIEW, page=True),
     ("GET", "/studies/next"): Rule(VIEW, page=True),
+    ("GET", "/studies/ahead"): Rule(VIEW, page=True),
     ("GET", "/studies/{study}"): Rule(VIEW, page=True),
     ("GET", "/studies/{study}/critical"): Rule(VIEW, page=True),
     ("GET", "/try"): Rule(UPLOAD, page=True),
@@ -69,6 +70,7 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("GET", "/password"): Rule(SIGNED_IN, page=True),
     ("POST", "/password"): Rule(SIGNED_IN, also=(403,)),
     ("GET", "/static/{path}"): Rule(ANYONE),
+    ("GET", "/static/language/{code}.js"): Rule(ANYONE, also=(404,)),
     # API
     ("GET", "/api/v1/openapi.json"): Rule(ANYONE),
     ("POST", "/api/v1/studies"): Rule(UPLOAD, more={"data": {"study": ""}}),

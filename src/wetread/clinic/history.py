@@ -87,6 +87,10 @@ _AUDIT: dict[str, tuple[Kind, Words]] = {
     "image.restored": ("correction", lambda d, n: f"restored {n.image(d)}{_because(d)}"),
     "image.retried": ("analysis", lambda d, n: f"had {n.image(d)} analysed again"),
     "study.viewed": ("looks", lambda d, n: "looked at the study"),
+    "study.prefetched": (
+        "looks",
+        lambda d, n: "had a picture of it fetched ahead, as their next study; not looked at by that",
+    ),
     "study.claimed": ("reading", lambda d, n: "claimed the study"),
     "study.released": ("reading", lambda d, n: "gave the study back"),
     "study.handed_over": ("reading", lambda d, n: f"handed the study over to {d.get('to', 'another reader')}"),

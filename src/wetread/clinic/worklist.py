@@ -160,7 +160,7 @@ def study(database: Store, site: str, key: str, *, now: datetime | None = None) 
             .where(store.instance.c.study == key)
             .order_by(store.instance.c.received_at, store.instance.c.id)
         ).all()
-        results = triage.latest(connection, [image.id for image in images])
+        results = triage.latest(connection, key, [image.id for image in images])
         current = {result["id"] for result in switches.current(connection, key, results)}
         claimed = connection.execute(
             sa.select(store.claim).where(store.claim.c.study == key, store.claim.c.expires_at > now)
@@ -196,6 +196,14 @@ def study(database: Store, site: str, key: str, *, now: datetime | None = None) 
         research_only=any(result["research_only"] for result in said) if said else None,
         study_uid=found["study_uid"],
     )
+
+
+def first_image(database: Store, site: str, key: str) -> str | None:
+    """Return the image that the page of a study shows first; None when it has none that can be shown."""
+    table = store.instance.c
+    wanted = sa.select(table.id).where(table.study == key, table.site == site, table.state == "stored")
+    with database.read() as connection:
+        return connection.execute(wanted.order_by(table.received_at, table.id).limit(1)).scalar()
 
 
 _FINDING = ("finding", "probability", "threshold", "flagged", "call", "image")

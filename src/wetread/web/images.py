@@ -30,6 +30,8 @@ from wetread.web.security import Viewer
 
 router = APIRouter(prefix="/api/v1/images", tags=["images"])
 
+AHEAD = "Wetread-Ahead"
+
 _HEADERS = (
     ("Wetread-Rows", "integer", "height in pixels"),
     ("Wetread-Columns", "integer", "width in pixels"),
@@ -63,7 +65,7 @@ class _Stored:
         return read(self.path, name="image", limits=self.limits)
 
 
-def _find(request: Request, caller: Caller, image: str) -> _Stored:
+def _find(request: Request, caller: Caller, image: str, *, ahead: bool = False) -> _Stored:
     """Return where an image of the caller's site lies; a quarantined one is never shown."""
     clinic, table = clinic_of(request), store.instance.c
     wanted = sa.select(table.sha256, table.study).where(
@@ -73,7 +75,7 @@ def _find(request: Request, caller: Caller, image: str) -> _Stored:
         row = connection.execute(wanted).first()
     if row is None:
         raise NotFoundError(f"image {image[:64]}: no such image at this site")
-    security.saw(request, caller, row.study)
+    security.saw(request, caller, row.study, ahead=ahead)
     sha256 = row.sha256
     limits = Limits.of(clinic.settings)
     return _Stored(clinic.archive.path(sha256), limits, {"ETag": f'"{sha256}"', "Cache-Control": "private, no-cache"})
@@ -124,14 +126,22 @@ def get_frame(
 
 @router.get("/{image}/values", response_class=Response, responses=_VALUES)
 def get_values(
-    request: Request, image: str, caller: Viewer, if_none_match: Annotated[str | None, Header()] = None
+    request: Request,
+    image: str,
+    caller: Viewer,
+    if_none_match: Annotated[str | None, Header()] = None,
+    ahead: Annotated[
+        str, Header(alias=AHEAD, max_length=8, description="1: fetched before anybody looks; audited as that.")
+    ] = "",
 ) -> Response:
     """Return every value of the file, larger is brighter, and the windows by which its sender meant it to be seen.
 
     Little endian: the length of a JSON object (4 bytes), the object, then for each of its `tones` with a `table` that
     table (`entries` × 16 bits: the grey of each value), and the values, row by row from the top, of `bits` each.
     """
-    stored = _find(request, caller, image)
+    stored = _find(request, caller, image, ahead=ahead == "1")
+    if ahead == "1":  # of a study that is not open: in no cache, and gone with the tab
+        stored.headers["Cache-Control"] = "no-store"
     if if_none_match == stored.headers["ETag"]:
         return Response(status_code=304, headers=stored.headers)
     about, body = presentation.present(stored.path, name="image", limits=stored.limits)

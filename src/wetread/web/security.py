@@ -226,10 +226,17 @@ def still(request: Request, caller: Caller) -> bool:
     return access.still(request.app.state.clinic.database, caller, idle(request))
 
 
-def saw(request: Request, caller: Caller, study: str | None = None) -> None:
-    """Audit that the caller looks at a study, or at the list of them, before anything of it is handed out."""
+def saw(request: Request, caller: Caller, study: str | None = None, *, ahead: bool = False) -> None:
+    """Audit that the caller looks at a study, or at the list of them, before anything of it is handed out.
+
+    What a page fetches `ahead` nobody looks at yet; that it was fetched is noted all the same.
+    """
     app = request.app.state
-    deed = ("study.viewed", study) if study is not None else ("worklist.viewed", caller.site)
+    deed = (
+        ("study.prefetched" if ahead else "study.viewed", study)
+        if study is not None
+        else ("worklist.viewed", caller.site)
+    )
     app.looks.note(app.clinic.database, caller.site, caller.name, caller.token, *deed)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from wetread.clinic import claims, delivery, filters, preferences, store, worklist
-from wetread.clinic.access import Right
+from wetread.clinic.access import Caller, Right
 from wetread.errors import ClinicError
 from wetread.web import covering, critical, events, lists, security, view
 from wetread.web.pages import Reader, render
@@ -99,7 +99,18 @@ def _nothing(chosen: str, values: dict[str, str], search: str) -> str:
 @router.get("/studies/next")
 def next_study(request: Request, caller: Reader, after: str = "") -> Response:
     """Go to the first unread study that nobody else is reading, other than `after`; when none is left, to the list."""
-    page = worklist.page(request.app.state.clinic.database, caller.site, limit=500)
-    free = (row.study for row in page.rows if row.study != after and row.claimed_by in (None, caller.name))
-    found = next(free, None)
+    found = _next(request, caller, after)
     return RedirectResponse("/" if found is None else f"/studies/{found}", 303)
+
+
+@router.get("/studies/ahead")
+def picture_ahead(request: Request, caller: Reader, after: str = "") -> dict[str, str | None]:
+    """Return the first picture of the study that would be next now: its identifier, and nothing of the patient."""
+    found = _next(request, caller, after)
+    image = None if found is None else worklist.first_image(request.app.state.clinic.database, caller.site, found)
+    return {"image": image}
+
+
+def _next(request: Request, caller: Caller, after: str) -> str | None:
+    page = worklist.page(request.app.state.clinic.database, caller.site, limit=500)
+    return next((row.study for row in page.rows if row.study != after and row.claimed_by in (None, caller.name)), None)
