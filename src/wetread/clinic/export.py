@@ -103,7 +103,7 @@ def run(
     try:
         for study, review, images in _signed(database, site, since):
             names = Pseudonyms(secret, study.site)
-            labels = _labels(review)
+            labels = labels_of(review)
             called |= {finding for finding, (answer, _) in review["answers"].items() if answer != "added"}
             for image, codes in images:
                 row = _about(study, image, names)
@@ -166,10 +166,11 @@ def _signed(
                 .limit(1)
             ).first()
             if review is not None:
-                yield study, _said(connection, review), _images(connection, key)
+                yield study, said(connection, review), _images(connection, key)
 
 
-def _said(connection: Connection, review: Row[Any]) -> dict[str, Any]:
+def said(connection: Connection, review: Row[Any]) -> dict[str, Any]:
+    """Return what a review says: whether it is `normal`, and its `answers` (finding -> answer and the model's call)."""
     table = store.review_finding
     rows = connection.execute(sa.select(table).where(table.c.review == review.id))
     return {"normal": review.normal, "answers": {row.finding: (row.answer, row.call) for row in rows}}
@@ -187,7 +188,7 @@ def _images(connection: Connection, study: str) -> list[tuple[Row[Any], set[str]
     return [(row, codes[row.id]) for row in rows]
 
 
-def _labels(review: Mapping[str, Any]) -> dict[str, int]:
+def labels_of(review: Mapping[str, Any]) -> dict[str, int]:
     """Return what the reader said of each finding; see the text of the module."""
     called = {"likely": PRESENT, "unlikely": ABSENT, "unsure": UNCERTAIN}
     opposite = {"likely": ABSENT, "unlikely": PRESENT}
