@@ -31,6 +31,14 @@ def _zone(name: str) -> str:
     return name
 
 
+def _language(code: str) -> str:
+    # Named by their folders; what is in them is the matter of wetread.web.language.
+    known = ["en", *sorted(folder.name for folder in (Path(__file__).parent / "web/locale").glob("[a-z]*"))]
+    if code not in known:
+        raise ValueError(f"no such language; one of {', '.join(known)}")
+    return code
+
+
 class Settings(BaseModel):
     """Every setting of the application; the help text is the field's description."""
 
@@ -119,6 +127,9 @@ class Settings(BaseModel):
     session_idle_minutes: float = Field(60.0, description="A login that nobody uses ends after so long, in min.", gt=0)
     zone: Annotated[str, AfterValidator(_zone)] = Field(
         "", description="Time zone in which pages tell times, as `Europe/Paris`; empty means each browser's own."
+    )
+    language: Annotated[str, AfterValidator(_language)] = Field(
+        "en", description="Language of the pages (`en`, `de`) for browsers that ask for none that there is."
     )
     tls_certificate: str = Field("", description="Certificate chain of the server, a PEM file; empty means no TLS.")
     tls_key: str = Field("", description="Its private key, a PEM file; empty means in the same file.")
@@ -228,6 +239,13 @@ class Settings(BaseModel):
     blind_share: float = Field(
         0.0, description="Share of the other sites' studies that are read so, the same for every reader.", ge=0, le=1
     )
+    sample_share: float = Field(
+        0.0,
+        description="Share of the patients, drawn as they arrive, that are read blind for the random-audit sample.",
+        ge=0,
+        le=1,
+    )
+    sample_sites: list[str] = Field([], description="Sites with another share, as `site=share`.")
     outputs_sr: list[str] = Field(
         [],
         description="Where structured reports go: `dicomweb+https://host/dicom-web`, `dicom://AE@host:port`; "

@@ -70,7 +70,7 @@ def test_every_table_that_names_a_study_or_an_image_is_thought_of() -> None:
     }
     assert tables == {
         "series", "instance", "image_result", "image_trait", "study_result", "job", "claim", "review", "review_finding",
-        "delivery", "alert", "communication", "assignment",
+        "delivery", "alert", "communication", "assignment", "draw",
     }  # fmt: skip
 
 

@@ -35,9 +35,9 @@ def opened(folder: Path, **settings: object) -> FastAPI:
     return create_app(folder, Settings.model_validate(settings), models=[Zebra()])
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    app = opened(tmp_path, blind_sites=["default"])
+@pytest.fixture(params=[{"blind_sites": ["default"]}, {"sample_share": 1.0}], ids=["site", "sample"])
+def client(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Client]:
+    app = opened(tmp_path, **request.param)
     with TestClient(app, base_url=BASE) as http:
         yield Client(app, http)
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, claims, completion, corrections, identity, keys, store
+from wetread.clinic import audit, claims, completion, corrections, identity, keys, sample, store
 from wetread.clinic.archive import Stored
 from wetread.clinic.corrections import NEW_IMAGE
 from wetread.clinic.identity import Identity
@@ -41,6 +41,7 @@ class Place:
     floor: Priority
     now: datetime
     complete_after: timedelta
+    sample_share: float = 0.0  # of the random-audit sample
 
 
 def named_study(connection: Connection, site: str, study: str) -> Row[Any] | None:
@@ -109,6 +110,7 @@ def find_or_add(connection: Connection, said: Identity, place: Place, cautions: 
             listed=not said.document,
         )
     )
+    sample.draw(connection, place.site, study, patient, place.sample_share, place.now)
     added = of_id(connection, study)
     if not said.document:
         _duplicates(connection, added)

@@ -1,7 +1,8 @@
 """Reading blind: the reader's own call is recorded before the model's word is shown.
 
 Which studies are read so is fixed by site, or by a share of all studies; the share is taken by a hash of the study, so
-that the answer is the same for every reader, at every time. The place in the worklist stays: it is for the patient.
+that the answer is the same for every reader, at every time. Studies of the random-audit sample (`sample`) are always
+read so. The place in the worklist stays: it is for the patient.
 Whoever may review is not told what ranked the study or what a model said of it, by no page and no interface, until
 their own call is recorded or somebody has signed; the review keeps that call, when it was made, and that it was not
 anchored by the model.
@@ -16,7 +17,7 @@ from dataclasses import replace
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import store
+from wetread.clinic import sample, store
 from wetread.clinic.listing import Row
 from wetread.clinic.worklist import Study
 from wetread.config import Settings
@@ -30,6 +31,11 @@ def applies(settings: Settings, site: str, study: str) -> bool:
         return True
     share = int.from_bytes(hashlib.sha256(f"blind {study}".encode()).digest()[:8], "big") / 2**64
     return share < settings.blind_share
+
+
+def asked(connection: Connection, study: str, is_blind: bool) -> bool:
+    """Return whether a study is read blind, by the settings (`is_blind`) or because it is in the sample."""
+    return is_blind or study in sample.drawn(connection, [study])
 
 
 def waits(connection: Connection, study: str, reader: str) -> bool:
@@ -47,8 +53,8 @@ def unopened(connection: Connection, studies: Sequence[str], reader: str) -> set
 
 def hidden(connection: Connection, settings: Settings, site: str, studies: Sequence[str], reader: str) -> set[str]:
     """Return those of these studies whose results are kept from this reader."""
-    chosen = [study for study in studies if applies(settings, site, study)]
-    return unopened(connection, chosen, reader) if chosen else set()
+    chosen = {study for study in studies if applies(settings, site, study)} | sample.drawn(connection, studies)
+    return unopened(connection, sorted(chosen), reader) if chosen else set()
 
 
 def cover(row: Row) -> Row:
@@ -61,6 +67,7 @@ def cover_study(study: Study, reader: str) -> Study:
     """Return a study without what the models said, and without other readers' answers to it."""
     return replace(
         study,
+        blind=True,
         row=cover(study.row),
         cautions=study.row.cautions,
         abnormal={},

@@ -9,10 +9,10 @@ sees. Objects without a picture, and our own that come back, are kept beside the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, BinaryIO
 
 import sqlalchemy as sa
@@ -25,6 +25,7 @@ from wetread.clinic import (
     completion,
     content,
     corrections,
+    deployments,
     identity,
     priority,
     retention,
@@ -88,6 +89,8 @@ class Intake:
         Called after new work was committed.
     complete_after_s : float
         How long nothing must come before a study is complete, in s.
+    sample_share : callable
+        Gives the share of a site that is drawn for the random-audit sample, see `sample`.
     """
 
     def __init__(
@@ -100,10 +103,11 @@ class Intake:
         max_bytes: int,
         wake: Callable[[], None] = lambda: None,
         complete_after_s: float = 60.0,
+        sample_share: Callable[[str], float] = lambda site: 0.0,
     ) -> None:
         self.database, self.archive, self.max_bytes = database, archive, max_bytes
         self._policy, self._models, self._wake = policy, models, wake
-        self._complete_after = timedelta(seconds=complete_after_s)
+        self._complete_after, self._share = timedelta(seconds=complete_after_s), sample_share
         self.tally = Tally()
 
     def take(
@@ -201,7 +205,7 @@ class Intake:
                 return Received(name, same.study, same.id, False, same.state == "quarantined", same.format)
             retention.arrived(connection, self.archive, stored.sha256)
             patient = target.patient_id if target else said.patient_id
-            place = Place(site, study_uid, patient, floor, store.now(), self._complete_after)
+            place = Place(site, study_uid, patient, floor, store.now(), self._complete_after, self._share(site))
             current = next((row for row in known if row.state in IN_FORCE), None)
             rival.meet(current, stored)
             if current is not None and rival.same_data:
@@ -246,6 +250,7 @@ class Intake:
             if state == "quarantined":
                 cautions.append(HELD.get(str(reason), _OTHER))
             if state == "stored":
+                deployments.assign(connection, row.id, site, place.now)
                 enqueue(connection, image["id"], self._models() or [READ_ONLY], floor, place.now)
             why = {"reason": reason} if reason in HELD else {}
             store.emit(connection, _EVENTS.get(state, "instance.stored"), site, row.id, {"image": image["id"], **why})
@@ -350,9 +355,12 @@ class Intake:
             left = sa.select(images.c.study).join(jobs, jobs.c.instance == images.c.id).where(gone)
             studies = {row.study: row.site for row in connection.execute(left.add_columns(images.c.site))}
             connection.execute(jobs.delete().where(gone))
+            deployed = deployments.history(connection)
+            sites = connection.execute(sa.select(store.site.c.name)).scalars().all() if deployed else []
             for model in models:
                 done = sa.select(jobs.c.instance).where(jobs.c.model == model)
-                for image in connection.execute(wanted.where(images.c.id.not_in(done))).scalars().all():
+                mine = wanted.where(images.c.id.not_in(done), _of(deployments.wanted(deployed, model, sites)))
+                for image in connection.execute(mine).scalars().all():
                     enqueue(connection, image, [model], Priority.ROUTINE, now)
                     count += 1
             for study, site in studies.items():
@@ -363,6 +371,17 @@ class Intake:
 _OF_UID = sa.select(store.instance).where(
     store.instance.c.site == sa.bindparam("site"), store.instance.c.sop_uid == sa.bindparam("sop_uid")
 )
+
+
+def _of(sites: Mapping[str, datetime | None] | None) -> sa.ColumnElement[bool]:
+    """Return the condition for images of some sites, each from a moment on; None stands for all images."""
+    if sites is None:
+        return sa.true()
+    images, always = store.instance.c, [site for site, since in sites.items() if since is None]
+    lately = [sa.and_(images.site == site, images.received_at >= at) for site, at in sites.items() if at is not None]
+    return sa.or_(images.site.in_(always), *lately)
+
+
 HELD_NOTE = "a rejection note whose sender may not correct"
 HELD_HEADER = "a corrected header whose sender may not correct"
 # Why a file was kept apart that would change what is here → the caution that readers see.

@@ -29,7 +29,7 @@ def record(
     Parameters
     ----------
     is_blind : bool
-        Whether the study is read blind, see `blind`.
+        Whether the settings have the study read blind, see `blind`; one of the random-audit sample always is.
     normal : bool
         Whether the reader calls the study normal.
     findings : sequence of str
@@ -49,10 +49,10 @@ def record(
     reviews.check_findings(findings)
     if normal:
         reviews.raise_if_abnormal(list(findings))
-    if not is_blind:
-        raise ConflictError(f"study {study[:64]}: is not read blind; answer the model instead")
     with database.write() as connection:
         row = claims.open_study(connection, site, study)
+        if not blind.asked(connection, study, is_blind):
+            raise ConflictError(f"study {study}: is not read blind; answer the model instead")
         claims.hold(connection, site, study, reader, now, life)
         if not blind.waits(connection, study, reader):
             raise ConflictError(f"study {study}: your own call is recorded already; it cannot be changed")

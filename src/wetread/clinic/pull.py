@@ -17,7 +17,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import peers, priority, processes, store, switches
+from wetread.clinic import peers, priority, processes, sample, store, switches
 from wetread.clinic.archive import Archive, open_archive
 from wetread.clinic.dimse import Listener
 from wetread.clinic.intake import Intake
@@ -228,7 +228,10 @@ def _intake(database: Store, archive: Archive, settings: Settings) -> Intake:
     def policy(connection: Connection, site: str) -> Policy:
         return switches.policy(connection, site, rules.of(site), ai=settings.ai)
 
-    return Intake(database, archive, policy=policy, models=models, max_bytes=settings.max_bytes)
+    share = sample.shares(settings)
+    return Intake(
+        database, archive, policy=policy, models=models, max_bytes=settings.max_bytes, sample_share=share
+    )
 
 
 def run(

@@ -104,7 +104,7 @@ def save(
     version : Version, optional
         Refuse to take the place of a newer draft. By default this is not checked.
     is_blind : bool
-        Whether the study is read blind, see `blind`.
+        Whether the settings have the study read blind, see `blind`; one of the random-audit sample always is.
     life : timedelta
         How long the claim holds that comes with a draft.
 
@@ -135,7 +135,8 @@ def save(
         images = _images(connection, study)
         if sign and seen is not None and (unseen := [image for image in images if image not in set(seen)]):
             raise UnseenError(study, unseen)
-        if (answers or sign) and is_blind and blind.waits(connection, study, reader):
+        own_first = (answers or sign) and blind.asked(connection, study, is_blind)
+        if own_first and blind.waits(connection, study, reader):
             raise ConflictError(f"study {study}: is read blind; record your own call before you answer or sign")
         inherits = before if bare else None
         if inherits:
@@ -143,7 +144,7 @@ def save(
             answers = {f: row["answer"] for f, row in answered.items() if row["answer"] != "added"}
             added = [f for f, row in answered.items() if row["answer"] == "added"]
             verdict, normal = inherits.model_verdict, inherits.normal
-        said = _said(connection, images)
+        said = _said(connection, study, images)
         to = said  # what the model had said when it was answered
         if inherits:
             to = {f: dict(row) for f, row in answered.items()}
@@ -361,10 +362,10 @@ def _images(connection: Connection, study: str) -> list[str]:
     return list(connection.execute(wanted.order_by(table.received_at, table.id)).scalars())
 
 
-def _said(connection: Connection, images: list[str]) -> dict[str, dict[str, Any]]:
+def _said(connection: Connection, study: str, images: list[str]) -> dict[str, dict[str, Any]]:
     """Return what the models said: finding → call, probability and model; the highest of several models."""
     said: dict[str, dict[str, Any]] = {}
-    for model in triage.merge([r for r in triage.latest(connection, images) if r["suitable"]]):
+    for model in triage.merge([r for r in triage.latest(connection, study, images) if r["suitable"]]):
         for finding in model["findings"]:
             name = finding["finding"]
             if name not in said or finding["probability"] > said[name]["probability"]:

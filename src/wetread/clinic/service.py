@@ -15,7 +15,7 @@ from typing import IO, Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import adt, completion, destinations, priority, processes, retention, store, triage
+from wetread.clinic import adt, completion, destinations, priority, processes, retention, sample, store, triage
 from wetread.clinic.ai import Ai, AiState, ModelState, Served
 from wetread.clinic.archive import open_archive, room
 from wetread.clinic.corrections import Corrections
@@ -93,6 +93,7 @@ class Clinic:
             max_bytes=settings.max_bytes,
             wake=self._wake,
             complete_after_s=settings.complete_after_s,
+            sample_share=sample.shares(settings),
         )
         self.pulls = Pulls(self.intake, settings)
         self.corrections = Corrections(self.database, self.policy, lambda: list(self.models))

@@ -452,7 +452,7 @@ claim = Table(
     Index("ix_claim_reader", "reader", "expires_at"),
 )
 draw = Table(
-    "draw",  # of the random-audit sample: one row for each study that arrived while there was a share to draw; see `sample`
+    "draw",  # of the random-audit sample, of each study that arrived while there was a share to draw; see `sample`
     metadata,
     Column("study", Key, ForeignKey("study.id"), primary_key=True),
     Column("share", sa.Float, nullable=False),

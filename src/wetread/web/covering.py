@@ -1,20 +1,24 @@
-"""What is kept from a reader of a study that is read blind, in every answer that would tell it; see `clinic.blind`."""
+"""What is kept from a caller, in every answer that would tell it.
+
+From a reader of a study that is read blind, what the models say (`clinic.blind`); from a role that sees no patients, who
+the patient is (`clinic.unnamed`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wetread.clinic import blind, worklist
+from wetread.clinic import blind, unnamed, worklist
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.service import Clinic
-from wetread.clinic.worklist import Row
-from wetread.errors import ConflictError
+from wetread.clinic.worklist import Query, Row, Study
+from wetread.errors import ConflictError, DeniedError
 from wetread.web import schemas
 
 
 def hidden(clinic: Clinic, caller: Caller, studies: Sequence[str]) -> set[str]:
     """Return those of these studies whose results are kept from this caller: one who reads, and has not said yet."""
-    if not (clinic.settings.blind_sites or clinic.settings.blind_share) or not caller.may(Right.REVIEW):
+    if not caller.may(Right.REVIEW):
         return set()
     with clinic.database.read() as connection:
         return blind.hidden(connection, clinic.settings, caller.site, studies, caller.name)
@@ -28,9 +32,36 @@ def hides(clinic: Clinic, caller: Caller, study: str) -> bool:
 def rows(clinic: Clinic, caller: Caller, found: Sequence[Row], finding: str | None = None) -> list[Row]:
     """Return lines of the list as this caller may see them; to ask for a `finding` does not tell who has it."""
     covered = hidden(clinic, caller, [row.study for row in found])
+    if not caller.sees_patients:
+        found = [unnamed.row(row) for row in found]
     if finding is not None:
         return [row for row in found if row.study not in covered]
     return [blind.cover(row) if row.study in covered else row for row in found]
+
+
+def study(clinic: Clinic, caller: Caller, key: str) -> Study:
+    """Return a study as this caller may see it; raise `NotFoundError` when their site has none such."""
+    found = worklist.study(clinic.database, caller.site, key)
+    if hides(clinic, caller, key):
+        found = blind.cover_study(found, caller.name)
+    return found if caller.sees_patients else unnamed.study(found)
+
+
+def sorts(clinic: Clinic, caller: Caller, query: Query) -> Query:
+    """Return what a list is asked for; raise `ConflictError` when its order would tell what is read blind."""
+    settings = clinic.settings
+    reads_blind = caller.site in settings.blind_sites or settings.blind_share or settings.sample_share
+    if query.order == "why" and reads_blind and caller.may(Right.REVIEW):
+        raise ConflictError("sort why: some of these studies are read blind, and their place would tell; sort otherwise")
+    return query
+
+
+def named(caller: Caller, what: str) -> None:
+    """Raise `DeniedError` for a caller who may not see who the patients are, when something cannot go without."""
+    if not caller.sees_patients:
+        raise DeniedError(
+            f"{caller.name}: role {caller.role} may not see who patients are, and {what} says it; ask an administrator"
+        )
 
 
 def row_out(clinic: Clinic, caller: Caller, study: str) -> schemas.RowOut:
