@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
+import browser
 import peers
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,6 +39,13 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Generator[Orthanc, None
     """Run one Orthanc with DICOMweb for all tests of this worker; a test that needs it empty calls ``empty()``."""
     with peers.orthanc(tmp_path_factory.mktemp("orthanc")) as peer:
         yield peer
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Generator[Any, None, None]:
+    """Run the system's Chromium; for a module only, as Playwright's event loop stands in the way of any other."""
+    with browser.chromium() as running:
+        yield running
 
 
 def _required(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -1,6 +1,6 @@
 import re
-import shutil
 
+import browser
 import numpy as np
 import pytest
 from page import Page
@@ -11,7 +11,6 @@ from wetread.evaluate.evaluation import evaluate
 from wetread.evaluate.intervals import Interval
 from wetread.findings import PNEUMONIA, Task
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -138,23 +137,20 @@ def test_a_plot_is_the_same_each_time_and_changes_no_settings():
 
 
 @pytest.mark.system
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
 @pytest.mark.parametrize("width", [1280, 600])
-def test_a_browser_shows_the_page_without_complaint_or_request(tmp_path, width):
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_a_browser_shows_the_page_without_complaint_or_request(tmp_path, width, chromium):
     file = tmp_path / "report.html"
     file.write_text(report.html(evaluated(Task("t", ("Edema", "Fracture", HOSTILE)))), encoding="utf-8")
     requests, complaints = [], []
-    with sync_api.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(file.as_uri())
-        boxes = [figure.bounding_box() for figure in page.locator("svg").all()]
-        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        browser.close()
+    page = chromium.new_page(viewport={"width": width, "height": 800})
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(file.as_uri())
+    boxes = [figure.bounding_box() for figure in page.locator("svg").all()]
+    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    page.close()
     assert (requests, complaints) == ([file.as_uri()], [])
     assert overflow <= 0  # wide tables scroll by themselves
     assert len(boxes) == 4

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from browser import Server, send_patients, serving_tiny, signed_in, watched
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from ward import SITE, NameReader
@@ -46,3 +48,30 @@ def client(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> Iter
     app = create_app(tmp_path_factory.mktemp("clinic"), settings, models=[NameReader()])
     with TestClient(app, base_url=BASE) as http:
         yield Client(app, http)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serve the tiny package in a process of its own."""
+    with serving_tiny(tmp_path_factory.mktemp("room")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def session(server: Server, chromium: Any) -> Iterator[Any]:
+    """Sign in to that process in a browser's context."""
+    with signed_in(chromium, server) as context:
+        yield context
+
+
+@pytest.fixture
+def page(server: Server, session: Any) -> Iterator[Any]:
+    """Give a watched tab of that context."""
+    with watched(session, server.url) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def studies(server: Server) -> dict[int, str]:
+    """Send the phantoms of six patients to that process; give seed to study."""
+    return send_patients(server)

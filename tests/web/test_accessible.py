@@ -14,18 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import browser
 import cv2
 import httpx
 import numpy as np
 import pytest
-import tiny_package
+from browser import Server, signed_in, until, watched
 from web.authorisation import TABLE
-from web.test_browser import CHROMIUM, FLAGS, Server, serving, sign_in, until, watched
 
-from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 
 AXE = Path(__file__).parents[2] / "frontend/node_modules/axe-core/axe.min.js"
 NO_PAGES = ("/api/", "/dicomweb/", "/v2", "/static/", "/events", "/metrics", "/healthz", "/readyz")
@@ -37,35 +34,15 @@ CONTRAST = """async () => (await axe.run(document, {runOnly: ['color-contrast'],
     .violations.flatMap(v => v.nodes.map(n => `light: ${n.target}: ${n.failureSummary}`))"""
 
 pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium"),
+    *browser.needed,
     pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core: python hatch_build.py, or npm ci in frontend"),
 ]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("accessible")
-    (folder / "data").mkdir()
-    package = tiny_package.write(folder / "tiny", CHEXPERT, population="phantom")
-    with serving(folder, str(package.path)) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def session(server: Server, browser: Any) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1366, "height": 768}, timezone_id="Europe/Berlin")
-    sign_in(context, server)
-    yield context
-    context.close()
+def session(server: Server, chromium: Any) -> Iterator[Any]:
+    with signed_in(chromium, server, 1366, 768, timezone_id="Europe/Berlin") as context:
+        yield context
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +183,7 @@ def test_every_page_can_be_found(server: Server, session: Any, pages: list[str])
     assert set(pages) - seen <= {"/login"}  # one comes there by logging out
 
 
-def test_a_theme_is_chosen_and_there_with_the_first_bytes(server: Server, browser: Any, session: Any) -> None:
+def test_a_theme_is_chosen_and_there_with_the_first_bytes(server: Server, chromium: Any, session: Any) -> None:
     with watched(session, server.url) as page:
         page.goto(f"{server.url}/settings")
         ground = page.evaluate(GROUND)
@@ -217,7 +194,7 @@ def test_a_theme_is_chosen_and_there_with_the_first_bytes(server: Server, browse
                 page.get_by_role("button", name="Keep").click()
             assert (max(page.evaluate(GROUND)) > 200) is bright, theme
             # Without any script: nothing waits for one.
-            context = browser.new_context(storage_state=session.storage_state(), java_script_enabled=False)
+            context = chromium.new_context(storage_state=session.storage_state(), java_script_enabled=False)
             bare = context.new_page()
             bare.emulate_media(color_scheme="light")
             bare.goto(server.url + "/")

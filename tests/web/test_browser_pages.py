@@ -7,44 +7,25 @@ import os
 import re
 from pathlib import Path
 
+import browser
 import httpx
 import numpy as np
 import pypdf
 import pytest
-import tiny_package
-from web.test_browser import CHROMIUM, FLAGS, serving, sign_in, until, watched
+from browser import signed_in, until, watched
 
-from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 
 SIZE = 256
 MANY = 60
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium"),
-]
+pytestmark = browser.needed
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pages")
-    (folder / "data").mkdir()
-    package = tiny_package.write(folder / "tiny", CHEXPERT, population="phantom")
-    with serving(folder, str(package.path)) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def session(server):
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
-        sign_in(context, server)
+def session(server, chromium):
+    with signed_in(chromium, server, 1280, 800) as context:
         yield context
-        browser.close()
 
 
 @pytest.fixture(scope="module")

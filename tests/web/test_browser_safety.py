@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import json
 
-import pytest
-import tiny_package
-from web.test_browser import CHROMIUM, FLAGS, serving, sign_in, until, watched
+import browser
+from browser import serving_tiny, signed_in, until, watched
 
 from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium"),
-]
+pytestmark = browser.needed
 
 
-def test_a_critical_finding_is_acknowledged_signed_and_told_by_keyboard_and_ai_turned_off(tmp_path):
-    (tmp_path / "data").mkdir()
-    package = tiny_package.write(tmp_path / "tiny", CHEXPERT, population="phantom")
+def test_a_critical_finding_is_acknowledged_signed_and_told_by_keyboard_and_ai_turned_off(tmp_path, chromium):
     rule = tmp_path / "rule.toml"  # whatever it flags is critical
     critical = [f for f in CHEXPERT.findings if f not in (CHEXPERT.normal, *CHEXPERT.neutral)]
     rule.write_text(f"[critical]\nfindings = {json.dumps(critical)}\ncap_minutes = 30\n")
-    with (
-        serving(tmp_path, str(package.path), priority=str(rule)) as server,
-        playwright.sync_playwright() as running,
-    ):
+    with serving_tiny(tmp_path, priority=str(rule)) as server:
         study = server.send(phantom.dicom(phantom.make(1, size=256)), "chest.dcm")
         [alert] = server.api.get("/critical").json()
         assert (alert["study"], alert["stage"]) == (study, "acknowledge")
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = browser.new_context(viewport={"width": 1366, "height": 768})
-        sign_in(context, server)
         strip = "#critical p[data-critical]"
-        with watched(context, server.url) as page:
+        with signed_in(chromium, server, 1366, 768) as context, watched(context, server.url) as page:
             page.goto(server.url)
             assert "acknowledge within" in page.inner_text(strip)
             page.click("#critical a")
@@ -76,4 +62,3 @@ def test_a_critical_finding_is_acknowledged_signed_and_told_by_keyboard_and_ai_t
             page.goto(server.url)
             assert "Model tiny is switched off since" in page.inner_text("#notices")
             assert "too many alerts" in page.inner_text("#notices")
-        browser.close()

@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import browser
 import cv2
 import numpy as np
 import ohif
@@ -18,19 +19,16 @@ import peers
 import pydicom
 import pytest
 import tiny_package
+from browser import chromium, fitted
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from serving import Server, serving
-from web.test_browser import CHROMIUM, FLAGS, fitted
 
 from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-
 pytestmark = [
-    pytest.mark.system,
+    *browser.needed,
     pytest.mark.timeout(600),  # 50 MB may come slowly
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium"),
 ]
 
 SIZE = 320
@@ -117,23 +115,22 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
         "WETREAD_OHIF": "/ohif/viewer",
         "WETREAD_DICOMWEB_ORIGINS": "https://ohif.example",
     }
-    with serving(folder / "data", **settings) as server, playwright.sync_playwright() as running:
+    with serving(folder / "data", **settings) as server:
         sick = phantom.dicom(phantom.make(1, size=SIZE, findings=["Pneumothorax"]))
         analysed = server.send(("1.dcm", sick), wait=30)["studies"][0]["study"]
         back = [server.http.get(f"/api/v1/studies/{analysed}/{kind}").raise_for_status() for kind in ("sr", "sc")]
         store(server, *films(folder).values(), *(answer.content for answer in back))
         with ohif.beside(folder, home, str(server.http.base_url).rstrip("/")) as url:
             mapped = f"--host-resolver-rules=MAP ohif.example {url.removeprefix('https://')}"
-            browser = running.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, mapped])
-            context = browser.new_context(viewport={"width": 1280, "height": 800}, ignore_https_errors=True)
-            context.add_init_script(NO_TOUR)
-            page = context.new_page()
-            page.goto(f"{url}/login{server.link.split('/login')[1]}")
-            page.get_by_role("button", name="Log in").click()
-            page.wait_for_url(f"{url}/")
-            page.close()
-            yield Room(url, server, context, analysed)
-            browser.close()
+            with chromium(mapped) as running:
+                context = running.new_context(viewport={"width": 1280, "height": 800}, ignore_https_errors=True)
+                context.add_init_script(NO_TOUR)
+                page = context.new_page()
+                page.goto(f"{url}/login{server.link.split('/login')[1]}")
+                page.get_by_role("button", name="Log in").click()
+                page.wait_for_url(f"{url}/")
+                page.close()
+                yield Room(url, server, context, analysed)
     shutil.rmtree(home)
 
 
@@ -234,8 +231,8 @@ def test_every_transfer_syntax(room: Room, page: Any) -> None:
 def test_from_another_origin_with_a_token(room: Room) -> None:
     """No cookie is sent there; the answers are OHIF's to read because a setting names its origin."""
     token = room.server.http.headers["Authorization"].removeprefix("Bearer ")
-    browser = room.context.browser
-    context = browser.new_context(ignore_https_errors=True, bypass_csp=True)  # nginx's policy is that of one origin
+    others = room.context.browser
+    context = others.new_context(ignore_https_errors=True, bypass_csp=True)  # nginx's policy is that of one origin
     settings = ohif.block("js").replace("'/dicomweb'", f"'{room.url}/dicomweb'")
     context.route("**/app-config.js", lambda route: route.fulfill(body=settings, content_type="text/javascript"))
     context.add_init_script(NO_TOUR)

@@ -6,24 +6,18 @@ import base64
 import io
 import itertools
 
+import browser
 import cv2
 import films
 import numpy as np
 import pytest
-import tiny_package
+from browser import Server, level, signed_in, until, wait_for, watched
 from pydicom import Dataset, dcmread
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
-from web.test_browser import CHROMIUM, FLAGS, Server, level, serving, sign_in, until, wait_for, watched
 
-from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium"),
-]
+pytestmark = browser.needed
 SIDE = 4  # patches in a row; each is large enough for a middle that no neighbour has a part in
 
 
@@ -88,23 +82,9 @@ def expected(content: bytes, index: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("viewer")
-    (folder / "data").mkdir()
-    package = tiny_package.write(folder / "tiny", CHEXPERT, population="phantom")
-    with serving(folder, str(package.path)) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def session(server):
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = browser.new_context(viewport={"width": 1200, "height": 700})
-        sign_in(context, server)
+def session(server, chromium):
+    with signed_in(chromium, server, 1200, 700) as context:
         yield context
-        context.close()
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,29 +9,23 @@ import random
 import re
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
-import tiny_package
-from web.test_browser import CHROMIUM, FLAGS, SIZE, Server, serving, sign_in, until, wait_for, watched
+from browser import SIZE, Server, serving_tiny, until, wait_for, watched
 
 from wetread.clinic import blind
 from wetread.config import Settings
 from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-
 SHARE = 0.2  # of studies that are read blind
 LOST = r"ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE|ERR_NETWORK|Failed to load|Failed to fetch"
 KEPT = "document.querySelector('#kept').textContent"
 WORDS = "Object.keys(localStorage).filter(name => name.startsWith('wetread.words:')).length"
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium"),
-]
+pytestmark = browser.needed
 
 
 def free_port() -> int:
@@ -48,33 +42,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder: Path = tmp_path_factory.mktemp("words")
-    (folder / "data").mkdir()
-    package = tiny_package.write(folder / "tiny", CHEXPERT, population="phantom")
-    with serving(folder, str(package.path), free_port(), WETREAD_BLIND_SHARE=str(SHARE)) as server:
+    with serving_tiny(tmp_path_factory.mktemp("words"), free_port(), WETREAD_BLIND_SHARE=str(SHARE)) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def session(server: Server, chromium: Any) -> Iterator[Any]:
-    context = chromium.new_context(viewport={"width": 1024, "height": 640})
-    sign_in(context, server)
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def page(server: Server, session: Any) -> Iterator[Any]:
-    with watched(session, server.url) as page:
-        yield page
 
 
 def film(server: Server, seed: int, *, is_blind: bool = False) -> str:
