@@ -1,5 +1,6 @@
 /** What both pages share: requests to our own API, times, and the help on "?". */
 import { on } from "./keys";
+import { _ } from "./language";
 import { rebindable } from "./rebind";
 
 /** The server said no; `answer` is its problem+json, or null. */
@@ -59,10 +60,21 @@ export const SEARCH = "wetread-search";
 /** The browser's time zone. */
 export const ownZone = () => Intl.DateTimeFormat().resolvedOptions().timeZone;
 
+/** A moment in the reader's zone, by a pattern of YYYY, MM, DD, hh, mm and ss. */
+function written(moment: Date, pattern: string): string {
+  const timeZone = document.documentElement.dataset.zone || ownZone();
+  const [year, month, day, hour, minute, second] = moment.toLocaleString("sv-SE", { timeZone, dateStyle: "short", timeStyle: "medium" }).split(/[- :]/);
+  const parts: Record<string, string | undefined> = { YYYY: year, MM: month, DD: day, hh: hour, mm: minute, ss: second };
+  return pattern.replace(/YYYY|MM|DD|hh|mm|ss/g, (part) => parts[part] ?? "");
+}
+
+/** Its time of day: 14:05. */
+export const clock = (moment: Date) => written(moment, _("hh:mm"));
+
 /** A moment in the reader's zone as the server writes it: 2026-01-31 14:05, or to the second with its offset. */
 export function local(moment: Date, exact = false): string {
   const timeZone = document.documentElement.dataset.zone || ownZone();
-  const words = moment.toLocaleString("sv-SE", { timeZone, dateStyle: "short", timeStyle: exact ? "medium" : "short" });
+  const words = written(moment, exact ? _("YYYY-MM-DD hh:mm:ss") : _("YYYY-MM-DD hh:mm"));
   if (!exact) return words;
   const name = new Intl.DateTimeFormat("en", { timeZone, timeZoneName: "longOffset" }).formatToParts(moment);
   return `${words} ${name.find(({ type }) => type === "timeZoneName")!.value.replace("GMT", "UTC")}`;

@@ -124,6 +124,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "delivery_id": "a-delivery",
             "pull": "a-pull",
             "model": NameReader().id,
+            "code": "de",  # of a language
         }
         with database.write() as connection:
             asked = {"id": "a-pull", "site": SITE, "source": "pacs", "actor": "x", "state": "done", "wanted": []}

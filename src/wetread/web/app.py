@@ -26,6 +26,7 @@ from wetread.web import (
     history,
     images,
     inference,
+    language,
     lists,
     oidc,
     operations,
@@ -132,6 +133,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
         upkeep, users, pulls, rule, settings_pages, preferences, quality, model_pages,
     ):  # fmt: skip
         app.include_router(module.router)
+    app.include_router(language.router)
     app.include_router(users.pages)
     app.include_router(ai.router)
     app.include_router(critical.router)

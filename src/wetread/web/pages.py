@@ -10,13 +10,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
+from starlette.concurrency import run_in_threadpool
 
 from wetread import __version__
-from wetread.clinic import blind, dicomweb, preferences, priors, worklist
+from wetread.clinic import dicomweb, preferences, priors, unnamed
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.service import Served
 from wetread.errors import NotFoundError
-from wetread.web import covering, critical, events, look, menu, security, view
+from wetread.web import covering, critical, events, language, look, menu, security, view
 from wetread.web.problems import UnauthenticatedError
 
 router = APIRouter(include_in_schema=False)
@@ -34,16 +35,28 @@ class Static(StaticFiles):
 
 templates = Jinja2Templates(Path(__file__).parent / "templates")
 templates.env.trim_blocks = templates.env.lstrip_blocks = True
+language.install(templates.env)
 templates.env.filters["waiting"] = view.waiting
 templates.env.filters["left"] = view.left
 templates.env.filters["local"] = look.local
 templates.env.filters["exact"] = look.exact
+templates.env.filters["clock"] = look.clock
+templates.env.filters["day"] = look.day
 
 
-def _signed_in(request: Request) -> Caller:
+async def _signed_in(request: Request) -> Caller:
+    """Return who looks at a page, which speaks their language from here on."""
+    caller = await run_in_threadpool(_identify, request)
+    language.use(request.state.look.language)
+    return caller
+
+
+def _identify(request: Request) -> Caller:
     """Return who looks at a page; who did not sign in is sent to the login page."""
     try:
-        return security.identify(request)
+        caller = security.identify(request)
+        request.state.look = look.of(request, caller)
+        return caller
     except UnauthenticatedError as error:
         if request.headers.get("HX-Request"):
             raise
@@ -82,16 +95,17 @@ Reader = Annotated[Caller, with_right(Right.VIEW)]
 def render(request: Request, name: str, status: int = 200, **context: Any) -> Response:
     """Render a template with what every page needs."""
     session, caller = security.session_of(request), context.get("caller")
-    shown = look.of(request, caller)
+    shown = getattr(request.state, "look", None) or look.of(request, caller)
     context |= {
         "version": __version__,
         "look": shown,
+        "words": language.address(shown.language),
         "menu": menu.of(caller),
         "csrf": security.csrf_token(session) if session else "",
         "demo": request.app.state.clinic.settings.demo,
         "research_only": request.app.state.clinic.research_only,
     }
-    headers = {"Cache-Control": "no-store", "Vary": "HX-Request"}
+    headers = {"Cache-Control": "no-store", "Vary": "HX-Request, Accept-Language"}
     with look.shown(shown):
         return templates.TemplateResponse(request, name, context, status_code=status, headers=headers)
 
@@ -111,12 +125,9 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
     clinic = request.app.state.clinic
     seq = events.latest(clinic)
     try:
-        found = worklist.study(clinic.database, caller.site, study)
+        found = covering.study(clinic, caller, study)
     except NotFoundError as error:
         return render(request, "problem.html", 404, title="No such study", detail=str(error))
-    blinded = covering.hides(clinic, caller, study)
-    if blinded:
-        found = blind.cover_study(found, caller.name)
     compared = priors.priors(clinic.database, caller.site, study)
     for one in (study, *(prior.study for prior in compared)):
         security.saw(request, caller, one)
@@ -124,14 +135,14 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         request,
         "study.html",
         caller=caller,
-        priors=view.beside(compared),
+        priors=view.beside(compared if caller.sees_patients else [unnamed.prior(prior) for prior in compared]),
         criticals=critical.lines(request, caller, study),
         seq=seq,
         claim_minutes=clinic.settings.claim_minutes,
         may_review=caller.may(Right.REVIEW),
         set_aside=view.set_aside(found) if caller.may(Right.OPERATE) else {},
-        ohif=_ohif(request, caller.site, study),
-        blind=blinded,
+        ohif=_ohif(request, caller.site, study) if caller.sees_patients else "",
+        blind=found.blind,
         restricted=found.research_only,
         keys=preferences.get(clinic.database, caller.site, caller.name, preferences.KEYS) or {},
         undo_seconds=clinic.settings.undo_seconds,

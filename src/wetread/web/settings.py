@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from wetread.clinic import store
 from wetread.clinic.access import Caller
 from wetread.errors import ClinicError
-from wetread.web import look, menu, security
+from wetread.web import language, look, menu, security
 from wetread.web.pages import SignedIn, render
 
 router = APIRouter(include_in_schema=False)
@@ -29,10 +29,11 @@ def keep_settings(
     caller: Annotated[Caller, Depends(security.by_form)],
     theme: Annotated[str, Form(max_length=64)] = "dark",
     zone: Annotated[str, Form(max_length=64)] = "",
+    tongue: Annotated[str, Form(alias="language", max_length=20)] = "",
 ) -> Response:
-    """Keep theme and time zone."""
+    """Keep theme, time zone and language."""
     try:
-        look.keep(request.app.state.clinic, caller, theme, zone)
+        look.keep(request.app.state.clinic, caller, theme, zone, tongue)
     except ClinicError as error:
         return _page(request, caller, 422, str(error))
     return RedirectResponse("/settings", 303)
@@ -47,6 +48,7 @@ def _page(request: Request, caller: Caller, status: int = 200, error: str = "") 
         error=error,
         themes=look.THEMES,
         zones=look.zones(),
+        languages=language.languages(),
         site_zone=request.app.state.clinic.settings.zone,
         now=store.now().astimezone(UTC),
         links=menu.of(caller, menu.SETTINGS),
