@@ -19,6 +19,7 @@ from wetread import __version__
 from wetread.clinic import access_command, correct_command
 from wetread.errors import WetreadError
 from wetread.simulate import command as simulate_command
+from wetread.simulate import reading_room_command
 
 _DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
@@ -1052,6 +1053,7 @@ def demo(
     department.run(data, port, settings, rate, seed, say=typer.echo)
 
 
+simulate_command.simulate.command("reading-room")(reading_room_command.reading_room)
 app.add_typer(simulate_command.simulate, name="simulate")
 
 
