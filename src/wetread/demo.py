@@ -13,7 +13,7 @@ from wetread.clinic.access import Role
 from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import NotFoundError, WetreadError
-from wetread.simulate import arrivals, department
+from wetread.simulate import arrivals, department, ways
 from wetread.web import serve
 
 MODELS = ["phantom", "pneumonia"]
@@ -53,7 +53,7 @@ def run(data: Path, port: int, settings: Settings, rate: float, seed: int, *, sa
         secret = access.create(database, TOKEN, Role.SERVICE, settings.site)
         try:
             with arrivals.connect(url, secret) as client:
-                arrivals.send(department.phantoms(seed), gaps, client, stop=stop)
+                arrivals.send(department.phantoms(seed), gaps, ways.Upload(client), stop=stop)
         except WetreadError as error:
             if not stop.is_set():
                 say(f"No more patients arrive: {error}")

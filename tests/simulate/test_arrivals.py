@@ -7,8 +7,10 @@ import httpx
 import pytest
 
 from wetread.errors import ClinicError, DeniedError
-from wetread.simulate.arrivals import Summary, connect, send
+from wetread.simulate import arrivals
+from wetread.simulate.arrivals import Patience, Summary, connect
 from wetread.simulate.department import Patient
+from wetread.simulate.ways import Upload
 
 PATIENTS = [Patient(f"p{n}", ((f"p{n}.dcm", b"DICM%d" % n),)) for n in range(6)]
 
@@ -17,13 +19,24 @@ def client(answer):
     return httpx.Client(base_url="http://clinic", transport=httpx.MockTransport(answer))
 
 
+def send(patients, gaps, http, **more):
+    return arrivals.send(patients, gaps, Upload(http), patience=Patience(tries=1), **more)
+
+
+def taken(request):
+    """Accept everything, as the server says it."""
+    body = request.read()
+    names = [part.split(b'"')[0].decode() for part in body.split(b'filename="')[1:]]
+    return httpx.Response(201, json={"images": [{"file": name, "study": f"s-{name}"} for name in names], "refused": []})
+
+
 def test_every_patient_is_posted_once_as_multipart_files():
     bodies = []
 
     def answer(request):
         assert (request.method, request.url.path) == ("POST", "/api/v1/studies")
         bodies.append(request.read())
-        return httpx.Response(201)
+        return taken(request)
 
     summary = send(PATIENTS, repeat(0.0), client(answer)).to_dict()
     assert (summary["sent"], summary["accepted"], summary["failed"]) == (6, 6, 0)
@@ -36,7 +49,7 @@ def test_a_study_of_two_images_is_one_request():
 
     def answer(request):
         requests.append(request.read())
-        return httpx.Response(201)
+        return taken(request)
 
     send([Patient("p", (("pa.dcm", b"PA"), ("lat.dcm", b"LAT")))], repeat(0.0), client(answer))
     assert len(requests) == 1
@@ -50,7 +63,7 @@ def test_failures_are_counted_by_reason_and_do_not_stop_the_department():
         number = next(numbers)
         if number == 1:
             raise httpx.ReadTimeout("slow")
-        return httpx.Response(503 if number == 2 else 201)
+        return httpx.Response(503) if number == 2 else taken(request)
 
     summary = send(PATIENTS, repeat(0.0), client(answer), senders=1).to_dict()
     assert (summary["sent"], summary["accepted"], summary["failed"]) == (6, 4, 2)
@@ -77,7 +90,7 @@ def test_a_server_that_goes_away_later_is_counted_not_fatal():
     def answer(request):
         if next(numbers) > 1:
             raise httpx.ConnectError("refused")
-        return httpx.Response(201)
+        return taken(request)
 
     summary = send(PATIENTS, repeat(0.0), client(answer), senders=1).to_dict()
     assert (summary["accepted"], summary["reasons"]) == (2, {"ConnectError": 4})
@@ -90,7 +103,7 @@ def test_a_slow_answer_does_not_hold_up_the_next_patient():
     def answer(request):
         arrived.release()
         assert released.wait(30)
-        return httpx.Response(201)
+        return taken(request)
 
     sender = threading.Thread(target=send, args=(PATIENTS[:3], repeat(0.0), client(answer)))
     sender.start()
@@ -106,7 +119,7 @@ def test_setting_stop_ends_an_endless_department():
 
     def answer(request):
         stop.set()
-        return httpx.Response(201)
+        return taken(request)
 
     summary = send((PATIENTS[0] for _ in count()), repeat(0.001), client(answer), stop=stop)
     assert summary.to_dict()["accepted"] >= 1
@@ -117,7 +130,7 @@ def test_ctrl_c_ends_it_with_the_summary_of_what_was_sent():
         yield PATIENTS[0]
         raise KeyboardInterrupt
 
-    summary = send(interrupted(), repeat(0.0), client(lambda request: httpx.Response(201)))
+    summary = send(interrupted(), repeat(0.0), client(taken))
     assert summary.to_dict()["accepted"] == 1
 
 

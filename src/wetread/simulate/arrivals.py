@@ -1,11 +1,11 @@
-"""Patients sent to a running server over its own HTTP intake, at the times of a Poisson process."""
+"""Patients sent to a running server at the times at which they come, and what became of each."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +16,9 @@ import numpy as np
 
 from wetread.errors import ClinicError, DeniedError, hide
 from wetread.simulate.department import Patient
+from wetread.simulate.ways import Answer, UnreachableError, Way
+
+Recorder = Callable[[Patient, Answer], None]
 
 
 @dataclass
@@ -28,11 +31,18 @@ class Summary:
         From the first wait to the last answer.
     outcomes : list of (str, float)
         For each study sent, "accepted" or the reason of the failure, and the time in s from the
-        moment it was due to the server's answer: a late start counts against the server.
+        moment it was due to the server's answer: a late start counts against the server, but not that a patient was
+        made too late.
+    retries : int
+        How often something was sent again.
+    behind_s : float
+        How far the making of patients fell behind their times at most, in s; above 0 this machine was too slow.
     """
 
     seconds: float = 0.0
     outcomes: list[tuple[str, float]] = field(default_factory=list)
+    retries: int = 0
+    behind_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts, reasons of failures, and latencies in ms, ready for JSON."""
@@ -42,14 +52,30 @@ class Summary:
             "sent": len(self.outcomes),
             "accepted": accepted,
             "failed": len(self.outcomes) - accepted,
+            "retries": self.retries,
             "reasons": dict(reasons.most_common()),
             "seconds": round(self.seconds, 3),
+            "behind_s": round(self.behind_s, 3),
         }
         if accepted:
             latencies = [1000 * latency for outcome, latency in self.outcomes if outcome == "accepted"]
             p50, p95, most = np.percentile(latencies, [50, 95, 100])
             summary["latency_ms"] = {"p50": round(p50, 1), "p95": round(p95, 1), "max": round(most, 1)}
         return summary
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often something is sent, and how long the first wait between is; it doubles each time, up to `longest_s`."""
+
+    tries: int = 8
+    first_s: float = 0.5
+    longest_s: float = 30.0
+
+    def wait(self, failed: int, after_s: float | None) -> float:
+        """Return how long to wait after so many failures; what the server asks for wins."""
+        own = self.first_s * 2.0 ** (failed - 1)
+        return float(min(max(own, after_s or 0.0), self.longest_s))
 
 
 def connect(url: str, token: str, *, timeout_s: float = 60.0) -> httpx.Client:
@@ -74,23 +100,34 @@ def connect(url: str, token: str, *, timeout_s: float = 60.0) -> httpx.Client:
 def send(
     patients: Iterable[Patient],
     gaps: Iterable[float],
-    client: httpx.Client,
+    way: Way,
     *,
     stop: threading.Event | None = None,
     senders: int = 8,
+    batch: int = 1,
+    patience: Patience | None = None,
+    record: Recorder | None = None,
 ) -> Summary:
     """Send each patient when it is due, whether or not the server has answered the one before.
+
+    What the server puts off (503, 507, 429, A700), and what gets no answer, is sent again; what never succeeds is
+    counted and recorded with its reason.
 
     Parameters
     ----------
     patients, gaps : iterables
         The arrivals, and the wait before each in s; the shorter one ends the simulation.
-    client : httpx.Client
-        From `connect`.
+    way : Way
+        To the server.
     stop : threading.Event, optional
         Set it to end the simulation early, as Ctrl-C does; what was sent is still answered and counted.
     senders : int
         Most requests in flight.
+    batch : int
+        So many patients are sent together, when the last of them is due.
+    patience : Patience, optional
+    record : callable, optional
+        Takes each patient with the last answer, in any thread.
 
     Raises
     ------
@@ -99,37 +136,80 @@ def send(
     ClinicError
         When there is no server at the address.
     """
-    stop = stop or threading.Event()
-    summary = Summary()
-    fatal: list[ClinicError] = []
-
-    def post(patient: Patient, due: float) -> None:
-        try:
-            response = client.post("/api/v1/studies", files=[("files", file) for file in patient.files])
-        except httpx.HTTPError as error:
-            outcome = type(error).__name__
-            if not summary.outcomes and isinstance(error, (httpx.ConnectError, httpx.UnsupportedProtocol)):
-                fatal.append(
-                    ClinicError(f"{hide(str(client.base_url))}: no server there ({error}); start `wetread serve`")
-                )
-                stop.set()
-        else:
-            outcome = "accepted" if response.status_code == 201 else f"HTTP {response.status_code}"
-            if response.status_code in (401, 403):
-                fatal.append(
-                    DeniedError(f"{hide(str(client.base_url))}: token not accepted; make one with `wetread token`")
-                )
-                stop.set()
-        summary.outcomes.append((outcome, time.monotonic() - due))
-
+    stop, patience = stop or threading.Event(), patience or Patience()
+    crew = _Crew(way, stop, patience, record)
     start = due = time.monotonic()
+    together: list[tuple[Patient, float]] = []
     with ThreadPoolExecutor(senders, "arrivals") as pool, suppress(KeyboardInterrupt):
         for patient, gap in zip(patients, gaps, strict=False):
             due += gap
+            late = time.monotonic() - due
+            crew.summary.behind_s = max(crew.summary.behind_s, late)
             if stop.wait(max(0.0, due - time.monotonic())):
                 break
-            pool.submit(post, patient, due)
-    if fatal:
-        raise fatal[0]
-    summary.seconds = time.monotonic() - start
-    return summary
+            together.append((patient, due + max(0.0, late)))
+            if len(together) == batch:
+                pool.submit(crew.post, together)
+                together = []
+        if together and not stop.is_set():
+            pool.submit(crew.post, together)
+    if crew.fatal:
+        raise crew.fatal[0]
+    crew.summary.seconds = time.monotonic() - start
+    return crew.summary
+
+
+class _Crew:
+    """Who sends: counts what became of each study, in any thread."""
+
+    def __init__(self, way: Way, stop: threading.Event, patience: Patience, record: Recorder | None) -> None:
+        self.way, self.stop, self.patience, self.record = way, stop, patience, record
+        self.summary, self.fatal, self._lock = Summary(), list[ClinicError](), threading.Lock()
+        self._answered = False  # by anything at all: from then on a server that is away may come back
+
+    def post(self, together: Sequence[tuple[Patient, float]]) -> None:
+        """Send patients until each is accepted, refused for good, or given up."""
+        waiting, failed = list(together), 0
+        try:
+            while waiting:
+                answers = self._try([patient for patient, _ in waiting])
+                failed += 1
+                later = []
+                for (patient, due), answer in zip(waiting, answers, strict=True):
+                    if answer.again and failed < self.patience.tries and not self.stop.is_set():
+                        later.append((patient, due, answer.after_s))
+                    else:
+                        self._done(patient, due, answer)
+                waiting = [(patient, due) for patient, due, _ in later]
+                if waiting:
+                    with self._lock:
+                        self.summary.retries += 1
+                    asked = max((after for *_, after in later if after is not None), default=None)
+                    self.stop.wait(self.patience.wait(failed, asked))
+        except ClinicError as error:
+            self._give_up(error)
+        except Exception as error:  # a thread of a pool would lose it without a word
+            self._give_up(ClinicError(f"arrivals: {type(error).__name__}: {error}"))
+
+    def _try(self, patients: list[Patient]) -> list[Answer]:
+        try:
+            answers = self.way(patients)
+        except UnreachableError as error:
+            never = isinstance(error.__cause__, (httpx.ConnectError, httpx.UnsupportedProtocol, type(None)))
+            if never and not self._answered:
+                raise ClinicError(
+                    f"{self.way.where}: no server there ({error.__cause__ or error}); start `wetread serve`"
+                ) from None
+            return [Answer(str(error), again=True)] * len(patients)
+        self._answered = True
+        return answers
+
+    def _done(self, patient: Patient, due: float, answer: Answer) -> None:
+        with self._lock:
+            self.summary.outcomes.append((answer.outcome, time.monotonic() - due))
+        if self.record is not None:
+            self.record(patient, answer)
+
+    def _give_up(self, error: ClinicError) -> None:
+        self.fatal.append(error)
+        self.stop.set()

@@ -2,43 +2,139 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from wetread.simulate.ways import Way
 
 simulate = typer.Typer(no_args_is_help=True, help="Synthetic departments, for load, for teaching and for trying out.")
 
 _Url = Annotated[str, typer.Option(help="Address of the running server.")]
 _Token = Annotated[str, typer.Option(help="API token, from `wetread token`.", envvar="WETREAD_TOKEN")]
+_HERE = "http://127.0.0.1:8080"
 
 
 @simulate.command()
 def arrivals(
-    url: _Url = "http://127.0.0.1:8080",
+    url: _Url = _HERE,
     token: _Token = "",
+    by: Annotated[str, typer.Option(help="upload or stow; with --dicom it is C-STORE.")] = "upload",
+    dicom: Annotated[str, typer.Option(help="Send by C-STORE to this peer.", metavar="AE@HOST:PORT")] = "",
+    batch: Annotated[int, typer.Option(help="So many studies together, uploads as a zip archive.", min=1)] = 1,
     rate: Annotated[float, typer.Option(help="Mean arrivals per minute, at the times of a Poisson process.")] = 6.0,
     count: Annotated[int | None, typer.Option(help="Stop after so many studies; by default at Ctrl-C.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same patients at the same times.", min=0)] = 0,
-    folder: Annotated[Path | None, typer.Option(help="Send the files of this folder instead of phantoms.")] = None,
+    days: Annotated[float | None, typer.Option(help="Spread them over so many days instead of --rate.")] = None,
+    per_day: Annotated[float | None, typer.Option(help="With --days: how many a day, in place of --count.")] = None,
     hourly: Annotated[
-        str | None, typer.Option(help="24 weights, separated by commas: the relative rate in each hour of the day.")
+        str, typer.Option(help="Rate by the hour: flat, day, 24 numbers between commas, or a TOML or CSV file.")
+    ] = "flat",
+    burst: Annotated[
+        list[str] | None,
+        typer.Option(help="With --days: so many besides from a fraction of the time on.", metavar="COUNT@FRACTION/MIN"),
     ] = None,
+    speed: Annotated[float, typer.Option(help="Simulated seconds in a real one; a month in 10 min is 4320.")] = 1.0,
+    start: Annotated[
+        datetime | None, typer.Option(help="Simulated start, UTC; by default so that the simulation ends now.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same patients at the same times.", min=0)] = 0,
+    size: Annotated[int, typer.Option(help="Side of the phantoms in pixels.", min=64, max=2048)] = 512,
+    laterals: Annotated[float, typer.Option(help="Share of them with a lateral view.", min=0, max=1)] = 0.2,
+    prevalence: Annotated[
+        float | None, typer.Option(help="Share of abnormal studies; by default the source's own.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Send the files of this folder instead of phantoms.")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="CSV of what is true of them: file, and abnormal or findings; each is sent once."),
+    ] = None,
+    drift: Annotated[list[str] | None, typer.Option(help="exposure, scanner or prevalence; may be repeated.")] = None,
+    drift_at: Annotated[float, typer.Option(help="From which part of the whole on.")] = 0.5,
+    drift_size: Annotated[float, typer.Option(help="Doublings, -4 to 4; see docs/simulate.md.")] = 1.0,
+    truth: Annotated[
+        Path | None, typer.Option(help="Write what is true of each study, to be scored by.", metavar="OUT.jsonl")
+    ] = None,
+    tries: Annotated[int, typer.Option(help="Tries of what the server puts off.", min=1)] = 8,
 ) -> None:
     """Send patients to a running server and print what became of them, as JSON.
 
     A study is sent when it is due, whether or not the server has answered the one before; latencies count from
-    that moment.
+    that moment. Exit code 1 means that not everything was accepted.
 
-    Example: `wetread simulate arrivals --rate 30 --count 100`
+    Examples: `wetread simulate arrivals --rate 30 --count 100`; `wetread simulate arrivals --days 30 --per-day 40
+    --speed 4320 --hourly day --drift exposure --truth month.jsonl`
     """
     import json
-    from itertools import islice
+    from datetime import UTC, timedelta
 
-    from wetread.simulate import arrivals, department
+    from wetread.errors import ConfigError
+    from wetread.simulate import arrivals, patients, pattern
+    from wetread.simulate.plan import Plan
+    from wetread.simulate.shift import Shift
+    from wetread.simulate.truth import Clock, Writer, case
 
-    patients = department.phantoms(seed) if folder is None else department.folder(folder)
-    gaps = department.gaps(rate, seed=seed, hourly=None if hourly is None else department.weights(hourly))
-    with arrivals.connect(url, token) as client:
-        summary = arrivals.send(islice(patients, count), gaps, client)
+    if table is not None and folder is None:
+        raise ConfigError(f"--table {table}: goes with --folder")
+    if truth is not None and folder is not None and table is None:
+        raise ConfigError(f"--truth {truth}: what is true of the folder's files is not known; give --table")
+    source: patients.Source = patients.Phantoms(seed, size, laterals)
+    if folder is not None:
+        source = patients.Files(folder) if table is None else patients.Folder(folder, table)
+    if per_day is not None and days is not None:
+        count = round(per_day * days)
+    elif isinstance(source, patients.Folder):
+        count = count or source.count
+    shifts = [Shift(kind, drift_at, drift_size) for kind in drift or ()]  # type: ignore[arg-type]
+    began = datetime.now(UTC)
+    begin = start.replace(tzinfo=UTC) if start else began - (timedelta(days=days or 0) if speed > 1 else timedelta())
+    plan = Plan(
+        Clock(begin, began, speed), seed, pattern.read(hourly), count, days, rate,
+        [pattern.burst(each) for each in burst or ()], drift_at if shifts else None,
+    )  # fmt: skip
+    gaps, chosen = _split(plan.arrivals())
+    who = patients.arriving(source, chosen, seed=seed, prevalence=prevalence, shifts=shifts)
+    writer = None if truth is None else Writer(truth, plan.clock, seed=seed, drift=drift or [], drift_at=drift_at)
+    with _way(url, token, by, dicom) as way:
+        summary = arrivals.send(
+            who, gaps, way, batch=batch, patience=arrivals.Patience(tries),
+            record=None if writer is None else lambda patient, answer: writer.write(case(patient, answer)),
+        )  # fmt: skip
+    if writer is not None:
+        writer.close(**summary.to_dict())
     typer.echo(json.dumps(summary.to_dict(), indent=2))
+    if summary.to_dict()["failed"]:
+        raise typer.Exit(1)
+
+
+def _split(pairs: Any) -> tuple[Any, Any]:
+    """Return two iterators over what comes in pairs, the second elements first."""
+    from itertools import tee
+
+    one, other = tee(pairs)
+    return (gap for _, gap in one), (arrival for arrival, _ in other)
+
+
+def _way(url: str, token: str, by: str, dicom: str) -> AbstractContextManager[Way]:
+    from contextlib import contextmanager
+
+    from wetread.clinic import peers
+    from wetread.errors import ConfigError
+    from wetread.simulate import ways
+    from wetread.simulate.arrivals import connect
+
+    @contextmanager
+    def opened() -> Any:
+        if dicom:
+            yield ways.Store(peers.parse(dicom))
+            return
+        if by not in ("upload", "stow"):
+            raise ConfigError(f"--by {by}: not upload or stow")
+        with connect(url, token) as client:
+            yield ways.Upload(client) if by == "upload" else ways.Stow(client)
+
+    return opened()

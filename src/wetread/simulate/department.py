@@ -6,17 +6,22 @@ hour of the day. Patients are phantoms, or the files of a folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pydicom
+from numpy.typing import NDArray
 
 from wetread.errors import ConfigError
+from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
 from wetread.radiograph.read import View
+from wetread.radiograph.synthesis import draw_findings
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,28 @@ class Patient:
         What to call the arrival in messages.
     files : tuple of (str, bytes)
         File names and contents.
+    study_uid : str
+        Study Instance UID; empty where the files have none.
+    abnormal : int or None
+        What is true of the study, 1 or 0; None where it is not known.
+    findings : dict of str to int
+        The same of each finding; empty where only `abnormal` is known.
+    boxes : dict of str to (x, y, width, height)
+        Where findings are in the first file, as fractions.
+    at : datetime or None
+        When the patient comes, in the time of the simulation.
+    phase : {"", "before", "after"}
+        Before or after a drift.
     """
 
     name: str
     files: tuple[tuple[str, bytes], ...]
+    study_uid: str = ""
+    abnormal: int | None = None
+    findings: Mapping[str, int] = field(default_factory=dict)
+    boxes: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    at: datetime | None = None
+    phase: str = ""
 
 
 def gaps(
@@ -111,21 +134,74 @@ def phantoms(
         Tells when a radiograph is acquired; a patient seen at another time has another study.
     """
     for number in count(1):
-        rng = np.random.default_rng([seed, number])
-        frontal: View = "PA" if rng.random() < 0.6 else "AP"
-        views: tuple[View, ...] = (frontal, "LATERAL") if rng.random() < laterals else (frontal,)
-        body, name, time = phantom.patient_seed(seed, number), f"P{seed}-{number:05d}", clock()
-        files = [
-            phantom.dicom(
-                phantom.make(body, view=view, size=size),
-                patient=name,
-                study=time.isoformat(),
-                number=index,
-                acquired_at=f"{time:%Y%m%d%H%M%S}",
-            )
-            for index, view in enumerate(views, 1)
-        ]
-        yield Patient(name, tuple((f"{name}-{index}.dcm", file) for index, file in enumerate(files, 1)))
+        yield phantom_patient(seed, number, clock(), size=size, laterals=laterals)
+
+
+def phantom_patient(
+    seed: int,
+    number: int,
+    time: datetime,
+    *,
+    size: int = 512,
+    laterals: float = 0.2,
+    abnormal: bool | None = None,
+) -> Patient:
+    """Return one phantom patient with what is true of them.
+
+    Parameters
+    ----------
+    seed, size, laterals
+        As `phantoms`.
+    number : int
+        Which patient of the seed, from 1.
+    time : datetime
+        When the radiographs are acquired.
+    abnormal : bool, optional
+        Whether the study has an abnormality; by default as the patient was drawn. The body is the same.
+    """
+    rng = np.random.default_rng([seed, number])
+    frontal: View = "PA" if rng.random() < 0.6 else "AP"
+    views: tuple[View, ...] = (frontal, "LATERAL") if rng.random() < laterals else (frontal,)
+    body, name = phantom.patient_seed(seed, number), f"P{seed}-{number:05d}"
+    drawn = (examination for examination in count() if abnormal in (None, _ill(body, examination)))
+    examination = next(drawn)
+    made = [phantom.make(body, view=view, size=size, study=examination) for view in views]
+    files = [
+        phantom.dicom(one, patient=name, study=time.isoformat(), number=index, acquired_at=f"{time:%Y%m%d%H%M%S}")
+        for index, one in enumerate(made, 1)
+    ]
+    labels = made[0].labels
+    return Patient(
+        name,
+        tuple((f"{name}-{index}.dcm", file) for index, file in enumerate(files, 1)),
+        study_uid=study_uid(files[0]),
+        abnormal=1 - labels["No Finding"],
+        findings=labels,
+        boxes={finding: box(mask) for finding, mask in made[0].masks.items() if mask.any()},
+        at=time,
+    )
+
+
+def _ill(body: int, examination: int) -> bool:
+    return bool(draw_findings(body, examination) - CHEXPERT.neutral)
+
+
+def study_uid(content: bytes) -> str:
+    """Return the Study Instance UID of a DICOM file; empty for anything else."""
+    try:
+        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=["StudyInstanceUID"])
+        return str(header.get("StudyInstanceUID", ""))
+    except Exception:  # pydicom raises nearly anything on a file that is none
+        return ""
+
+
+def box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """Return x, y, width and height of what a mask [H, W] shows, as fractions of it."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = mask.shape
+    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    x, y, w, h = left / width, top / height, (right - left) / width, (bottom - top) / height
+    return round(float(x), 4), round(float(y), 4), round(float(w), 4), round(float(h), 4)
 
 
 def folder(path: Path) -> Iterator[Patient]:
