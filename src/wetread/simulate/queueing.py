@@ -78,7 +78,7 @@ def _several_readers(room: Room) -> list[float]:
             delay = erlang_c(room.readers, room.readers * room.load) * room.minutes / room.readers
             found.append(delay / ((1 - better) * (1 - upto)))
         elif upto == better:
-            found.append(math.nan)
+            found.append(0.0)  # nobody is of it
         else:  # ranks up to this one are a room of their own, in which every order has the same mean
             found.append((_held_up(room, upto) - _held_up(room, better)) / (upto - better))
     return found
