@@ -113,6 +113,34 @@ def phantom(
 
 
 @app.command()
+def join(
+    out: Annotated[Path, typer.Argument(help="Folder of the joined dataset; it must be new.")],
+    datasets: Annotated[list[Path], typer.Argument(help="Packed datasets of one task and transform; first the base.")],
+    replay: Annotated[float, typer.Option(help="Share of the base's training patients to keep.", min=0, max=1)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of that choice.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the dataset's dataset.json.")] = False,
+) -> None:
+    """Join packed datasets to one whose pixels stay where they are, to train on a base set and on what came since.
+
+    Nobody changes sides: who trains and who judges is as in the datasets. Example: `wetread join data/next data/base
+    clinic/datasets/0003 --replay 0.3`; then `wetread train recipe.toml data/next`
+    """
+    import json
+
+    from rich.console import Console
+
+    from wetread.dataset import summary
+    from wetread.dataset.dataset import Dataset
+    from wetread.dataset.join import join as joined
+
+    found = joined([Dataset.open(path) for path in datasets], out, replay=replay, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(found.info | {"path": str(found.path)}, indent=1, ensure_ascii=False))
+    else:
+        Console().print(summary.render(found))
+
+
+@app.command()
 def template(
     paths: Annotated[
         list[Path],

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from wetread.dataset import labels
+from wetread.dataset import labels, parts
 from wetread.dataset.split import SPLITS
 from wetread.dataset.tables import COLUMNS
 from wetread.errors import DatasetError
@@ -91,6 +91,8 @@ class Dataset:
         found = digest(self.task, self.transform, self.manifest, self.path)
         if found != self.hash:
             raise DatasetError(f"{self.path}: sha256 is {found}, recorded is {self.hash}; pack the dataset again")
+        for part, _ in parts.read(self.path)[0] if parts.is_joined(self.path) else ():
+            Dataset.open(part).verify()
 
     @classmethod
     def open(cls, path: Path | str) -> Dataset:
@@ -107,15 +109,17 @@ class Dataset:
             task = Task.from_dict(info["task"])
             transform = Transform.load(path / TRANSFORM)
             manifest = pl.read_parquet(path / MANIFEST)
-            pixels = np.load(path / PIXELS, mmap_mode="r", allow_pickle=False)
-            file = path / MASKS
-            masks = np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else None
+            pixels, masks = _array(path, PIXELS), _array(path, MASKS)
+        except DatasetError:
+            raise
         except (Exception, pl.exceptions.PanicException) as error:  # hostile bytes can raise anything
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise DatasetError(f"{path}: not a packed dataset: {first}; pack it again") from None
         if wrong := [name for name, dtype in COLUMNS.items() if manifest.schema.get(name) != dtype]:
             raise DatasetError(f"{path / MANIFEST}: no column {wrong[0]!r} of type {COLUMNS[wrong[0]]}; pack it again")
         shape = (manifest.height, transform.size, transform.size)
+        if pixels is None:
+            raise DatasetError(f"{path}: not a packed dataset: no {PIXELS}; pack it again")
         if pixels.dtype != np.uint8 or pixels.shape != shape:
             raise DatasetError(
                 f"{path / PIXELS}: {pixels.dtype} {list(pixels.shape)}, but manifest and transform ask for uint8 "
@@ -173,6 +177,9 @@ def digest(task: Task, transform: Transform, manifest: pl.DataFrame, folder: Pat
             with file.open("rb") as stream:
                 while block := stream.read(_BLOCK):
                     sha.update(block)
+    if parts.is_joined(folder):  # each part's hash stands for its pixels
+        found, places = parts.read(folder)
+        sha.update(canonical([sha256 for _, sha256 in found]) + places.astype("<i8").tobytes())
     return sha.hexdigest()
 
 
@@ -186,6 +193,14 @@ def canonical_rows(frame: pl.DataFrame) -> Iterator[bytes]:
     yield canonical(frame.columns)
     for row in frame.iter_rows():
         yield canonical(row)
+
+
+def _array(path: Path, name: str) -> NDArray[np.uint8] | None:
+    """Return an array of a dataset, memory-mapped; None where there is none."""
+    if parts.is_joined(path):
+        return parts.pixels(path, name)
+    file = path / name
+    return np.load(file, mmap_mode="r", allow_pickle=False) if file.is_file() else None
 
 
 def _info(path: Path) -> dict[str, Any]:
