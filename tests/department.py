@@ -120,7 +120,10 @@ def _review(tables: Tables, rng: random.Random, n: int, at: datetime, finding: s
                 )
 
 
-ORDER = ("study", "series", "instance", "job", "image_result", "review", "review_finding", "event", "delivery")
+ORDER = (
+    *("study", "series", "instance", "job", "image_result", "image_trait", "study_result"),
+    *("review", "review_finding", "event", "delivery"),
+)
 
 
 def put(database: Store, tables: Tables) -> None:
@@ -129,7 +132,8 @@ def put(database: Store, tables: Tables) -> None:
         for site in (HERE, ELSEWHERE):
             store.ensure_site(connection, site)
         for name in ORDER:
-            connection.execute(sa.insert(store.metadata.tables[name]), tables[name])
+            if tables.get(name):
+                connection.execute(sa.insert(store.metadata.tables[name]), tables[name])
 
 
 def frame(tables: Tables, name: str) -> pl.DataFrame:

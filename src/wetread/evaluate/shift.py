@@ -2,7 +2,7 @@
 
 A *channel* is one thing that may have changed: a figure of the pixels, the mix of devices, the features, the scores of
 a finding. All channels are tested together by the same permutations of which sample an image belongs to, and their p
-values are adjusted by the single-step minP of Westfall and Young (1993): without any change the chance that even one
+values are adjusted by the single-step maxT of Westfall and Young (1993): without any change the chance that even one
 channel reaches ``p <= alpha`` is at most alpha, however the channels hang together. What such a p says grows with the
 number of images; how *much* changed is the effect, in the channel's own unit.
 """
@@ -104,10 +104,11 @@ def compare(
         if start == 0:
             drawn[0] = new
         for row, channel in zip(effects, tested, strict=True):
-            row[start:stop] = channel.effect(drawn)
-    # Each effect's p in its own channel: the share of all effects, itself included, that are as large.
-    p = np.stack([1 - np.searchsorted(np.sort(row), row - 1e-12) / len(row) for row in effects])
-    smallest = p.min(axis=0)
+            row[start:stop] = np.nan_to_num(channel.effect(drawn))  # a sample that was drawn empty shows nothing
+    # In units of what permutations give, so that no channel drowns the others.
+    spread = effects.std(axis=1, keepdims=True)
+    unusual = np.divide(effects - effects.mean(axis=1, keepdims=True), spread, where=spread > 0, out=0 * effects)
+    most = unusual.max(axis=0)
     return [
         Change(
             channel.kind,
@@ -115,11 +116,11 @@ def compare(
             float(row[0]),
             channel.limit,
             float(np.quantile(row[1:], 0.95)),
-            float(np.mean(smallest <= own[0] + 1e-12)),
+            float(np.mean(most >= own[0] - 1e-9)),
             int((~new & channel.known).sum()),
             int((new & channel.known).sum()),
         )
-        for channel, row, own in zip(tested, effects, p, strict=True)
+        for channel, row, own in zip(tested, effects, unusual, strict=True)
     ]
 
 
@@ -204,4 +205,5 @@ def discrepancy(features: ArrayLike) -> Effect:
 def _share(part: ArrayLike, whole: ArrayLike) -> FloatArray:
     """Divide; NaN where there is nothing to divide by."""
     above, below = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    divided: FloatArray = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    return divided

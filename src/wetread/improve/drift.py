@@ -1,0 +1,432 @@
+"""Does what comes in, or what is said of it, still look as it did? Two windows of time compared.
+
+The *reference* begins when the model came into use at the site, unless the policy names another beginning; the *window*
+is the newest whole one. Compared are, over all devices and by each that has images enough: exposure and size, the mix
+of devices, what is refused, the model's features and scores; and of what readers signed the frequency of each finding
+and the model's calibration. An alarm wants images enough, more than chance over all that is compared, and an effect
+that matters (`wetread.evaluate.shift`). It suggests where to look; it changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from pydantic import AwareDatetime, Field
+from sqlalchemy.engine import Connection
+
+from wetread.clinic import audit, export, store, traits
+from wetread.clinic.figures import Period
+from wetread.clinic.store import Store
+from wetread.evaluate import shift
+from wetread.evaluate.metrics import BoolArray, FloatArray
+from wetread.evaluate.shift import Change, Channel
+from wetread.findings import ABSENT, PRESENT
+from wetread.improve.policy import Policy
+from wetread.radiograph.exposure import Exposure
+
+ALL = "all devices"
+DRIFT, QUIET, UNKNOWN = "drift", "quiet", "unknown"
+MOST = 2_000  # images of either window; more prove smaller effects, which do not matter
+_STEPS = 7  # a window begins and ends at a seventh of its length, so that a second check finds the first
+_NAMESPACE = uuid.UUID("6f1f3f0e-6d0c-4b9e-9f0b-3c1f5c1d2a77")
+_LOOK = {
+    "pixels": "exposure, processing or size of the images: ask who serves the device",
+    "device": "which devices send: a new one may need a look at its first images, or a threshold of its own",
+    "refused": "what is refused, by code, on the model's page",
+    "features": "images that the model sees otherwise than before, whatever the reason: look at some of the newest",
+    "scores": "the model's scores: patients, images or both are others",
+    "labels": "how often readers see a finding: the patients, or how readers read",
+    "calibration": "how far the model's probabilities are right: recalibrate, or train anew on what was signed",
+}
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Limits(Policy):
+    """The smallest effect of each kind that matters; those of distances and shares are 0 to 1."""
+
+    pixels: Share = 0.25
+    device: Share = 0.2
+    refused: Share = 0.05
+    features: Annotated[float, Field(gt=0, le=1.41)] = 0.1
+    scores: Share = 0.2
+    labels: Share = 0.1
+    calibration: Share = 0.1
+
+
+class DriftPolicy(Policy):
+    """When drift is an alarm; see docs/drift.md."""
+
+    window_days: float = Field(7.0, gt=0)
+    reference_days: float = Field(28.0, gt=0)
+    reference_from: AwareDatetime | None = None
+    least_images: int = Field(100, ge=20)
+    least_reviews: int = Field(50, ge=20)
+    alpha: float = Field(0.01, gt=0, le=0.2)
+    resamples: int = Field(999, ge=99, le=20_000)
+    seed: int = Field(0, ge=0)
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of two windows, one of each patient.
+
+    Attributes
+    ----------
+    after : bool array, shape [N]
+        Which are of the newer window.
+    devices : str array, shape [N]
+    figures : dict of str to float64 array, shape [N]
+        Of the exposure.
+    refused : bool array, shape [N]
+    features : float64 array, shape [N, D]
+        Rows of NaN where there are none.
+    scores : dict of str to float64 array, shape [N]
+        Probability of each finding, NaN where the image was refused.
+    """
+
+    after: BoolArray
+    devices: NDArray[np.str_]
+    figures: dict[str, FloatArray]
+    refused: BoolArray
+    features: FloatArray
+    scores: dict[str, FloatArray]
+
+    def channels(self, limits: Limits, of: BoolArray, *, devices: bool) -> Iterator[Channel]:
+        """Yield what may have changed among the images `of` [N], with the mix of devices or without."""
+        for name, values in self.figures.items():
+            yield _channel("pixels", name, shift.distance, values[of], limits.pixels)
+        if devices:
+            yield Channel("device", "mix", shift.mix(self.devices[of]), limits.device, np.ones(int(of.sum()), bool))
+        yield _channel("refused", "share", shift.difference, self.refused[of].astype(float), limits.refused)
+        if self.features.shape[1]:
+            known = np.asarray(~np.isnan(self.features[of, 0]))
+            yield Channel("features", "discrepancy", shift.discrepancy(self.features[of]), limits.features, known)
+        for finding, values in self.scores.items():
+            yield _channel("scores", finding, shift.distance, values[of], limits.scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Reviews:
+    """Signed studies of two windows, one of each patient: what readers said, 0 or 1 [N], and the model, NaN if not."""
+
+    after: BoolArray
+    labels: dict[str, FloatArray]
+    expected: dict[str, FloatArray]
+
+    def channels(self, limits: Limits) -> Iterator[Channel]:
+        """Yield what may have changed: how often each finding is seen, and how far the model is off on the average."""
+        for finding, said in self.labels.items():
+            yield _channel("labels", finding, shift.difference, said, limits.labels)
+            off = said - self.expected[finding]
+            yield _channel("calibration", finding, shift.difference, off, limits.calibration)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found of one device, of all of them, or of the reviews."""
+
+    name: str
+    before: int
+    after: int
+    changes: tuple[Change, ...]
+    alarms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one check found.
+
+    Attributes
+    ----------
+    id, site, model, model_name : str
+    reference, window : Period
+    verdict : {"drift", "quiet", "unknown"}
+    reason : str
+    sources : tuple of Source
+    new_devices : tuple of str
+        Seen in the window and not in the reference.
+    look : tuple of str
+        Where to look, by kind of alarm.
+    alpha : float
+        The chance of any false alarm that was allowed, over all sources.
+    """
+
+    id: str
+    site: str
+    model: str
+    model_name: str
+    reference: Period
+    window: Period
+    verdict: str
+    reason: str
+    sources: tuple[Source, ...]
+    new_devices: tuple[str, ...]
+    look: tuple[str, ...]
+    alpha: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        found = asdict(self)
+        for name in ("reference", "window"):
+            found[name] = {key: value.isoformat() for key, value in found[name].items()}
+        return found
+
+
+def check(
+    database: Store, site: str, policy: DriftPolicy, *, until: datetime | None = None, actor: str = "command line"
+) -> list[Report]:
+    """Compare the newest window with the reference for each model that saw images of it, and keep what was found.
+
+    A window that was checked by the same policy is not checked again: what was found then is returned, and nobody is
+    alarmed twice.
+    """
+    window = _window(until or store.now(), policy)
+    found = []
+    with database.read() as connection:
+        models = _models(connection, site, window)
+    for model, name, first in models:
+        start = policy.reference_from or _floor(first, policy)
+        whole = start + timedelta(days=policy.reference_days)
+        reference = Period(start, max(start, min(whole, window.since)))
+        key = str(uuid.uuid5(_NAMESPACE, f"{site} {model} {reference} {window} {policy.model_dump_json()}"))
+        table = store.drift_check
+        with database.read() as connection:
+            there = connection.execute(sa.select(table.c.report).where(table.c.id == key)).scalar()
+            if there is not None:
+                found.append(from_dict(there))
+                continue
+            report = judge(connection, key, site, model, name, reference, window, policy)
+        with database.write() as connection:
+            if connection.execute(sa.select(table.c.id).where(table.c.id == key)).first() is None:
+                _keep(connection, report, actor)
+        found.append(report)
+    return found
+
+
+def judge(
+    connection: Connection,
+    key: str,
+    site: str,
+    model: str,
+    name: str,
+    reference: Period,
+    window: Period,
+    policy: DriftPolicy,
+) -> Report:
+    """Compare two windows of one model at one site."""
+    images = gather(connection, site, model, reference, window)
+    reviews = signed(connection, site, model, reference, window)
+    every = np.ones(len(images.after), bool)
+    families: list[tuple[str, BoolArray, list[Channel], int]] = [
+        (ALL, images.after, list(images.channels(policy.limits, every, devices=True)), policy.least_images)
+    ]
+    of_each = {device: images.devices == device for device in np.unique(images.devices).tolist()}
+    enough = {d: of for d, of in of_each.items() if _least(images.after[of]) >= policy.least_images and not of.all()}
+    for device, of in enough.items():
+        channels = list(images.channels(policy.limits, of, devices=False))
+        families.append((device or "device unknown", images.after[of], channels, policy.least_images))
+    if _least(reviews.after) >= policy.least_reviews:
+        families.append(("reviews", reviews.after, list(reviews.channels(policy.limits)), policy.least_reviews))
+    alpha = policy.alpha / len(families)
+    resamples = max(policy.resamples, math.ceil(2 / alpha) - 1)
+    sources = []
+    for title, after, channels, least in families:
+        changes = shift.compare(channels, after, least=least, resamples=resamples, seed=policy.seed)
+        alarms = tuple(f"{c.kind}: {c.name}" for c in changes if c.alarms(alpha))
+        sources.append(Source(title, int((~after).sum()), int(after.sum()), tuple(changes), alarms))
+    kinds = list(dict.fromkeys(a.split(":")[0] for source in sources for a in source.alarms))
+    before, now = (set(images.devices[which].tolist()) for which in (~images.after, images.after))
+    verdict, reason = _verdict(sources, reference, window, policy)
+    return Report(
+        key, site, model, name, reference, window, verdict, reason, tuple(sources),
+        tuple(sorted(filter(None, now - before))), tuple(f"{kind}: {_LOOK[kind]}" for kind in kinds), policy.alpha,
+    )  # fmt: skip
+
+
+def latest(connection: Connection, site: str, count: int = 100) -> list[dict[str, Any]]:
+    """Return the newest reports of a site as JSON has them, the newest first."""
+    table = store.drift_check.c
+    rows = connection.execute(
+        sa.select(table.report).where(table.site == site).order_by(table.at.desc(), table.id).limit(count)
+    )
+    return list(rows.scalars())
+
+
+def from_dict(found: Mapping[str, Any]) -> Report:
+    """Return a report that was kept."""
+    periods = {
+        name: Period(*(datetime.fromisoformat(found[name][key]) for key in ("since", "until")))
+        for name in ("reference", "window")
+    }
+    sources = tuple(
+        Source(**{**one, "changes": tuple(Change(**c) for c in one["changes"]), "alarms": tuple(one["alarms"])})
+        for one in found["sources"]
+    )
+    lists = {name: tuple(found[name]) for name in ("new_devices", "look")}
+    return Report(**{**found, **periods, **lists, "sources": sources})
+
+
+def gather(connection: Connection, site: str, model: str, reference: Period, window: Period) -> Images:
+    """Return the images of two windows that a model saw: of each patient one, drawn by its id, which is random."""
+    rows = _one_each(
+        (False, _image_rows(connection, site, model, reference)), (True, _image_rows(connection, site, model, window))
+    )
+    size = max((len(traits.unpack(row.features)) for _, row in rows if row.features), default=0)
+    features = np.full((len(rows), size), np.nan)
+    for place, (_, row) in enumerate(rows):
+        if row.features:
+            features[place] = traits.unpack(row.features)
+    scores = [{f["finding"]: f["probability"] for f in row.findings} for _, row in rows]
+    figures = [field.name for field in fields(Exposure)]
+    return Images(
+        np.array([new for new, _ in rows], bool),
+        np.array([row.device for _, row in rows], np.str_),
+        {name: np.array([row.exposure.get(name, np.nan) for _, row in rows], float) for name in figures},
+        np.array([not row.suitable for _, row in rows], bool),
+        features,
+        _columns(scores),
+    )
+
+
+def signed(connection: Connection, site: str, model: str, reference: Period, window: Period) -> Reviews:
+    """Return the signed studies of two windows: what was said of each finding, and the probability that the model gave.
+
+    Uncertain answers count as none.
+    """
+    rows = _one_each(
+        (False, _signed_rows(connection, site, model, reference)), (True, _signed_rows(connection, site, model, window))
+    )
+    said, expected = [], []
+    for _, row in rows:
+        labels = export.labels_of(export.said(connection, row))
+        said.append({f: float(value) for f, value in labels.items() if value in (PRESENT, ABSENT)})
+        expected.append({f["finding"]: f["probability"] for f in row.findings})
+    of_model = _columns(expected)
+    of_reader = {name: values for name, values in _columns(said).items() if name in of_model}
+    return Reviews(np.array([new for new, _ in rows], bool), of_reader, {name: of_model[name] for name in of_reader})
+
+
+def _image_rows(connection: Connection, site: str, model: str, period: Period) -> Sequence[sa.Row[Any]]:
+    images, trait, results = store.instance.c, store.image_trait.c, store.image_result.c
+    wanted = (
+        sa.select(store.study.c.patient_id, store.study.c.id, trait.device, trait.exposure, trait.features,
+                  results.suitable, results.findings)
+        .join(store.study, store.study.c.id == images.study)
+        .join(store.image_trait, sa.and_(trait.instance == images.id, trait.model == model))
+        .join(store.image_result, sa.and_(results.instance == images.id, results.model == model))
+        .where(images.site == site, period.holds(images.received_at), images.state == "stored")
+        .order_by(images.id)
+        .limit(2 * MOST)
+    )  # fmt: skip
+    return list(connection.execute(wanted))
+
+
+def _signed_rows(connection: Connection, site: str, model: str, period: Period) -> Sequence[sa.Row[Any]]:
+    studies, reviews, results = store.study.c, store.review.c, store.study_result.c
+    newest = sa.select(sa.func.max(reviews.signed_at)).where(reviews.study == studies.id, reviews.state == "signed")
+    result = sa.select(sa.func.max(results.at)).where(results.study == studies.id, results.model == model)
+    wanted = (
+        sa.select(studies.patient_id, store.review, results.findings)
+        .select_from(store.study)
+        .join(store.review, sa.and_(
+            reviews.study == studies.id, reviews.state == "signed",
+            reviews.signed_at == newest.correlate(store.study).scalar_subquery()))
+        .join(store.study_result, sa.and_(
+            results.study == studies.id, results.model == model,
+            results.at == result.correlate(store.study).scalar_subquery()))
+        .where(studies.site == site, period.holds(studies.received_at), studies.reading == "signed")
+        .order_by(studies.id)
+        .limit(2 * MOST)
+    )  # fmt: skip
+    return list(connection.execute(wanted))
+
+
+def _one_each(*windows: tuple[bool, Sequence[sa.Row[Any]]]) -> list[tuple[bool, sa.Row[Any]]]:
+    """Return one row of each patient, at most `MOST` of each window; who is in both stays in the newer."""
+    found: list[tuple[bool, sa.Row[Any]]] = []
+    seen: set[str] = set()
+    for new, rows in reversed(windows):
+        of_window: dict[str, sa.Row[Any]] = {}
+        for row in rows:
+            patient = row.patient_id or f"study {row.id}"  # without an identifier nobody knows whom it belongs to
+            if patient not in seen and len(of_window) < MOST:
+                of_window.setdefault(patient, row)
+        seen |= set(of_window)
+        found = [(new, row) for row in of_window.values()] + found
+    return found
+
+
+def _models(connection: Connection, site: str, window: Period) -> list[tuple[str, str, datetime]]:
+    """Return the models that saw images of a window at a site: id, name, and when the first image came."""
+    images, trait, results = store.instance.c, store.image_trait.c, store.image_result.c
+    first: sa.ColumnElement[Any] = sa.type_coerce(sa.func.min(images.received_at), store.Moment())
+    joined = store.image_trait.join(store.instance, images.id == trait.instance)
+    seen = (
+        sa.select(trait.model)
+        .select_from(joined)
+        .where(images.site == site, window.holds(images.received_at))
+        .distinct()
+    )
+    found = []
+    for model in sorted(connection.execute(seen).scalars()):
+        since = connection.execute(
+            sa.select(first).select_from(joined).where(images.site == site, trait.model == model)
+        ).scalar_one()
+        name = connection.execute(sa.select(results.model_name).where(results.model == model).limit(1)).scalar() or ""
+        found.append((model, name, since))
+    return found
+
+
+def _channel(kind: str, name: str, effect: Any, values: FloatArray, limit: float) -> Channel:
+    return Channel(kind, name, effect(values), limit, ~np.isnan(values))
+
+
+def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, FloatArray]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: np.array([row.get(name, np.nan) for row in rows], float) for name in names}
+
+
+def _least(after: BoolArray) -> int:
+    return int(min(after.sum(), (~after).sum()))
+
+
+def _window(until: datetime, policy: DriftPolicy) -> Period:
+    end = _floor(until, policy)
+    return Period(end - timedelta(days=policy.window_days), end)
+
+
+def _floor(moment: datetime, policy: DriftPolicy) -> datetime:
+    step = timedelta(days=policy.window_days / _STEPS).total_seconds()
+    return datetime.fromtimestamp(math.floor(moment.timestamp() / step) * step, UTC)
+
+
+def _verdict(sources: Sequence[Source], reference: Period, window: Period, policy: DriftPolicy) -> tuple[str, str]:
+    if alarms := [f"{alarm} ({source.name})" for source in sources for alarm in source.alarms]:
+        return DRIFT, "; ".join(alarms)
+    whole = timedelta(days=policy.reference_days)
+    if reference.until - reference.since < whole:
+        return UNKNOWN, f"the reference is not whole before {(reference.since + whole).isoformat(timespec='minutes')}"
+    if not any(source.changes for source in sources):
+        few = sources[0]
+        return UNKNOWN, f"{few.before} and {few.after} patients' images, {policy.least_images} of each wanted"
+    return QUIET, "nothing that matters and is more than chance"
+
+
+def _keep(connection: Connection, report: Report, actor: str) -> None:
+    values = {"id": report.id, "site": report.site, "model": report.model, "at": store.now(),
+              "since": report.window.since, "until": report.window.until, "verdict": report.verdict}  # fmt: skip
+    connection.execute(store.drift_check.insert().values(**values, report=report.to_dict()))
+    if report.verdict == DRIFT:
+        detail = {"model": report.model, "what": report.reason, "since": report.window.since.isoformat()}
+        audit.record(connection, report.site, actor, "drift.found", report.id, detail)
+        store.emit(connection, "drift.found", report.site, None, {"model": report.model, "what": report.reason})
