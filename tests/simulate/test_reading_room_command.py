@@ -1,0 +1,135 @@
+"""`wetread simulate reading-room`, as it is typed."""
+
+import json
+import sys
+
+import pytest
+
+from wetread import cli
+from wetread.simulate import queueing
+from wetread.simulate.reading_room import Room, two_classes
+
+KEYS = ["fifo", "ai_positive", "ai_negative", "diseased", "healthy"]
+QUICK = ["--patients", "5000", "--replications", "5"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command with options; return exit code and what it printed on either stream."""
+
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", ["wetread", "simulate", "reading-room", *options])
+        monkeypatch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
+def test_the_defaults_are_the_reference_case(run):
+    code, out, err = run("--analytic", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert list(found) == KEYS
+    assert list(found.values()) == pytest.approx([40, 1.682, 48.411, 6.355, 43.738], abs=6e-4)
+    assert json.loads(run("--json", *QUICK)[1]).keys() == found.keys()
+
+
+def test_every_option_reaches_the_room(run):
+    options = ["--readers", "3", "--load", "0.7", "--prevalence", "0.2", "--sensitivity", "0.8", "--fpf", "0.05"]
+    found = json.loads(run(*options, "--reading-minutes", "6", "--no-preemptive", "--analytic", "--json")[1])
+    assert found == pytest.approx(
+        queueing.means(Room(two_classes(0.2, 0.8, 0.05, 6), readers=3, load=0.7, preemptive=False))
+    )
+    unequal = ["--diseased-minutes", "12", "--false-alarm-minutes", "11", "--analytic", "--json"]
+    assert json.loads(run(*unequal)[1]) == pytest.approx(queueing.means(Room(two_classes(diseased=12, false_alarm=11))))
+    nobody = json.loads(run("--prevalence", "0", "--fpf", "0", "--analytic", "--json")[1])
+    assert (nobody["diseased"], nobody["ai_positive"]) == (None, None)
+
+
+def test_a_table_has_intervals_and_what_a_cap_did(run):
+    code, out, _ = run("--cap", "240", *QUICK)
+    assert code == 0
+    lines = out.splitlines()
+    assert "over cap" in lines[0]
+    assert [line[:16].strip() for line in lines[1:7]] == [
+        "ai positive", "ai negative", "diseased", "healthy", "all", "all, by arrival",
+    ]  # fmt: skip
+    assert all(" to " in line for line in lines[1:7])
+    assert run("--cap", "240", *QUICK)[1] == out
+    assert run("--cap", "240", "--seed", "1", *QUICK)[1] != out
+
+
+def test_a_sweep_tells_each_load_and_draws_it(run, tmp_path):
+    file = tmp_path / "waits.svg"
+    code, out, _ = run("--sweep", "0.5,0.7", "--json", "--plot", str(file), *QUICK)
+    assert code == 0
+    found = json.loads(out)
+    assert [list(one) for one in found] == [["load", *KEYS]] * 2
+    assert found[0]["load"] == 0.5
+    assert found[0]["fifo"] < found[1]["fifo"]
+    assert file.read_text().startswith("<?xml")
+    table = run("--sweep", "0.5,0.7", "--analytic")[1]
+    assert "10.000" in table
+    assert "23.333" in table
+
+
+def test_named_groups_by_the_rule_of_a_site(run, tmp_path):
+    groups, rule, plot = tmp_path / "groups.toml", tmp_path / "rule.toml", tmp_path / "waits.png"
+    groups.write_text(
+        '[[group]]\nname = "pneumothorax"\nshare = 0.1\nminutes = 10\ncritical = 0.9\n'
+        '[[group]]\nname = "other"\nshare = 0.9\nminutes = 10\ncritical = 0.1\n'
+    )
+    rule.write_text("[routine]\ncap_minutes = 100\n")
+    with_rule = ["--groups", str(groups), "--rule", str(rule), "--plot", str(plot)]
+    code, out, _ = run(*with_rule, "--arrivals", "day", "--json", *QUICK)
+    assert code == 0
+    assert list(json.loads(out)) == ["fifo", "critical", "urgent", "routine", "pneumothorax", "other"]
+    assert json.loads(out)["urgent"] is None
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    exact = json.loads(run("--groups", str(groups), "--analytic", "--json")[1])
+    assert exact["pneumothorax"] == pytest.approx(6.355, abs=6e-4)  # the reference case, by other words
+
+
+def test_a_package_lends_its_accuracy(run):
+    found = json.loads(run("--package", "pneumonia", "--point", "screen", "--analytic", "--json")[1])
+    assert found == pytest.approx(queueing.means(Room(two_classes(sensitivity=0.9946, fpf=1 - 0.845))), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--load", "1"],
+        ["--load", "nan"],
+        ["--sensitivity", "1.1"],
+        ["--fpf", "-0.1"],
+        ["--prevalence", "2"],
+        ["--cap", "-1"],
+        ["--readers", "0"],
+        ["--reading-minutes", "0"],
+        ["--analytic", "--cap", "60"],
+        ["--analytic", "--arrivals", "day"],
+        ["--analytic", "--plot", "x.png"],
+        ["--analytic", "--readers", "2", "--diseased-minutes", "20"],
+        ["--plot", "waits.gif"],
+        ["--plot", "/no/such/folder/waits.png", *QUICK],
+        ["--sweep", "0.5;0.7"],
+        ["--sweep", "0.5,1"],
+        ["--rule", "rule.toml"],
+        ["--groups", "/no/such/file"],
+        ["--groups", "x", "--cap", "3"],
+        ["--package", "pneumonia", "--fpf", "0.1"],
+        ["--package", "pneumonia", "--point", "other"],
+        ["--package", "none"],
+        ["--arrivals", "1,2"],
+        ["--patients", "10"],
+    ],
+    ids=" ".join,
+)
+def test_a_bad_value_is_one_line(run, options):
+    code, out, err = run(*options)
+    assert (code, out) == (2, "")
+    assert err.startswith("wetread: ")
+    assert err.count("\n") == 1
