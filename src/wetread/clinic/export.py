@@ -106,8 +106,8 @@ def run(
             labels = labels_of(review)
             called |= {finding for finding, (answer, _) in review["answers"].items() if answer != "added"}
             for image, codes in images:
-                row = _about(study, image, names)
-                reason = _write(draft, row, image, study, codes, archive, names, limits or Limits())
+                row = about(study, image, names)
+                reason = write(draft, row, image, study, codes, archive, names, limits or Limits())
                 if reason is None:
                     rows.append({**row, **labels})
                 else:
@@ -124,13 +124,13 @@ def run(
         kinds = Counter(entry["reason"].split(":")[0] for entry in refused)
         count = {name: len({row[name] for row in rows}) for name in ("patient", "study")}
         summary = Summary(count["patient"], count["study"], len(rows), dict(sorted(kinds.items())), str(out))
-        about = {
+        contents = {
             "wetread": __version__,
             "profile": "DICOM PS3.15 basic profile, patient characteristics retained",
             "findings": findings,
             **{name: value for name, value in vars(summary).items() if name != "out"},
         }
-        (draft / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (draft / ABOUT).write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         with database.write() as connection:
             detail = {name: value for name, value in vars(summary).items() if name != "out"}
             detail["since"] = since.isoformat() if since else None
@@ -166,7 +166,7 @@ def _signed(
                 .limit(1)
             ).first()
             if review is not None:
-                yield study, said(connection, review), _images(connection, key)
+                yield study, said(connection, review), images_of(connection, key)
 
 
 def said(connection: Connection, review: Row[Any]) -> dict[str, Any]:
@@ -176,7 +176,8 @@ def said(connection: Connection, review: Row[Any]) -> dict[str, Any]:
     return {"normal": review.normal, "answers": {row.finding: (row.answer, row.call) for row in rows}}
 
 
-def _images(connection: Connection, study: str) -> list[tuple[Row[Any], set[str]]]:
+def images_of(connection: Connection, study: str) -> list[tuple[Row[Any], set[str]]]:
+    """Return the images of a study that are displayed, each with the codes of its refusals by models."""
     images, results = store.instance, store.image_result
     rows = connection.execute(
         sa.select(images).where(images.c.study == study, images.c.state == "stored").order_by(images.c.id)
@@ -211,7 +212,8 @@ def labels_of(review: Mapping[str, Any]) -> dict[str, int]:
     return labels
 
 
-def _about(study: Row[Any], image: Row[Any], names: Pseudonyms) -> dict[str, Any]:
+def about(study: Row[Any], image: Row[Any], names: Pseudonyms) -> dict[str, Any]:
+    """Return what goes out about an image beside its labels: pseudonyms, view, sex and age."""
     kind = "dcm" if image.format == "dicom" else "png"
     patient = study.patient_id or f"study {study.id}"  # without an identifier nobody knows whom it belongs to
     age = study.age_years
@@ -226,7 +228,7 @@ def _about(study: Row[Any], image: Row[Any], names: Pseudonyms) -> dict[str, Any
     }
 
 
-def _write(
+def write(
     folder: Path,
     row: Mapping[str, Any],
     image: Row[Any],

@@ -190,7 +190,7 @@ class _Wanted:
 
     def refuses(self, radiograph: Radiograph) -> str | None:
         phantom = radiograph.source == "phantom"
-        if phantom and self.kind not in ("phantom", "folders"):
+        if phantom and self.kind not in ("phantom", "folders", "reviews"):  # a clinic may read phantoms
             return "wrong kind: a phantom among patients; pack it with `wetread pack phantom`"
         if not phantom and self.kind == "phantom":
             return "wrong kind: not a phantom; pack it with the collection's own kind"
