@@ -18,6 +18,7 @@ import typer
 from wetread import __version__
 from wetread.clinic import access_command, correct_command
 from wetread.errors import WetreadError
+from wetread.improve import drift_command
 from wetread.simulate import command as simulate_command
 from wetread.simulate import reading_room_command
 
@@ -1081,6 +1082,7 @@ def demo(
     department.run(data, port, settings, rate, seed, say=typer.echo)
 
 
+app.add_typer(drift_command.drift, name="drift")
 simulate_command.simulate.command("reading-room")(reading_room_command.reading_room)
 app.add_typer(simulate_command.simulate, name="simulate")
 

@@ -50,7 +50,7 @@ def overview(evaluation: Evaluation) -> str:
         axes.set_xlim(min(0.45, *(np.nan_to_num(f.auroc.low, nan=1.0) - 0.02 for f in shown)), 1.0)
         axes.set_xlabel("AUROC with 95 % interval; dotted: chance")
 
-    return _svg(draw, 7.5, 0.9 + 0.27 * len(shown))
+    return svg(draw, 7.5, 0.9 + 0.27 * len(shown))
 
 
 def finding(result: FindingResult, cost: Cost | None = None) -> str:
@@ -68,7 +68,7 @@ def finding(result: FindingResult, cost: Cost | None = None) -> str:
         if cost is not None:
             _cost(last[0], cost)
 
-    return _svg(draw, 3.1 * count, 3.1)
+    return svg(draw, 3.1 * count, 3.1)
 
 
 def _bar(axes: Axes, area: Interval, row: int) -> None:
@@ -159,7 +159,8 @@ def _square(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
 
 
-def _svg(draw: Callable[[Figure], None], width: float, height: float) -> str:
+def svg(draw: Callable[[Figure], None], width: float, height: float) -> str:
+    """Return what `draw` draws on a figure of so many inches, as SVG."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

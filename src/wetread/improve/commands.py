@@ -1,0 +1,51 @@
+"""What the commands of the closed loop have in common: whose clinic, who asks, since when."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wetread.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wetread.clinic.store import Store
+
+Data = Annotated[Path, typer.Option(help="Data folder of the server.")]
+Site = Annotated[str | None, typer.Option(help="The site; default: setting site.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def clinic(data: Path, site: str | None) -> Iterator[tuple[Store, str]]:
+    """Open the database of a clinic that is there, and say which site is meant."""
+    from wetread import config
+    from wetread.clinic.store import Store
+
+    settings = config.load(Path("wetread.toml"))
+    database = Store.existing(data, settings.database)
+    try:
+        yield database, site or settings.site
+    finally:
+        database.close()
+
+
+def actor() -> str:
+    """Return who gives the command, for the audit."""
+    return f"command line ({getpass.getuser()})"[:64]
+
+
+def moment(text: str | None, option: str) -> datetime | None:
+    """Return a time that was given as ISO 8601, in UTC unless it says otherwise; raises `ConfigError`."""
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text}: not a time; write 2026-01-31 or 2026-01-31T08:00Z") from None
+    return found.replace(tzinfo=found.tzinfo or UTC)
