@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_job_for_a_retired_model_does_not_hold_its_study_up(tmp_path: Path) -> None:
     clinic = Clinic(tmp_path, settings(), models=[NameReader("old")])
-    clinic.models = {"old": NameReader("old")}  # never started: what it queues stays
+    clinic.switches.take({"old": NameReader("old")})  # never started: what it queues stays
     study = take(clinic, 1, "edema.png")
     clinic.database.close()
     clinic._lock.close()

@@ -17,7 +17,8 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import store, switches, triage
+from wetread.clinic import deploying, deployments, store, switches, triage
+from wetread.clinic.jobs import Job
 from wetread.clinic.merging import Merging
 from wetread.clinic.priority import Rules
 from wetread.clinic.store import Store
@@ -100,14 +101,19 @@ class Ai:
     ----------
     models : dict
         Model id → model, of those that are loaded, also when they are off.
+        Never changed in place: others walk along it.
     held : frozenset of str
         Ids of the models whose jobs wait: they turned themselves off, at every site.
+    challenging : frozenset of str
+        Ids of those that are champion nowhere: they are no part of what readers are told of the AI.
     """
 
     def __init__(self, database: Store, settings: Settings, rules: Rules, data: Path) -> None:
         self.database, self.settings, self.rules, self.data = database, settings, rules, data
         self.models: dict[str, Model] = {}
         self.held: frozenset[str] = frozenset()
+        self.challenging: frozenset[str] = frozenset()
+        self.taken: Callable[[dict[str, Model]], None] = lambda models: None  # called when the models are others
         self.failures: dict[str, int] = {}  # model id → failures in a row, as the worker counts them
         self.arrived: Callable[[], None] = lambda: None  # called when a model came back
         self.watchdog = Watchdog(settings, self.fail)
@@ -120,7 +126,7 @@ class Ai:
     def open(self, given: Sequence[Model] | None = None) -> None:
         """Load the models of the setting `models`, or take those given."""
         if given is not None and self.settings.ai:
-            self.models.update((model.id, model) for model in given)
+            self.take({model.id: model for model in given})
             return
         for name in self.settings.models if self.settings.ai else ():
             self._open(name)
@@ -142,8 +148,21 @@ class Ai:
                 self._missing[name] = ModelState(shown, "", "", "missing", why)
             return False
         self._missing.pop(name, None)
-        self.models[served.id] = served
+        self.take({**self.models, served.id: served})
         return True
+
+    def take(self, models: dict[str, Model]) -> None:
+        """Serve these models from now on."""
+        self.models = models
+        self.taken(models)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every model of the settings is loaded."""
+        return not self._missing
+
+    def _ranking(self) -> list[Model]:
+        return [model for model in self.models.values() if model.id not in self.challenging]
 
     # ------------------------------------------------------------------ what holds now
 
@@ -155,9 +174,10 @@ class Ai:
         """Return whether AI orders this site's list, and what to tell the reader when it does not."""
         with self.database.read() as connection:
             off = switches.off(connection, site)
-        states = [self._state(model, off.get(model.name)) for model in self.models.values()]
+        models = self._ranking()
+        states = [self._state(model, off.get(model.name)) for model in models]
         states += [_off(state, off.get(state.name)) for state in self._missing.values()]
-        on = self.settings.ai and ALL not in off and any(model.name not in off for model in self.models.values())
+        on = self.settings.ai and ALL not in off and any(model.name not in off for model in models)
         return AiState(on, self._banner(states, off, on), tuple(states), off.get(ALL))
 
     def _state(self, model: Model, off: Off | None) -> ModelState:
@@ -219,9 +239,28 @@ class Ai:
         triage.rerank(self.database, policy, site)
 
     def fail(self, model: str, cause: str, reason: str) -> None:
-        """Turn a model off at every site, because it fails; the list is ordered anew at the next `step`."""
-        if (found := self.models.get(model)) is not None and model not in self._off:
+        """Turn a model off at every site, because it fails; the list is ordered anew at the next `step`.
+
+        One that only challenges is rolled back instead.
+        """
+        if (found := self.models.get(model)) is None or model in self._off:
+            return
+        with self.database.write() as connection:
+            done = deploying.fell(connection, model, f"{cause}: {reason}", home=self.settings.site)
+            rows = [row for row in deployments.history(connection) if row.model == model]
+        for change in done:
+            log.error("%s", change.words)
+        if not rows or any(row.until is None for row in rows):
             self._turn_off(found.name, model, cause, reason)
+
+    def broke(self, job: Job) -> None:
+        """Roll a challenger back that may be what ends the process."""
+        if job.model in self.challenging:
+            self.fail(job.model, "crash", f"its analysis broke off {job.tries - 1} times")
+
+    def unsound(self, name: str, package: str, reason: str) -> None:
+        """Turn a champion off that has no predecessor and does not keep its golden outputs."""
+        self._turn_off(name, package, "golden", reason)
 
     def _turn_off(self, name: str, package: str, cause: str, reason: str) -> None:
         with self.database.write() as connection:
@@ -271,6 +310,12 @@ class Ai:
         for site, policy in policies.items():
             triage.rerank(self.database, policy, site)
 
+    def ordered(self) -> bool:
+        """Tell whether every site's list is in that order."""
+        with self.database.read() as connection:
+            sites = connection.execute(sa.select(store.site.c.name, store.site.c.policy)).all()
+            return all(self.policy(connection, site.name).id == site.policy for site in sites)
+
     def recover(self, now: datetime | None = None) -> list[str]:
         """Try the models that turned themselves off long enough ago; return the names of those that go on."""
         wait, now = timedelta(minutes=self.settings.ai_recover), now or store.now()
@@ -295,7 +340,7 @@ class Ai:
         for setting, state in list(self._missing.items()):
             if state.name == name:
                 return self._open(setting)
-        served = next((each for each in self.models.values() if each.name == name), None)
+        served = next((each for each in self._ranking() if each.name == name), None)
         if not isinstance(served, Served):
             return False
         try:

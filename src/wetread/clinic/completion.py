@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import merging, store, switches, triage
+from wetread.clinic import deployments, merging, store, switches, triage
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
 
@@ -95,6 +95,7 @@ def _due(now: datetime, latest: datetime) -> sa.Select[Any]:
         .join(store.instance, images.id == jobs.instance)
         .where(images.study == table.id, images.state == "stored", jobs.state != "done")
         .where(jobs.model.not_in(switches.held(images.site)))
+        .where(~deployments.unawaited(jobs.model, images.study, images.site))
     )
     quiet = sa.and_(table.complete_at.is_not(None), sa.or_(table.complete_at <= now, table.complete_at > latest))
     return sa.select(table.id).where(quiet, ~waiting.exists()).order_by(table.complete_at)

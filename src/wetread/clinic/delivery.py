@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, critical, destinations, statement, store, superseding, switches, telling
+from wetread.clinic import audit, critical, deployments, destinations, statement, store, superseding, switches, telling
 from wetread.clinic.archive import Archive
 from wetread.clinic.destinations import Destination, SendError
 from wetread.clinic.evidence import NotDicomError
@@ -361,6 +361,7 @@ def _settled(connection: Connection, study: str) -> bool:
         .join(store.instance, store.instance.c.id == store.job.c.instance)
         .where(store.instance.c.study == study, store.instance.c.state == "stored", store.job.c.state != "done")
         .where(store.job.c.model.not_in(switches.held(store.instance.c.site)))
+        .where(~deployments.unawaited(store.job.c.model, store.instance.c.study, store.instance.c.site))
     )
     return row.complete_at is None and connection.execute(waiting.limit(1)).first() is None
 

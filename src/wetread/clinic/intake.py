@@ -351,11 +351,13 @@ class Intake:
         )
         count, now = 0, store.now()
         with self.database.write() as connection:
-            gone = sa.and_(sa.text("job.state != 'done'"), jobs.c.model.not_in([*models, *others]))
+            deployed = deployments.history(connection)
+            # Whoever is slower to load a package than another process must not drop its jobs.
+            kept = {row.model for row in deployed if row.until is None and row.actor != deployments.SETTINGS}
+            gone = sa.and_(sa.text("job.state != 'done'"), jobs.c.model.not_in([*models, *others, *kept]))
             left = sa.select(images.c.study).join(jobs, jobs.c.instance == images.c.id).where(gone)
             studies = {row.study: row.site for row in connection.execute(left.add_columns(images.c.site))}
             connection.execute(jobs.delete().where(gone))
-            deployed = deployments.history(connection)
             sites = connection.execute(sa.select(store.site.c.name)).scalars().all() if deployed else []
             for model in models:
                 done = sa.select(jobs.c.instance).where(jobs.c.model == model)

@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, store, triage
+from wetread.clinic import audit, deployments, store, triage
 from wetread.clinic.priority import ORDER, Priority
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
@@ -187,12 +187,20 @@ class Gate:
 
 
 def enqueue(connection: Connection, image: str, models: Sequence[str], floor: Priority, now: datetime) -> None:
-    """Queue the analyses of an image, by all models or by those that never saw it."""
-    jobs = store.job
+    """Queue the analyses of an image, by all models of its site or by those that never saw it.
+
+    Those that nobody waits for come after all others; see `deployments`.
+    """
+    jobs, images = store.job, store.instance.c
     there = set(connection.execute(sa.select(jobs.c.model).where(jobs.c.instance == image)).scalars())
     if missing := [model for model in models if model not in there]:
-        row = {"instance": image, "floor": ORDER[floor], "state": "queued", "tries": 0, "due_at": now}
-        connection.execute(jobs.insert(), [row | {"model": model} for model in missing])
+        of = connection.execute(
+            sa.select(images.site, images.study, images.received_at).where(images.id == image)
+        ).one()
+        row = {"instance": image, "state": "queued", "tries": 0, "due_at": now}
+        for model, awaited in deployments.analysing(connection, missing, of.site, of.received_at, of.study):
+            place = ORDER[floor] + (0 if awaited else deployments.LATER)
+            connection.execute(jobs.insert(), row | {"model": model, "floor": place})
 
 
 def aside(connection: Connection, site: str, limit: int = 100) -> Sequence[Any]:

@@ -27,6 +27,7 @@ from wetread.clinic.jobs import READ_ONLY
 from wetread.clinic.processes import Leader, Presence
 from wetread.clinic.pull_service import Pulls
 from wetread.clinic.store import Store
+from wetread.clinic.takeup import TakeUp
 from wetread.clinic.triage import Policy
 from wetread.clinic.watch import Watch
 from wetread.clinic.worker import Model, Worker, research_only
@@ -79,11 +80,12 @@ class Clinic:
         self.archive = open_archive(data, settings)
         self.claim_life = timedelta(minutes=settings.claim_minutes)
         self.leader, self.watcher = Leader(self.database, "upkeep"), Leader(self.database, "watch")
+        self.orderer = Leader(self.database, "order")
         self.critical = Criticals(self.database, settings, self.rules)
         self.outbox = Outbox(self.database, self.archive, settings)
         self._given = models
         self.switches = Ai(self.database, settings, self.rules, data)
-        self.models = self.switches.models
+        self.deployed = TakeUp(self.switches, self._changed, self.orderer.leads)
         self.worker: Worker | None = None
         self.intake = Intake(
             self.database,
@@ -125,10 +127,13 @@ class Clinic:
         )  # fmt: skip
         self.worker.watchdog, self.worker.held = self.switches.watchdog, lambda: self.switches.held
         self.switches.failures, self.switches.arrived = self.worker.failures, self._arrived
+        self.switches.taken, self.worker.broke = self._taken, self.switches.broke
         self.switches.look()
         self.presence = Presence(self.database, self.worker.name, self.kind, lambda: list(self.models) or [READ_ONLY])
         self.presence.enter()
         others = self.presence.others()
+        self.deployed.first(_models(others))
+        self.presence.beat()
         self.worker.queue.take_back([other["id"] for other in others])
         retention.empty(self.database, self.archive)
         self._set_right(bool(others))
@@ -141,6 +146,8 @@ class Clinic:
         self._every(1.0, self._complete)
         self._every(1.0, self.critical.step)
         self._every(1.0, self.switches.step)
+        self._every(1.0, self.deployed.look)
+        self._every(1.0, self.deployed.order)
         self._every(RECOVER_S, self.switches.recover)
         if self.adt is not None:
             self.adt.start()
@@ -174,11 +181,13 @@ class Clinic:
         for model in self.models.values():
             if isinstance(model, Served):
                 model.predictor.close()
+        self.deployed.close()
         if self.worker is not None:
             with suppress(SQLAlchemyError, ClinicError):
                 self.presence.leave()
         self.leader.resign()
         self.watcher.resign()
+        self.orderer.resign()
         self.database.close()
         self._lock.close()
 
@@ -189,6 +198,11 @@ class Clinic:
     def has_room(self) -> bool:
         """Return whether anything more may be taken in."""
         return self.free() > 0
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """The models that are loaded, by id; another mapping whenever they change."""
+        return self.switches.models
 
     @property
     def research_only(self) -> bool:
@@ -217,6 +231,15 @@ class Clinic:
         if self.worker is not None:
             self.intake.backfill(_models(self.presence.others()))
             self.worker.wake()
+
+    def _taken(self, models: Mapping[str, Model]) -> None:
+        if self.worker is not None:
+            self.worker.models = models
+
+    def _changed(self) -> None:
+        """Tell the other processes what is served here now, and go on with what waited for it."""
+        self.presence.beat()
+        self._arrived()
 
     def _wake(self) -> None:
         if self.worker is not None:

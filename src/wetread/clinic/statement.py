@@ -140,7 +140,7 @@ class OutdatedError(ClinicError):
 def current(connection: Connection, study: str) -> list[dict[str, Any]]:
     """Return the results that now hold for a study; empty when no model analysed it, or those that did are off."""
     images = [image.id for image in triage.shown(connection, study)]
-    found = [result for result in triage.latest(connection, images) if result["suitable"]]
+    found = [result for result in triage.latest(connection, study, images) if result["suitable"]]
     return switches.current(connection, study, found)
 
 

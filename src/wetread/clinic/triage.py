@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import critical, keys, merging, priority, store, turns
+from wetread.clinic import critical, deployments, keys, merging, priority, store, turns
+from wetread.clinic.deployments import Voices
 from wetread.clinic.merging import View
 from wetread.clinic.priority import Priority, Rule, Rules, Scored
 from wetread.clinic.store import Store
@@ -51,7 +52,7 @@ _SHOWN = (
     .order_by(_images.received_at, _images.id)
 )
 _LATEST = (
-    sa.select(*(column for column in _results if column.name != "maps"), _images.received_at)
+    sa.select(*(column for column in _results if column.name != "maps"), _images.received_at, _images.state)
     .join(store.instance, _images.id == _results.instance)
     .where(_results.instance.in_(_KEYS))
     .order_by(_results.at, _results.id)
@@ -64,18 +65,21 @@ class Policy:
     """How studies are ranked: the site's rule, whether AI may reorder at all, and which models may not.
 
     `off` holds names of models, `held` the packages of those that turned themselves off: nobody waits for their jobs.
+    `deployed` is the fingerprint of what is deployed, see `deployments`.
     """
 
     rule: Rule = field(default_factory=Rule)
     ai: bool = True
     off: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
+    deployed: str = ""
 
     @property
     def id(self) -> str:
         """A fingerprint: two policies that order alike have the same."""
         without = f" {sorted(self.off)}" if self.off else ""
-        return hashlib.sha256(f"{self.ai} {self.rule.model_dump_json()}{without}".encode()).hexdigest()
+        by = f" {self.deployed}" if self.deployed else ""
+        return hashlib.sha256(f"{self.ai} {self.rule.model_dump_json()}{without}{by}".encode()).hexdigest()
 
 
 def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *, anew: bool = False) -> None:
@@ -86,8 +90,10 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *
     row = connection.execute(_STUDY, {"key": study}).one()
     images = shown(connection, study)
     ids = sorted(image.id for image in images)
-    results = latest(connection, ids)
+    voices = deployments.voices(connection, study)
+    results = _newest(connection, voices, ids)
     left = connection.execute(_WAITING, {"keys": ids}).scalars().all()
+    left = [model for model in left if model not in voices.unawaited]
     waiting = [model for model in left if model not in policy.held]
     analysed = [result for result in results if result["suitable"]]
     if analysed:
@@ -170,11 +176,18 @@ def _turn(connection: Connection, row: Row[Any], cls: Priority, analysis: str, r
     return place
 
 
-def latest(connection: Connection, images: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the newest result of each model name for each image, without the maps, oldest first."""
+def latest(connection: Connection, study: str, images: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the newest result of each model name for images of a study, without the maps, oldest first.
+
+    Only of those whose word counts: what a challenger says of a study that it does not rank stays in the database.
+    """
+    return _newest(connection, deployments.voices(connection, study), images)
+
+
+def _newest(connection: Connection, voices: Voices, images: Sequence[str]) -> list[dict[str, Any]]:
     rows = connection.execute(_LATEST, {"keys": list(images)})
-    newest = {(row["instance"], row["model_name"]): dict(row) for row in rows.mappings()}
-    return list(newest.values())
+    counted = voices.choose([dict(row) for row in rows.mappings()])
+    return list({(row["instance"], row["model_name"]): row for row in counted}.values())
 
 
 def merge(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

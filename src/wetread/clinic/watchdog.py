@@ -69,6 +69,11 @@ class Watchdog:
         with self._lock:
             self._under_way.pop(job.id, None)
 
+    def busy(self) -> set[str]:
+        """Return the models that work on an image at this moment."""
+        with self._lock:
+            return {job.model for job, _ in self._under_way.values()}
+
     def failed(self, job: Job, error: Exception) -> None:
         """Note that the model broke on an image."""
         self._note(job, failed=type(error).__name__)

@@ -38,6 +38,7 @@ from wetread.radiograph.read import Limits, read
 log = logging.getLogger(__name__)
 
 TRIES = 3
+BREAKS = 2  # after so many analyses that broke off, `Worker.broke` is told
 
 
 class Model(Protocol):
@@ -112,6 +113,7 @@ class Worker:
         self.failures = dict.fromkeys(models, 0)  # model id → failures in a row
         self.observe: Callable[[Job, Analysis | None, float], None] = lambda job, analysis, seconds: None
         self.watchdog = Watchdog(Settings(), lambda model, cause, reason: None)
+        self.broke: Callable[[Job], None] = lambda job: None  # called when an analysis broke off again and again
         self.held: Callable[[], Collection[str]] = frozenset  # ids of models whose jobs wait
         self._policy, self._limits, self._tries = policy, limits or Limits(), tries
         self._stop = threading.Event()
@@ -169,6 +171,8 @@ class Worker:
             if job is None:
                 return False
             try:
+                if suspect and job.tries > BREAKS:
+                    self.broke(job)
                 self._do(job)
             finally:
                 self.queue.put_down(job)
@@ -180,6 +184,9 @@ class Worker:
         if job.tries > self._tries:
             reason = f"the analysis broke off {self._tries} times"
             self._finish(job, self._refusal(job, Code.MODEL_FAILED, reason), 0.0, BROKEN)
+            return
+        if job.model not in self.models and job.model != READ_ONLY:  # let go since
+            self._lasting(lambda: self.queue.again(job, "the model is served no more", count=False))
             return
         start, watchdog = time.perf_counter(), self.watchdog
         watchdog.began(job)

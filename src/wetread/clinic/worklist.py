@@ -140,6 +140,8 @@ class Study:
     events: tuple[dict[str, Any], ...] = field(default=())
     merged_into: str | None = None
     research_only: bool | None = None
+    blind: bool = False  # whether what the models said was taken out, see `blind`
+    unnamed: bool = False  # whether the patient was, see `unnamed`
     study_uid: str = ""
 
 
