@@ -15,6 +15,8 @@ from wetread.clinic.critical import Alert, Criticals
 from wetread.errors import ClinicError
 from wetread.web import covering, security
 from wetread.web.api import clinic_of
+from wetread.web.language import N_, word
+from wetread.web.language import gettext as _
 from wetread.web.security import Reviewer, Viewer
 
 router = APIRouter(prefix="/api/v1", tags=["critical"])
@@ -79,9 +81,9 @@ def criticals(request: Request) -> Criticals:
 
 
 _WORDS = {
-    "acknowledge": "acknowledge within",
-    "tell": "signed; tell and record within",
-    None: "acknowledged, not signed",
+    "acknowledge": N_("acknowledge within"),
+    "tell": N_("signed; tell and record within"),
+    None: N_("acknowledged, not signed"),
 }
 _SHOWN = 5  # of the other studies, on a study page
 
@@ -95,9 +97,9 @@ def lines(request: Request, caller: Caller, study: str | None = None) -> list[di
             "here": alert.study == study,
             "finding": alert.finding,
             "patient": (caller.sees_patients and (alert.patient_name or alert.patient_id))
-            or f"study {alert.study[:8]}",
+            or _("study %(id)s", id=alert.study[:8]),
             "stage": alert.stage or "",
-            "words": _WORDS[alert.stage],
+            "words": word(_WORDS[alert.stage]),
             "due": alert.due_at,
             "escalated": alert.escalated,
         }

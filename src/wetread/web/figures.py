@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from wetread.clinic.figures import FEW, Rate, Share, Spread
+from wetread.web import view
+from wetread.web.language import gettext as _
+from wetread.web.language import number
 from wetread.web.pages import templates
 
 UNDEFINED = "—"
@@ -14,11 +17,12 @@ def share(found: Share) -> str:
     """Return e.g. ``17 of 20 · 85 % (64–95)``; below `FEW` only the counts, and a dash of none."""
     if found.value is None or found.interval is None:
         return UNDEFINED
-    counts = f"{found.part:,} of {found.whole:,}"
+    counts = _("%(part)s of %(whole)s", part=number(f"{found.part:,}"), whole=number(f"{found.whole:,}"))
     if found.whole < FEW:
         return counts
     low, high = found.interval
-    return f"{counts} · {_percent(found.value)} % ({_percent(low)}–{_percent(high)})"
+    share = number(f"{_percent(found.value)} % ({_percent(low)}–{_percent(high)})")
+    return f"{counts} · {share}"
 
 
 def _percent(value: float) -> str:
@@ -33,7 +37,14 @@ def _percent(value: float) -> str:
 def rate(found: Rate) -> str:
     """Return e.g. ``12 in 28 days · 0.43 a day (0.22–0.75)``."""
     low, high = found.interval
-    return f"{found.count:,} in {found.days:g} days · {found.value:.2f} a day ({low:.2f}–{high:.2f})"
+    return _(
+        "%(count)s in %(days)s days · %(rate)s a day (%(low)s–%(high)s)",
+        count=number(f"{found.count:,}"),
+        days=number(f"{found.days:g}"),
+        rate=number(f"{found.value:.2f}"),
+        low=number(f"{low:.2f}"),
+        high=number(f"{high:.2f}"),
+    )
 
 
 def minutes(value: float | None) -> str:
@@ -41,8 +52,9 @@ def minutes(value: float | None) -> str:
     if value is None:
         return UNDEFINED
     whole = round(value)
-    days, rest = divmod(whole, 24 * 60)
-    return f"{f'{days} d ' if days else ''}{rest // 60}:{rest % 60:02d}" if value >= 1 or not value else "under 0:01"
+    if 0 < value < 1:
+        return _("under %(time)s", time="0:01")
+    return view.span(whole)
 
 
 def seconds(value: float | None) -> str:
@@ -53,7 +65,7 @@ def seconds(value: float | None) -> str:
         return f"{value / 60:.0f} min" if value < 7200 else str(timedelta(seconds=round(value)))
     if value < 1:
         return f"{1000 * value:.0f} ms"
-    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    return number(f"{value:.1f} s" if value < 10 else f"{value:.0f} s")
 
 
 def median(found: Spread, unit: str = "minutes") -> str:
@@ -66,7 +78,7 @@ def median(found: Spread, unit: str = "minutes") -> str:
 
 def size(value: float) -> str:
     """Return bytes in GiB or MiB."""
-    return f"{value / 2**30:,.1f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
+    return number(f"{value / 2**30:,.1f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB")
 
 
 templates.env.filters |= {

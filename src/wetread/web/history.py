@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from wetread.clinic import history, worklist
+from wetread.clinic import history
 from wetread.errors import NotFoundError
 from wetread.web import covering, security, view
 from wetread.web.api import clinic_of
+from wetread.web.language import N_
 from wetread.web.pages import Reader, render
 
 router = APIRouter(include_in_schema=False)
@@ -25,11 +26,11 @@ def history_page(
     """Show what happened to a study, with who and when."""
     clinic = clinic_of(request)
     try:
-        row = worklist.row(clinic.database, caller.site, study)
+        row = covering.study(clinic, caller, study).row
         hide = covering.hides(clinic, caller, study)
-        entries = history.history(clinic.database, caller.site, study, hide=hide)
+        entries = history.history(clinic.database, caller.site, study, hide=hide, named=caller.sees_patients)
     except NotFoundError as error:
-        return render(request, "problem.html", 404, title="No such study", detail=str(error))
+        return render(request, "problem.html", 404, title=N_("No such study"), detail=str(error))
     security.saw(request, caller, study)
     kinds = [(key, word, sum(entry.kind == key for entry in entries)) for key, word in history.KINDS.items()]
     shown = [entry for entry in entries if kind in ("", entry.kind)]

@@ -127,9 +127,23 @@ def _npgettext(context: str, one: str, many: str, count: int) -> str:
     return _translations(_now.get()).npgettext(context, one, many, count)
 
 
-def word(english: str | None, kind: str) -> str:
-    """Return a word of ours (of `vocabulary.WORDS`) in the reader's language; another, as somebody's own, as it is."""
-    return _translations(_now.get()).pgettext(kind, english) if english else ""
+def word(english: str | None, kind: str = "") -> str:
+    """Return a word of ours in the reader's language; another, as somebody's own, as it is.
+
+    Parameters
+    ----------
+    english : str, optional
+    kind : str
+        Of `vocabulary.WORDS`; empty for what a module marked by `N_`.
+    """
+    if not english:
+        return ""
+    return _pgettext(kind, english) if kind else _gettext(english)
+
+
+def N_(english: str) -> str:  # noqa: N802  gettext's own name for it
+    """Mark a text for the catalogue that is put into the reader's language later, by `word`."""
+    return english
 
 
 def number(text: str) -> str:
@@ -145,11 +159,11 @@ def _signs(code: str) -> dict[int, str]:
 
 
 def moment(at: datetime, english: str) -> str:
-    """Return a moment as the reader's language writes it: `english` is made of YYYY, MM, DD, hh, mm and ss."""
-    return re.sub("YYYY|MM|DD|hh|mm|ss", lambda found: at.strftime(_PARTS[found[0]]).zfill(len(found[0])), english)
+    """Return a moment as the reader's language writes it: `english` is made of YYYY, MM or MON, DD, hh, mm, ss."""
+    return re.sub("YYYY|MON|MM|DD|hh|mm|ss", lambda found: at.strftime(_PARTS[found[0]]).zfill(len(found[0])), english)
 
 
-_PARTS = {"YYYY": "%Y", "MM": "%m", "DD": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
+_PARTS = {"YYYY": "%Y", "MON": "%b", "MM": "%m", "DD": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
 
 
 # ---------------------------------------------------------------- sentences from below

@@ -18,10 +18,11 @@ from wetread.clinic.access import Caller
 from wetread.clinic.service import Clinic
 from wetread.errors import ClinicError
 from wetread.web import language
+from wetread.web.language import N_
 from wetread.web.language import gettext as _
 
 NAME = "look"  # of the preference
-THEMES = {"dark": "dark", "light": "light", "system": "as the system"}
+THEMES = {"dark": N_("dark"), "light": N_("light"), "system": N_("as the system")}
 BROWSER = "browser"
 _AREAS = {"Africa", "America", "Antarctica", "Arctic", "Asia", "Atlantic", "Australia", "Europe", "Indian", "Pacific"}
 COOKIE = "wetread_zone"  # what the browser says of its zone; our script sets it, so that pages come right at once
@@ -140,6 +141,16 @@ def local(moment: datetime) -> str:
 def clock(moment: datetime) -> str:
     """Return its time of day: ``14:05``."""
     return language.moment(_at(moment), _("hh:mm"))
+
+
+def hour(moment: datetime) -> str:
+    """Return its day and time without the year."""
+    return language.moment(_at(moment), _("MM-DD hh:mm"))
+
+
+def month(moment: datetime) -> str:
+    """Return the day of a month that it is in UTC: ``31 Jan``."""
+    return language.moment(moment, _("DD MON"))
 
 
 def day(moment: datetime | date) -> str:

@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from wetread.model.package import Meta
-
-_RULES = {
-    "youden": "weighs missed and false findings alike",
-    "cost": "weighs missed and false findings by their cost",
-}
+from wetread.web.language import gettext as _
+from wetread.web.language import number
 
 
 def words(meta: Meta | None, finding: str, probability: float, point: str, *, flagged: bool) -> list[str]:
@@ -34,24 +31,44 @@ def words(meta: Meta | None, finding: str, probability: float, point: str, *, fl
     measured = table.get(finding) if isinstance(table, dict) else None
     measured = measured if isinstance(measured, dict) else {}
     films, had, off = (_number(measured.get(name)) for name in ("images", "positives", "ece"))
-    sentence = f"Of 100 films with this score, {_of_100(probability)} had it"
+    share = _of_100(probability)
     found = [
-        f"{sentence} in the validation data." if films else f"{sentence}, as far as the model's calibration holds."
+        _("Of 100 films with this score, %(share)s had it in the validation data.", share=share)
+        if films
+        else _("Of 100 films with this score, %(share)s had it, as far as the model's calibration holds.", share=share)
     ]
     if films and had is not None:
-        error = f", and such numbers were off by {_of_100(off)} of 100 on average" if off is not None else ""
-        found.append(f"Measured on {films:.0f} films, of which {had:.0f} had it{error}.")
+        counts = {"films": number(f"{films:.0f}"), "had": number(f"{had:.0f}")}
+        found.append(
+            _("Measured on %(films)s films, of which %(had)s had it.", **counts)
+            if off is None
+            else _(
+                "Measured on %(films)s films, of which %(had)s had it, and such numbers were off by %(off)s of 100 on "
+                "average.",
+                off=_of_100(off),
+                **counts,
+            )
+        )
     rules = metrics.get("rules")
     rules = rules if isinstance(rules, dict) else {}
     rule, wanted = str(rules.get(point, "")), _number(rules.get("sensitivity"))
     if rule == "sensitivity" and wanted is not None:
-        purpose = f" is set to find {_of_100(wanted)} of 100 films that have it"
-    elif rule in _RULES:
-        purpose = f" {_RULES[rule]}"
+        purpose = _(
+            "The operating point %(point)s is set to find %(share)s of 100 films that have it",
+            point=point,
+            share=_of_100(wanted),
+        )
+    elif rule == "youden":
+        purpose = _("The operating point %(point)s weighs missed and false findings alike", point=point)
+    elif rule == "cost":
+        purpose = _("The operating point %(point)s weighs missed and false findings by their cost", point=point)
     else:
-        purpose = " is the model's threshold for this finding"
-    state = "at or above it: flagged, and counted in its place in the list" if flagged else "below it: not flagged"
-    found.append(f"The operating point {point}{purpose}; this film is {state}.")
+        purpose = _("The operating point %(point)s is the model's threshold for this finding", point=point)
+    found.append(
+        _("%(purpose)s; this film is at or above it: flagged, and counted in its place in the list.", purpose=purpose)
+        if flagged
+        else _("%(purpose)s; this film is below it: not flagged.", purpose=purpose)
+    )
     return found
 
 
@@ -59,10 +76,10 @@ def _of_100(share: float) -> str:
     """Return a share in words that say no more than is known."""
     count = round(100 * share)
     if count == 0 and share > 0:
-        return "fewer than 1"
+        return _("fewer than 1")
     if count == 100 and share < 1:
-        return "more than 99"
-    return f"about {count}"
+        return _("more than 99")
+    return _("about %(count)s", count=count)
 
 
 def _number(value: object) -> float | None:

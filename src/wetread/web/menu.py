@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wetread.clinic.access import Caller, Right
+from wetread.web.language import N_
 
 
 @dataclass(frozen=True)
@@ -18,18 +19,28 @@ class Entry:
 
 
 PAGES = (
-    Entry("/", "Worklist", Right.VIEW),
-    Entry("/quality", "Quality", Right.VIEW),
-    Entry("/models", "Models", Right.VIEW),
-    Entry("/try", "Try it", Right.UPLOAD),
-    Entry("/operations", "Operations", Right.OPERATE),
-    Entry("/settings", "Settings"),
+    Entry("/", N_("Worklist"), Right.VIEW),
+    Entry("/quality", N_("Quality"), Right.VIEW),
+    Entry("/models", N_("Models"), Right.VIEW),
+    Entry("/try", N_("Try it"), Right.UPLOAD),
+    Entry("/operations", N_("Operations"), Right.OPERATE),
+    Entry("/settings", N_("Settings")),
 )
 SETTINGS = (
-    Entry("/password", "Password", None, "Change it; your other logins end."),
-    Entry("/users", "Users", Right.ADMINISTER, "Who may come in, and as what."),
-    Entry("/settings/ai", "AI on and off", Right.ADMINISTER, "All of it, or one model; who turned off what, and why."),
-    Entry("/settings/rule", "Try a priority rule", Right.ADMINISTER, "What it would have done to last week's list."),
+    Entry("/password", N_("Password"), None, N_("Change it; your other logins end.")),
+    Entry("/users", N_("Users"), Right.ADMINISTER, N_("Who may come in, and as what.")),
+    Entry(
+        "/settings/ai",
+        N_("AI on and off"),
+        Right.ADMINISTER,
+        N_("All of it, or one model; who turned off what, and why."),
+    ),
+    Entry(
+        "/settings/rule",
+        N_("Try a priority rule"),
+        Right.ADMINISTER,
+        N_("What it would have done to last week's list."),
+    ),
 )
 
 

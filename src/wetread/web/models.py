@@ -16,6 +16,7 @@ from wetread.clinic.service import Clinic, ModelState, Served
 from wetread.errors import NotFoundError
 from wetread.model.package import Package
 from wetread.web import figures  # noqa: F401  its filters
+from wetread.web.language import N_
 from wetread.web.pages import Reader, render
 
 router = APIRouter(include_in_schema=False)
@@ -92,7 +93,7 @@ def model_page(request: Request, caller: Reader, model: str) -> Response:
     try:
         one = _find(_listed(clinic, caller.site, period), model)
     except NotFoundError as error:
-        return render(request, "problem.html", 404, title="No such model", detail=str(error))
+        return render(request, "problem.html", 404, title=N_("No such model"), detail=str(error))
     with clinic.database.read() as connection:
         numbers = model_figures.numbers(connection, caller.site, model, period)
         agreement = quality.agreement(connection, caller.site, period, model)

@@ -13,23 +13,28 @@ from fastapi.templating import Jinja2Templates
 from starlette.concurrency import run_in_threadpool
 
 from wetread import __version__
-from wetread.clinic import dicomweb, preferences, priors, unnamed
+from wetread.clinic import dicomweb, preferences, priors
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.service import Served
 from wetread.errors import NotFoundError
 from wetread.web import covering, critical, events, language, look, menu, security, view
+from wetread.web.language import N_
 from wetread.web.problems import UnauthenticatedError
 
 router = APIRouter(include_in_schema=False)
 
 
 class Static(StaticFiles):
-    """The style sheet and the built front end. A browser keeps them and asks each time whether they changed."""
+    """The style sheet and the built front end. A browser keeps them and asks each time whether they changed.
+
+    What is named by its content cannot change: a browser asks for it once.
+    """
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """Answer with the file, or that it has not changed."""
         answer = super().file_response(*args, **kwargs)
-        answer.headers["Cache-Control"] = "no-cache"
+        lasting = Path(args[0] if args else kwargs["full_path"]).parent.name == "chunks"
+        answer.headers["Cache-Control"] = "public, max-age=31536000, immutable" if lasting else "no-cache"
         return answer
 
 
@@ -42,6 +47,8 @@ templates.env.filters["local"] = look.local
 templates.env.filters["exact"] = look.exact
 templates.env.filters["clock"] = look.clock
 templates.env.filters["day"] = look.day
+templates.env.filters["hour"] = look.hour
+templates.env.filters["month"] = look.month
 
 
 async def _signed_in(request: Request) -> Caller:
@@ -127,7 +134,7 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
     try:
         found = covering.study(clinic, caller, study)
     except NotFoundError as error:
-        return render(request, "problem.html", 404, title="No such study", detail=str(error))
+        return render(request, "problem.html", 404, title=N_("No such study"), detail=str(error))
     compared = priors.priors(clinic.database, caller.site, study)
     for one in (study, *(prior.study for prior in compared)):
         security.saw(request, caller, one)
@@ -135,7 +142,7 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         request,
         "study.html",
         caller=caller,
-        priors=view.beside(compared if caller.sees_patients else [unnamed.prior(prior) for prior in compared]),
+        priors=view.beside(compared, named=caller.sees_patients),
         criticals=critical.lines(request, caller, study),
         seq=seq,
         claim_minutes=clinic.settings.claim_minutes,

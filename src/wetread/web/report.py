@@ -17,7 +17,7 @@ from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
 from wetread import __version__
-from wetread.clinic import audit, blind, store, worklist
+from wetread.clinic import audit, store, unnamed
 from wetread.clinic.access import Caller
 from wetread.clinic.service import Clinic
 from wetread.clinic.worklist import Study
@@ -25,8 +25,10 @@ from wetread.errors import NotFoundError
 from wetread.findings import TASKS
 from wetread.infer import heatmap
 from wetread.radiograph.read import Limits, read
-from wetread.web import covering, images, report_pdf, security, view
+from wetread.web import covering, images, language, look, report_pdf, security, view
 from wetread.web.api import clinic_of
+from wetread.web.language import N_, word
+from wetread.web.language import gettext as _
 from wetread.web.pages import Reader, render
 from wetread.web.security import Viewer
 
@@ -34,17 +36,17 @@ router = APIRouter(prefix="/api/v1")
 pages = APIRouter(include_in_schema=False)
 
 SIDE = 1024  # longer side of a picture in a report, in pixels
-BANNER = "Research use only: an AI triage result is not a report and not for diagnosis."
-UNSIGNED = "No reader has signed this study. What stands here is an AI triage result and no report."
+BANNER = N_("Research use only: an AI triage result is not a report and not for diagnosis.")
+UNSIGNED = N_("No reader has signed this study. What stands here is an AI triage result and no report.")
 _PDF: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/pdf": {"schema": {"type": "string", "format": "binary"}}}}
 }
 _ANSWERED = {
-    ("agree", "likely"): "present",
-    ("agree", "unsure"): "uncertain",
-    ("agree", "unlikely"): "absent",
-    ("disagree", "likely"): "absent",
-    ("disagree", "unlikely"): "present",
+    ("agree", "likely"): N_("present"),
+    ("agree", "unsure"): N_("uncertain"),
+    ("agree", "unlikely"): N_("absent"),
+    ("disagree", "likely"): N_("absent"),
+    ("disagree", "unlikely"): N_("present"),
 }
 
 
@@ -67,6 +69,17 @@ class Said:
     id: str
     point: str
     calls: tuple[tuple[str, str, bool, int], ...]
+
+    @property
+    def words(self) -> str:
+        """Which model it was."""
+        name = " ".join(filter(None, (self.name, self.version)))
+        return _(
+            "Model %(name)s, package %(package)s, operating point %(point)s",
+            name=name,
+            package=self.id[:12],
+            point=self.point,
+        )
 
 
 @dataclass(frozen=True)
@@ -98,18 +111,19 @@ class Report:
     @property
     def unsigned(self) -> str:
         """What must be said of what no reader has signed."""
-        return "" if self.signed else UNSIGNED
+        return "" if self.signed else word(UNSIGNED)
 
     @property
     def title(self) -> str:
         """What this is: only what a reader has signed is a report."""
-        return "Radiograph report" if self.signed else "AI triage result"
+        return _("Radiograph report") if self.signed else _("AI triage result")
 
 
 def told(at: datetime, clinic: Clinic) -> str:
     """Return a time as the site's clock shows it (setting `zone`, else UTC), with its zone."""
     zone = ZoneInfo(clinic.settings.zone) if clinic.settings.zone else UTC
-    return f"{at.astimezone(zone):%Y-%m-%d %H:%M %Z}"
+    there = at.astimezone(zone)
+    return f"{language.moment(there, _('YYYY-MM-DD hh:mm'))} {there:%Z}"
 
 
 def build(clinic: Clinic, found: Study, reader: str, *, overlay: bool = False) -> Report:
@@ -125,29 +139,33 @@ def build(clinic: Clinic, found: Study, reader: str, *, overlay: bool = False) -
     row, words = found.row, view.reading(found, reader)
     versions, restricted = _models(clinic, found)
     stored = [image for image in found.images if image.state == "stored"]
+    unknown = language.told(unnamed.KEPT_BACK) if found.unnamed else _("unknown")
     labels = {image["image"]: image["label"] for image in words["images"]}
     return Report(
         study=row.study,
         patient=words["patient"],
         identity=(
-            ("Name", row.patient_name or "unknown"),
-            ("Patient ID", row.patient_id or "unknown"),
-            ("Birth date", found.birth_date or "unknown"),
-            ("Sex, age", view.age_sex(row) or "unknown"),
-            ("Accession", found.accession or "none"),
+            (_("Name"), row.patient_name or unknown),
+            (_("Patient ID"), row.patient_id or unknown),
+            (_("Birth date"), view.day(found.birth_date) or unknown),
+            (_("Sex, age"), view.age_sex(row) or unknown),
+            (_("Accession"), found.accession or (unknown if found.unnamed else _("none"))),
         ),
         acquisition=(
-            ("Study", found.description or row.title or "no description"),
-            ("Acquired", f"{found.acquired_at} (the device's clock)" if found.acquired_at else "unknown"),
-            ("Received", told(row.received_at, clinic)),
-            ("Views", row.views or "unknown"),
-            ("Images", str(len(stored))),
+            (_("Study"), found.description or row.title or _("no description")),
+            (_("Acquired"), _acquired(found.acquired_at) or unknown),
+            (_("Received"), told(row.received_at, clinic)),
+            (_("Views"), row.views or unknown),
+            (_("Images"), str(len(stored))),
         ),
         pictures=tuple(
             Picture(image.image, labels[image.image], image.name, _overlays(image.results) if overlay else ())
             for image in stored
         ),
-        triage=(f"Priority: {row.priority}", f"Why: {row.reason}") if row.reason else (f"Priority: {row.priority}",),
+        triage=(
+            _("Priority: %(class)s", **{"class": word(row.priority, "class")}),
+            *([_("Why: %(reason)s", reason=language.told(row.reason))] if row.reason else []),
+        ),
         models=tuple(
             Said(
                 model["name"],
@@ -158,12 +176,16 @@ def build(clinic: Clinic, found: Study, reader: str, *, overlay: bool = False) -
             )
             for model in words["findings"]
         ),
-        cautions=(*words["refusals"], *found.cautions),
+        cautions=(*words["refusals"], *map(language.told, found.cautions)),
         signed=_signed(clinic, found),
-        banner=BANNER if restricted else "",
+        banner=word(BANNER) if restricted else "",
         demo=clinic.settings.demo,
-        made=f"Made {told(store.now(), clinic)} by Wetread {__version__}",
+        made=_("Made %(when)s by Wetread %(version)s", when=told(store.now(), clinic), version=__version__),
     )
+
+
+def _acquired(at: str | None) -> str:
+    return _("%(when)s (the device's clock)", when=view.moment(at)) if at else ""
 
 
 def _models(clinic: Clinic, found: Study) -> tuple[dict[str, str], bool]:
@@ -202,28 +224,39 @@ def _signed(clinic: Clinic, found: Study) -> tuple[Signed, ...]:
         ).all()
     made = []
     for review in reviews:
-        lines = ["Normal."] if review.normal else []
+        lines = [_("Normal.")] if review.normal else []
         lines += [_line(row.finding, row.answer, row.call) for row in rows if row.review == review.review]
-        lines += [f"The model, over all: {review.verdict}."] if review.verdict else []
-        deed = "Addendum signed" if review.parent else "Signed"
+        lines += (
+            [_("The model, over all: %(verdict)s.", verdict=word(review.verdict, "verdict"))] if review.verdict else []
+        )
         assert review.signed_at is not None
-        title = f"{deed} by {review.reader}, {told(review.signed_at, clinic)}"
-        made.append(Signed(title, tuple(lines or ["No finding answered."]), review.note))
+        by = {"reader": review.reader, "when": told(review.signed_at, clinic)}
+        title = (
+            _("Addendum signed by %(reader)s, %(when)s", **by)
+            if review.parent
+            else _("Signed by %(reader)s, %(when)s", **by)
+        )
+        made.append(Signed(title, tuple(lines or [_("No finding answered.")]), review.note))
     return tuple(made)
 
 
 def _line(finding: str, answer: str, call: str | None) -> str:
+    named = word(finding, "finding")
     if answer == "added":
-        return f"{finding}: present, named by no model."
-    return f"{finding}: {_ANSWERED.get((answer, call or ''), 'uncertain')} (model: {call or 'nothing'})."
+        return _("%(finding)s: present, named by no model.", finding=named)
+    said = word(_ANSWERED.get((answer, call or ""), N_("uncertain")))
+    return _(
+        "%(finding)s: %(answer)s (model: %(call)s).",
+        finding=named,
+        answer=said,
+        call=word(call, "call") or _("nothing"),
+    )
 
 
 def _load(request: Request, caller: Caller, study: str, *, overlay: bool) -> Report:
     clinic = clinic_of(request)
-    found = worklist.study(clinic.database, caller.site, study)
+    found = covering.study(clinic, caller, study)
     security.saw(request, caller, study)
-    if covering.hides(clinic, caller, study):
-        found = blind.cover_study(found, caller.name)
     return build(clinic, found, caller.name, overlay=overlay)
 
 
@@ -235,6 +268,12 @@ def get_report(
     request: Request, study: str, caller: Viewer, overlay: Overlay = False, paper: Literal["A4", "Letter"] | None = None
 ) -> Response:
     """Return a study as PDF: identity, the original image, what the models called, what a reader signed."""
+    with look.shown(look.of(request, caller)):
+        return _printed(request, caller, study, overlay, paper)
+
+
+def _printed(request: Request, caller: Caller, study: str, overlay: bool, paper: str | None) -> Response:
+    """Return the PDF in the reader's language."""
     clinic = clinic_of(request)
     report = _load(request, caller, study, overlay=overlay)
     drawn = {picture.image: _pictures(request, caller, picture) for picture in report.pictures}
@@ -254,7 +293,7 @@ def _pictures(request: Request, caller: Caller, picture: Picture) -> list[NDArra
         sha256 = connection.execute(wanted).scalar_one()
     small = images.small(read(clinic.archive.path(sha256), name="image", limits=Limits.of(clinic.settings)), SIDE)
     drawn = [small]
-    for finding, _, model in picture.overlays:
+    for finding, _call, model in picture.overlays:
         found = images.get_heatmap(request, picture.image, caller, finding, model)
         values = np.asarray(found.values, np.float32).reshape(found.rows, found.columns)
         left, top, right, bottom = found.box
@@ -268,5 +307,5 @@ def report_page(request: Request, caller: Reader, study: str, overlay: Overlay =
     try:
         report = _load(request, caller, study, overlay=overlay)
     except NotFoundError as error:
-        return render(request, "problem.html", 404, title="No such study", detail=str(error))
+        return render(request, "problem.html", 404, title=N_("No such study"), detail=str(error))
     return render(request, "report.html", report=report, overlay=overlay, side=SIDE)

@@ -30,14 +30,16 @@ from reportlab.platypus import BaseDocTemplate, Flowable, Frame, Image, KeepToge
 
 from wetread.errors import ConfigError
 from wetread.infer import heatmap
+from wetread.web.language import N_, word
+from wetread.web.language import gettext as _
 
 if TYPE_CHECKING:
     from wetread.web.report import Picture, Report
 
 PAPERS = {"A4": A4, "Letter": LETTER}
-NOT_ORIGINAL = "AI overlay, not the original"
-LEGEND = "Where the picture spoke for the finding, within this map only."
-CODED = (
+NOT_ORIGINAL = N_("AI overlay, not the original")
+LEGEND = N_("Where the picture spoke for the finding, within this map only.")
+CODED = N_(
     "Letters that this server has no font for, or that run from right to left, stand here as their Unicode code in "
     "brackets; print the report's page instead, or see the setting report_font."
 )
@@ -110,13 +112,16 @@ class _Writer:
         """Write the report."""
         width, height = size[0] - 2 * _MARGIN, size[1] - 2 * _MARGIN - _HEAD - _FOOT
         story = self._story(report, pictures, width, height)
-        who = self._spans(f"{report.patient} · {dict(report.identity)['Patient ID']} · study {report.study[:8]}")
+        study = _("study %(id)s", id=report.study[:8])
+        who = self._spans(f"{report.patient} · {report.identity[1][1]} · {study}")
         made = self._spans(report.made)
+
+        demo = _("Demo: a phantom, not a patient.") if report.demo else ""
 
         def frame(canvas: Canvas, document: Any) -> None:
             canvas.saveState()
             top = size[1] - _MARGIN
-            words = f"{report.banner}{' Demo: a phantom, not a patient.' if report.demo else ''}".strip()
+            words = " ".join(filter(None, (report.banner, demo)))
             if words:
                 canvas.setFillColorRGB(0, 0, 0)
                 canvas.rect(_MARGIN, top - 6 * mm, width, 6 * mm, fill=1, stroke=0)
@@ -130,7 +135,7 @@ class _Writer:
                 line.wrap(width - 20 * mm, 20 * mm)
                 line.drawOn(canvas, _MARGIN, at)
             canvas.setFont("Plain", 8)
-            canvas.drawRightString(size[0] - _MARGIN, _MARGIN + 2, f"page {canvas.getPageNumber()}")
+            canvas.drawRightString(size[0] - _MARGIN, _MARGIN + 2, _("page %(number)s", number=canvas.getPageNumber()))
             canvas.restoreState()
 
         document = BaseDocTemplate(
@@ -154,30 +159,28 @@ class _Writer:
             lines = [self._line(signed.title, "head"), *(self._line(line) for line in signed.lines)]
             lines += [self._line(line) for line in signed.note.splitlines() if line.strip()]
             story += lines
-        story.append(self._line("Images", "head"))
+        story.append(self._line(_("Images"), "head"))
         if not report.pictures:
-            story.append(self._line("This study has no image that can be shown."))
+            story.append(self._line(_("This study has no image that can be shown.")))
         for picture in report.pictures:
             story.append(self._images(picture, pictures[picture.image], width, height * 0.55))
-        story.append(self._line("AI triage result", "head"))
+        story.append(self._line(_("AI triage result"), "head"))
         story += [self._line(line) for line in report.triage]
         if not report.models:
-            story.append(self._line("No model spoke about this study."))
+            story.append(self._line(_("No model spoke about this study.")))
         for model in report.models:
-            version = f" {model.version}" if model.version else ""
-            words = f"Model {model.name}{version}, package {model.id[:12]}, operating point {model.point}"
-            story.append(self._line(words, "quiet"))
+            story.append(self._line(model.words, "quiet"))
             rows = [
-                [self._line("\u00a0" * 4 * level + ("└ " if level else "") + finding), self._line(call),
-                 self._line("flagged" if flagged else "")]
+                [self._line("\u00a0" * 4 * level + ("└ " if level else "") + word(finding, "finding")),
+                 self._line(word(call, "call")), self._line(_("flagged") if flagged else "")]
                 for finding, call, flagged, level in model.calls
             ]  # fmt: skip
             story.append(Table(rows, colWidths=[70 * mm, 25 * mm, 25 * mm], hAlign="LEFT", style=_ROWS))
         if report.cautions:
-            story.append(self._line("Cautions", "head"))
+            story.append(self._line(_("Cautions"), "head"))
             story += [self._line(f"! {caution}") for caution in report.cautions]
         if self.coded:
-            story.append(self._line(CODED, "quiet"))
+            story.append(self._line(word(CODED), "quiet"))
         return story
 
     def _facts(self, facts: Sequence[tuple[str, str]], width: float) -> Table:
@@ -188,8 +191,12 @@ class _Writer:
         self, picture: Picture, drawn: Sequence[NDArray[np.uint8]], width: float, height: float
     ) -> KeepTogether:
         """Return the original and, beside it, its overlays."""
-        legend = [f"{NOT_ORIGINAL}: {finding} {call} ({model}). {LEGEND}" for finding, call, model in picture.overlays]
-        captions = [f"Image {picture.label}: the original, reduced, in its sender's window. {picture.name}", *legend]
+        original = _("Image %(label)s: the original, reduced, in its sender's window.", label=picture.label)
+        legend = [
+            f"{word(NOT_ORIGINAL)}: {word(finding, 'finding')} {word(call, 'call')} ({model}). {word(LEGEND)}"
+            for finding, call, model in picture.overlays
+        ]
+        captions = [f"{original} {picture.name}", *legend]
         across = 2 if len(drawn) > 1 else 1
         wide = width / across - 2 * mm
         cells: list[list[Flowable]] = []

@@ -14,6 +14,7 @@ from wetread.clinic.access import Caller
 from wetread.clinic.attempts import ThrottledError
 from wetread.errors import ClinicError, DeniedError
 from wetread.web import oidc, security
+from wetread.web.language import N_
 from wetread.web.pages import SignedIn, render
 
 router = APIRouter(include_in_schema=False)
@@ -54,7 +55,7 @@ def login(request: Request, code: _Text = "", name: _Text = "", password: _Text 
         return answer
     except DeniedError as error:
         if code:
-            return render(request, "problem.html", 403, title="Not logged in", detail=str(error))
+            return render(request, "problem.html", 403, title=N_("Not logged in"), detail=str(error))
         return _login_page(request, 403, error=str(error), who=name[:64])
     return _signed_in(request, RedirectResponse(security.recalled(request), 303), session)
 
@@ -96,7 +97,7 @@ def provider_done(request: Request) -> Response:
         )
     except ClinicError as error:
         _failed(request, "identity provider", str(error)[:200], **({"person": person.subject} if person else {}))
-        answer = render(request, "problem.html", 403, title="Not logged in", detail=str(error))
+        answer = render(request, "problem.html", 403, title=N_("Not logged in"), detail=str(error))
     else:
         _forgive(request, keys)
         # A page, not a redirect: a browser keeps our strict cookie back from what another site began.

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+from wetread.clinic import unnamed
 from wetread.clinic.priority import Rule
 from wetread.clinic.priors import Prior
 from wetread.clinic.store import READ_ORDERS
@@ -15,33 +16,41 @@ from wetread.clinic.worklist import SORTS, VIEWS, Counts, Finding, Query, Row, S
 from wetread.errors import Code
 from wetread.findings import CHEXPERT, TASKS, Task
 from wetread.model.package import Meta
-from wetread.web import meaning
+from wetread.web import language, meaning
+from wetread.web.language import N_, ngettext, pgettext, told, word
+from wetread.web.language import gettext as _
 
 Mark = tuple[str, str]  # kind (colour and shape) and word
 
 _CALLS = {"likely": 0, "unsure": 1, "unlikely": 2}
 CODES = {
-    Code.NOT_CHEST: "not a chest",
-    Code.LATERAL_ONLY: "lateral only",
-    Code.CHILD: "a child, and the model was made for adults",
-    Code.ADULT: "an adult, and the model was made for children",
-    Code.NOT_RADIOGRAPH: "not a radiograph",
-    Code.SCREENSHOT: "a picture of a screen",
-    Code.INVERTED: "black and white exchanged",
-    Code.UNFAMILIAR: "unlike the images that the model knows",
-    Code.UNREADABLE: "cannot be read",
-    Code.TOO_LARGE: "too large",
-    Code.FOR_PROCESSING: "raw data, not meant for reading",
-    Code.MODEL_FAILED: "the model failed",
-    Code.REJECTED: "all its images were rejected",
+    Code.NOT_CHEST: N_("not a chest"),
+    Code.LATERAL_ONLY: N_("lateral only"),
+    Code.CHILD: N_("a child, and the model was made for adults"),
+    Code.ADULT: N_("an adult, and the model was made for children"),
+    Code.NOT_RADIOGRAPH: N_("not a radiograph"),
+    Code.SCREENSHOT: N_("a picture of a screen"),
+    Code.INVERTED: N_("black and white exchanged"),
+    Code.UNFAMILIAR: N_("unlike the images that the model knows"),
+    Code.UNREADABLE: N_("cannot be read"),
+    Code.TOO_LARGE: N_("too large"),
+    Code.FOR_PROCESSING: N_("raw data, not meant for reading"),
+    Code.MODEL_FAILED: N_("the model failed"),
+    Code.REJECTED: N_("all its images were rejected"),
 }
 
 
 def waiting(since: datetime, now: datetime | None = None) -> str:
     """Return how long ago `since` is, as hours and minutes: ``0:07``, ``31:40`` is ``1 d 7:40``."""
     minutes = max(0, int(((now or datetime.now(UTC)) - since).total_seconds() // 60))
+    return span(minutes)
+
+
+def span(minutes: int) -> str:
+    """Return minutes as hours and minutes, with days before them from one on: ``0:07``, ``1 d 7:40``."""
     days, rest = divmod(minutes, 24 * 60)
-    return f"{f'{days} d ' if days else ''}{rest // 60}:{rest % 60:02d}"
+    time = f"{rest // 60}:{rest % 60:02d}"
+    return _("%(days)s d %(time)s", days=days, time=time) if days else time
 
 
 def left(due: datetime, now: datetime | None = None) -> str:
@@ -52,38 +61,40 @@ def left(due: datetime, now: datetime | None = None) -> str:
 
 def patient(row: Row) -> str:
     """Return the name, else the identifier, else what tells the study from others."""
-    return row.patient_name or row.patient_id or f"study {row.study[:8]}"
+    return row.patient_name or row.patient_id or _("study %(id)s", id=row.study[:8])
 
 
 def age_sex(row: Row) -> str:
     """Return e.g. ``M 63 y``; months below two years; nothing for what the file does not say."""
     age = ""
     if row.age_years is not None:
-        age = f"{row.age_years:.0f} y" if row.age_years >= 2 else f"{row.age_years * 12:.0f} mo"
-    return " ".join(filter(None, (row.sex, age)))
+        years = row.age_years >= 2
+        count = f"{row.age_years if years else row.age_years * 12:.0f}"
+        age = _("%(count)s y", count=count) if years else _("%(count)s mo", count=count)
+    return " ".join(filter(None, (word(row.sex, "sex"), age)))
 
 
 def marks(row: Row) -> list[Mark]:
     """Return kind and word of a study's place in the list, the most important first."""
     found: list[Mark] = []
     if row.overdue:
-        found.append(("critical", "CRITICAL, OVERDUE") if row.priority == "critical" else ("overdue", "OVERDUE"))
+        found.append(("critical", _("CRITICAL, OVERDUE")) if row.priority == "critical" else ("overdue", _("OVERDUE")))
     elif row.priority != "routine" or row.analysis != "not_analysed":
-        found.append((row.priority, row.priority.upper()))
+        found.append((row.priority, word(row.priority, "class").upper()))
     if row.analysis == "not_analysed":
-        found.append(("unanalysed", "NOT ANALYSED"))
+        found.append(("unanalysed", _("NOT ANALYSED")))
     return found
 
 
 def status(row: Row) -> str:
     """Return the state of a study in a word or two."""
     if row.reading == "signed":
-        return "read"
+        return pgettext("study", "read")
     if row.claimed_by is not None:
-        return "handed over" if row.handed_by else "being read"
+        return _("handed over") if row.handed_by else _("being read")
     if row.reading == "draft":
-        return "draft"
-    return "analysing …" if row.analysis == "received" else "unread"
+        return pgettext("study", "draft")
+    return _("analysing …") if row.analysis == "received" else _("unread")
 
 
 def line(row: Row, reader: str) -> dict[str, Any]:
@@ -98,8 +109,8 @@ def line(row: Row, reader: str) -> dict[str, Any]:
         "patient_id": row.patient_id if row.patient_name and row.patient_id not in row.patient_name else "",
         "age_sex": age_sex(row),
         "title": row.title,
-        "views": row.views or "view unknown",
-        "images": f"{row.images} images" if row.images > 1 else "",
+        "views": row.views or _("view unknown"),
+        "images": ngettext("%(num)s image", "%(num)s images", row.images) if row.images > 1 else "",
         "received_at": row.received_at,
         "due": row.overdue_at if row.reading != "signed" else None,
         "overdue": row.overdue,
@@ -122,17 +133,17 @@ class Column:
 
 
 COLUMNS = (
-    Column("Priority", sort="priority"),
-    Column("Why", sort="why"),
-    Column("Patient", sort="patient"),
-    Column("Age, sex", sort="age"),
-    Column("Study", "title", sort="study"),
-    Column("View", sort="view"),
-    Column("Arrived", "arrived"),
-    Column("Waiting", "waiting", sort="arrived"),
-    Column("To cap", "waiting due", sort="due"),
-    Column("Status", sort="status"),
-    Column("Reader", sort="reader"),
+    Column(N_("Priority"), sort="priority"),
+    Column(N_("Why"), sort="why"),
+    Column(N_("Patient"), sort="patient"),
+    Column(N_("Age, sex"), sort="age"),
+    Column(N_("Study"), "title", sort="study"),
+    Column(N_("View"), sort="view"),
+    Column(N_("Arrived"), "arrived"),
+    Column(N_("Waiting"), "waiting", sort="arrived"),
+    Column(N_("To cap"), "waiting due", sort="due"),
+    Column(N_("Status"), sort="status"),
+    Column(N_("Reader"), sort="reader"),
 )
 
 
@@ -156,9 +167,9 @@ def choices(rule: Rule) -> dict[str, list[tuple[str, str]]]:
     known = {f for task in TASKS.values() for f in task.findings if f != task.normal and f not in task.neutral}
     known |= {*rule.critical.findings, *rule.urgent.findings, *rule.routine.findings}
     return {
-        "finding": [(finding, finding) for finding in sorted(known)],
-        "view": [(value, value.replace("+", " and ")) for value in VIEWS],
-        "status": [("received", "being analysed"), ("analysed", "analysed, free"), ("claimed", "being read")],
+        "finding": sorted(((finding, word(finding, "finding")) for finding in known), key=lambda each: each[1]),
+        "view": [(value, value.replace("+", _(" and "))) for value in VIEWS],
+        "status": [("received", _("being analysed")), ("analysed", _("analysed, free")), ("claimed", _("being read"))],
     }
 
 
@@ -180,29 +191,34 @@ class Filter:
 
 
 FILTERS = (
-    Filter("unread", "All unread", "", "unread"),
-    Filter("critical", "Critical", "critical", "critical", priority="critical"),
-    Filter("urgent", "Urgent", "urgent", "urgent", priority="urgent"),
-    Filter("routine", "Routine", "routine", "routine", priority="routine"),
-    Filter("overdue", "Overdue", "overdue", "overdue", overdue=True),
-    Filter("unanalysed", "Not analysed", "unanalysed", "not_analysed", status="not_analysed"),
-    Filter("mine", "Mine", "", "mine", mine=True),
-    Filter("read", "Read", "", status="reviewed"),
+    Filter("unread", N_("All unread"), "", "unread"),
+    Filter("critical", N_("Critical"), "critical", "critical", priority="critical"),
+    Filter("urgent", N_("Urgent"), "urgent", "urgent", priority="urgent"),
+    Filter("routine", N_("Routine"), "routine", "routine", priority="routine"),
+    Filter("overdue", N_("Overdue"), "overdue", "overdue", overdue=True),
+    Filter("unanalysed", N_("Not analysed"), "unanalysed", "not_analysed", status="not_analysed"),
+    Filter("mine", N_("Mine"), "", "mine", mine=True),
+    Filter("read", N_("Read"), "", status="reviewed"),
 )
 
 
 def alarms(counts: Counts, banner: str | None) -> list[str]:
     """Return what must be seen at the top of every worklist: AI that is off or incomplete, and overdue studies."""
-    found = [banner] if banner else []
+    found = [told(banner)] if banner else []
     if counts.overdue:
-        studies, them = ("study is", "it") if counts.overdue == 1 else ("studies are", "them")
-        found.append(f"{counts.overdue} {studies} past the waiting cap. Read {them} next.")
+        found.append(
+            ngettext(
+                "%(num)s study is past the waiting cap. Read it next.",
+                "%(num)s studies are past the waiting cap. Read them next.",
+                counts.overdue,
+            )
+        )
     return found
 
 
 def room(enough: bool) -> list[str]:
     """Return what must be seen when nothing more can be taken in."""
-    return [] if enough else ["The disk is full: no new study is taken in until there is room."]
+    return [] if enough else [_("The disk is full: no new study is taken in until there is room.")]
 
 
 def set_aside(study: Study) -> dict[str, str]:
@@ -216,8 +232,8 @@ def set_aside(study: Study) -> dict[str, str]:
 
 def undelivered(count: int) -> list[str]:
     """Return what must be seen when results have not reached the systems that they are for."""
-    results, have = ("result", "has") if count == 1 else ("results", "have")
-    return [f"{count} {results} {have} not reached other systems."] if count else []
+    one, many = N_("%(num)s result has not reached other systems."), "%(num)s results have not reached other systems."
+    return [ngettext(one, many, count)] if count else []
 
 
 def tree(found: Sequence[Finding], first: str | None = None) -> list[tuple[Finding, int]]:
@@ -284,7 +300,7 @@ def reading(
     """
     row = study.row
     labels = {
-        image.image: f"{index} {_view(image.view) if image.state == 'stored' else image.state}"
+        image.image: f"{index} {_view(image.view) if image.state == 'stored' else word(image.state, 'state')}"
         for index, image in enumerate(study.images, 1)
     }
     results = [result for image in study.images for result in image.results]
@@ -326,7 +342,7 @@ def reading(
         "patient": patient(row),
         "marks": marks(row),
         "identity": _identity(study),
-        "who": who(row.patient_name, row.patient_id, study.birth_date, study.acquired_at),
+        "who": _who(study),
         "images": [
             {
                 "image": image.image,
@@ -362,53 +378,66 @@ def reading(
 
 def _told(signed: bool, addendum: bool) -> str:
     if addendum:
-        return "Your addendum, not signed yet."
-    return "Signed. A new image opens the study again." if signed else ""
+        return _("Your addendum, not signed yet.")
+    return _("Signed. A new image opens the study again.") if signed else ""
 
 
 def _view(view: str | None) -> str:
-    return {"LATERAL": "LAT", None: "view unknown"}.get(view) or str(view)
+    return {"LATERAL": "LAT", None: _("view unknown")}.get(view) or str(view)
 
 
 def _identity(study: Study) -> list[tuple[str, str]]:
     """Return label and value of all that tells one patient and study from another; unknown is said, not left out."""
     row = study.row
     facts = [
-        ("id", row.patient_id or "unknown"),
-        ("born", _day(study.birth_date) or "unknown"),
+        *(
+            [(_("patient"), told(unnamed.KEPT_BACK))]
+            if study.unnamed
+            else [(_("id"), row.patient_id or _("unknown")), (_("born"), day(study.birth_date) or _("unknown"))]
+        ),
         ("", age_sex(row)),
-        ("acquired", _moment(study.acquired_at) or "unknown"),
-        ("", row.views or "view unknown"),
-        ("accession", study.accession or ""),
+        (_("acquired"), moment(study.acquired_at) or _("unknown")),
+        ("", row.views or _("view unknown")),
+        (_("accession"), study.accession or ""),
         ("", study.description or ""),
     ]
     return [(label, value) for label, value in facts if value]
 
 
+def _who(study: Study) -> list[str]:
+    """Return what stands above each picture of a study; for who may not know the patient, which study it is."""
+    row = study.row
+    if not study.unnamed:
+        return who(row.patient_name, row.patient_id, study.birth_date, study.acquired_at)
+    return [patient(row), _("acquired %(when)s", when=moment(study.acquired_at) or _("unknown"))]
+
+
 def who(name: str, patient_id: str, birth_date: str | None, acquired_at: str | None) -> list[str]:
     """Return what stands above each picture: name, identifier, birth date, and when it was taken."""
     return [
-        name or "no name",
-        f"id {patient_id or 'unknown'}",
-        f"born {_day(birth_date) or 'unknown'}",
-        f"acquired {_moment(acquired_at) or 'unknown'}",
+        name or _("no name"),
+        _("id %(id)s", id=patient_id or _("unknown")),
+        _("born %(day)s", day=day(birth_date) or _("unknown")),
+        _("acquired %(when)s", when=moment(acquired_at) or _("unknown")),
     ]
 
 
-def beside(found: Sequence[Prior]) -> list[dict[str, Any]]:
-    """Return what the study page offers for comparison."""
+def beside(found: Sequence[Prior], *, named: bool = True) -> list[dict[str, Any]]:
+    """Return what the study page offers for comparison; `named` tells whether the patient may be."""
     lines = []
     for prior in found:
-        kind = {True: "LATER", False: "PRIOR", None: "OTHER STUDY"}[prior.later]
-        when = _moment(prior.acquired_at) or "date unknown"
-        doubts = "".join(f" · {word} differs".upper() for word in prior.doubts)
+        kind = {True: _("LATER"), False: _("PRIOR"), None: _("OTHER STUDY")}[prior.later]
+        when = moment(prior.acquired_at) or _("date unknown")
+        doubts = "".join(" · " + _("%(what)s differs", what=word(doubt, "doubt")).upper() for doubt in prior.doubts)
         lines.append(
             {
                 "words": f"{kind} {when} {prior.views}{doubts}",
                 "result": _result(prior),
                 "beside": {
                     "other": f"{kind} {when}{doubts}",
-                    "who": who(prior.patient_name, prior.patient_id, prior.birth_date, prior.acquired_at),
+                    "who": who(prior.patient_name, prior.patient_id, prior.birth_date, prior.acquired_at)
+                    if named
+                    else [f"study {prior.study[:8]}", f"acquired {when}"],
                     "images": [{"image": image, "view": view or ""} for image, view in prior.images],
                 },
             }
@@ -419,21 +448,24 @@ def beside(found: Sequence[Prior]) -> list[dict[str, Any]]:
 def _result(prior: Prior) -> str:
     """Return what a reader signed, in a few words."""
     if prior.reader is None:
-        return "not read"
-    return f"read: {'normal' if prior.normal else ', '.join(prior.present) or 'no finding named'}"
+        return _("not read")
+    present = ", ".join(word(finding, "finding") for finding in prior.present)
+    return _("read: %(what)s", what=_("normal") if prior.normal else present or _("no finding named"))
 
 
-def _moment(text: str | None) -> str:
+def moment(text: str | None) -> str:
     """Return a time of acquisition without its seconds."""
     if text is not None and len(text) > 10:
         with suppress(ValueError):
-            return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M}"
+            return language.moment(datetime.fromisoformat(text), _("YYYY-MM-DD hh:mm"))
     return text or ""
 
 
-def _day(text: str | None) -> str:
+def day(text: str | None) -> str:
+    """Return a day, as a birth date, or what stands in its place."""
     try:
-        return date.fromisoformat(text or "").isoformat()
+        born = date.fromisoformat(text or "")
+        return language.moment(datetime(born.year, born.month, born.day), _("YYYY-MM-DD"))
     except ValueError:
         return text or ""
 
@@ -445,13 +477,15 @@ def _refusals(study: Study, labels: Mapping[str, str]) -> list[str]:
         if image.state == "copy":
             continue
         if image.state != "stored":
-            apart = "kept apart: other bytes came under the same identifier"
-            found.append(f"image {labels[image.image]}: {image.reason or apart}")
+            reason = told(image.reason) or _("kept apart: other bytes came under the same identifier")
+            found.append(_("image %(label)s: %(reason)s", label=labels[image.image], reason=reason))
             continue
         for result in image.results:
             if not result.suitable:
-                words = CODES[Code(result.code)] if result.code in set(Code) else result.code or "refused"
+                words = CODES[Code(result.code)] if result.code in set(Code) else result.code or N_("refused")
                 reason = result.reason if result.reason and result.reason != result.code else ""
-                said = f"{words} ({reason})" if reason and words not in reason else reason or words
-                found.append(f"image {labels[image.image]}: {f'{result.model}: ' if result.model else ''}{said}")
+                both = reason and words not in reason
+                said = f"{word(words)} ({told(reason)})" if both else told(reason) or word(words)
+                reason = f"{result.model}: {said}" if result.model else said
+                found.append(_("image %(label)s: %(reason)s", label=labels[image.image], reason=reason))
     return list(dict.fromkeys(found))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from wetread.clinic.load import AGES, OLDER
 from wetread.clinic.priority import Priority
 from wetread.errors import Code
 from wetread.findings import TASKS
@@ -25,6 +26,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     "role": ("radiologist", "engineer", "administrator", "service"),
     "population": ("adult", "child", "phantom"),
     "code": tuple(str(code) for code in Code),
+    "sex": ("M", "F", "O"),
+    "doubt": ("name", "birth date", "sex"),
+    "age": (*(name for name, _ in AGES), OLDER),
+    "pull": ("queued", "running", "done"),
 }
 
 # Whole sentences and parts of them, the special ones first. `%(finding)s` and the other kinds of WORDS (also with a

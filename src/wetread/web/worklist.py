@@ -12,16 +12,18 @@ from wetread.clinic import claims, delivery, filters, preferences, store, workli
 from wetread.clinic.access import Caller, Right
 from wetread.errors import ClinicError
 from wetread.web import covering, critical, events, lists, security, view
+from wetread.web.language import N_, word
+from wetread.web.language import gettext as _
 from wetread.web.pages import Reader, render
 
 router = APIRouter(include_in_schema=False)
 
 PAGE = 50
 _NOTHING = {
-    "unread": "Nothing waits to be read.",
-    "read": "No study was read yet.",
-    "mine": "You hold no study.",
-    "overdue": "Nothing is past its waiting cap.",
+    "unread": N_("Nothing waits to be read."),
+    "read": N_("No study was read yet."),
+    "mine": N_("You hold no study."),
+    "overdue": N_("Nothing is past its waiting cap."),
 }
 
 
@@ -59,10 +61,7 @@ def worklist_page(
         "live.html" if live else "worklist.html",
         caller=caller,
         keys=preferences.get(clinic.database, caller.site, caller.name, preferences.KEYS) or {},
-        rows=[
-            view.line(lists.as_seen(row, caller), caller.name)
-            for row in covering.rows(clinic, caller, page.rows, query.finding)
-        ],
+        rows=[view.line(row, caller.name) for row in covering.rows(clinic, caller, page.rows, query)],
         counts=asdict(page.counts) | {"mine": held.count},
         filters=view.FILTERS,
         handed=held.handed,
@@ -91,9 +90,13 @@ def worklist_page(
 
 def _nothing(chosen: str, values: dict[str, str], search: str) -> str:
     if search.strip():
-        read = " Look among the read ones, too." if chosen != "read" else ""
-        return f"No study of this list begins so.{read}"
-    return "No study of this kind." if len(values) > 1 else _NOTHING.get(chosen, "No unread study of this kind.")
+        read = "" if chosen == "read" else " " + _("Look among the read ones, too.")
+        return _("No study of this list begins so.") + read
+    return (
+        _("No study of this kind.")
+        if len(values) > 1
+        else word(_NOTHING.get(chosen, N_("No unread study of this kind.")))
+    )
 
 
 @router.get("/studies/next")
