@@ -21,11 +21,13 @@ class Rule:
 
     `page`: a stranger is sent to the login page instead of being told 401. `also`: answers that mean something else
     here than *not allowed* (a wrong password is a 403, too). `more`: what a request needs to reach the route's code.
+    `names`: the answer says who the patient is, so that no role may have it that sees no patients.
     """
 
     who: Right | str
     page: bool = False
     also: tuple[int, ...] = ()
+    names: bool = False
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,9 +78,9 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("POST", "/api/v1/studies"): Rule(UPLOAD, more={"data": {"study": ""}}),
     ("POST", "/api/v1/try"): Rule(UPLOAD, more={"data": {"model": "none"}}),
     ("GET", "/api/v1/studies/{study}"): Rule(VIEW),
-    ("GET", "/api/v1/studies/{study}/sr"): Rule(VIEW),
-    ("GET", "/api/v1/studies/{study}/sc"): Rule(VIEW),
-    ("GET", "/api/v1/studies/{study}/fhir"): Rule(VIEW),
+    ("GET", "/api/v1/studies/{study}/sr"): Rule(VIEW, names=True),
+    ("GET", "/api/v1/studies/{study}/sc"): Rule(VIEW, names=True),
+    ("GET", "/api/v1/studies/{study}/fhir"): Rule(VIEW, names=True),
     ("GET", "/api/v1/studies/{study}/report.pdf"): Rule(VIEW),
     ("GET", "/api/v1/deliveries"): Rule(OPERATE),
     ("POST", "/api/v1/deliveries/{delivery_id}/retry"): Rule(OPERATE),
@@ -125,28 +127,28 @@ TABLE: dict[tuple[str, str], Rule] = {
     # DICOMweb
     ("POST", "/dicomweb/studies"): Rule(UPLOAD, more=_PDF),
     ("POST", _STUDY): Rule(UPLOAD, more=_PDF),
-    ("GET", "/dicomweb/studies"): Rule(VIEW),
-    ("GET", "/dicomweb/series"): Rule(VIEW),
-    ("GET", "/dicomweb/instances"): Rule(VIEW),
-    ("GET", f"{_STUDY}/series"): Rule(VIEW),
-    ("GET", f"{_STUDY}/instances"): Rule(VIEW),
-    ("GET", f"{_SERIES}/instances"): Rule(VIEW),
-    ("GET", _STUDY): Rule(VIEW),
-    ("GET", _SERIES): Rule(VIEW),
-    ("GET", _INSTANCE): Rule(VIEW),
-    ("GET", f"{_STUDY}/metadata"): Rule(VIEW),
-    ("GET", f"{_SERIES}/metadata"): Rule(VIEW),
-    ("GET", f"{_INSTANCE}/metadata"): Rule(VIEW),
-    ("GET", f"{_INSTANCE}/frames/{{numbers}}"): Rule(VIEW),
-    ("GET", f"{_INSTANCE}/bulkdata/{{tag}}"): Rule(VIEW),
-    ("GET", f"{_STUDY}/rendered"): Rule(VIEW),
-    ("GET", f"{_SERIES}/rendered"): Rule(VIEW),
-    ("GET", f"{_INSTANCE}/rendered"): Rule(VIEW),
-    ("GET", f"{_INSTANCE}/frames/{{number}}/rendered"): Rule(VIEW),
-    ("GET", f"{_STUDY}/thumbnail"): Rule(VIEW),
-    ("GET", f"{_SERIES}/thumbnail"): Rule(VIEW),
-    ("GET", f"{_INSTANCE}/thumbnail"): Rule(VIEW),
-    ("GET", f"{_INSTANCE}/frames/{{number}}/thumbnail"): Rule(VIEW),
+    ("GET", "/dicomweb/studies"): Rule(VIEW, names=True),
+    ("GET", "/dicomweb/series"): Rule(VIEW, names=True),
+    ("GET", "/dicomweb/instances"): Rule(VIEW, names=True),
+    ("GET", f"{_STUDY}/series"): Rule(VIEW, names=True),
+    ("GET", f"{_STUDY}/instances"): Rule(VIEW, names=True),
+    ("GET", f"{_SERIES}/instances"): Rule(VIEW, names=True),
+    ("GET", _STUDY): Rule(VIEW, names=True),
+    ("GET", _SERIES): Rule(VIEW, names=True),
+    ("GET", _INSTANCE): Rule(VIEW, names=True),
+    ("GET", f"{_STUDY}/metadata"): Rule(VIEW, names=True),
+    ("GET", f"{_SERIES}/metadata"): Rule(VIEW, names=True),
+    ("GET", f"{_INSTANCE}/metadata"): Rule(VIEW, names=True),
+    ("GET", f"{_INSTANCE}/frames/{{numbers}}"): Rule(VIEW, names=True),
+    ("GET", f"{_INSTANCE}/bulkdata/{{tag}}"): Rule(VIEW, names=True),
+    ("GET", f"{_STUDY}/rendered"): Rule(VIEW, names=True),
+    ("GET", f"{_SERIES}/rendered"): Rule(VIEW, names=True),
+    ("GET", f"{_INSTANCE}/rendered"): Rule(VIEW, names=True),
+    ("GET", f"{_INSTANCE}/frames/{{number}}/rendered"): Rule(VIEW, names=True),
+    ("GET", f"{_STUDY}/thumbnail"): Rule(VIEW, names=True),
+    ("GET", f"{_SERIES}/thumbnail"): Rule(VIEW, names=True),
+    ("GET", f"{_INSTANCE}/thumbnail"): Rule(VIEW, names=True),
+    ("GET", f"{_INSTANCE}/frames/{{number}}/thumbnail"): Rule(VIEW, names=True),
     # inference
     ("GET", "/v2"): Rule(INFER),
     ("GET", "/v2/health/live"): Rule(ANYONE),
@@ -171,12 +173,16 @@ class Kind:
     name: str
     rights: frozenset[Right] | None
     signed_in: bool = True
+    sees_patients: bool = True
 
 
 SCOPED = tuple(Kind(f"service: {scope}", frozenset({scope})) for scope in sorted(RIGHTS[Role.SERVICE]))
 KINDS = (
     Kind("nobody", None, signed_in=False),
-    *(Kind(role.value, RIGHTS[role]) for role in (Role.RADIOLOGIST, Role.ENGINEER, Role.ADMINISTRATOR, Role.SERVICE)),
+    *(
+        Kind(role.value, RIGHTS[role], sees_patients=role is not Role.ENGINEER)
+        for role in (Role.RADIOLOGIST, Role.ENGINEER, Role.ADMINISTRATOR, Role.SERVICE)
+    ),
     *SCOPED,
 )
 
@@ -187,7 +193,7 @@ def may(rule: Rule, kind: Kind) -> bool:
         return True
     if rule.who == SIGNED_IN:
         return kind.signed_in
-    return kind.rights is not None and rule.who in kind.rights
+    return kind.rights is not None and rule.who in kind.rights and (kind.sees_patients or not rule.names)
 
 
 def markdown() -> str:
@@ -199,7 +205,8 @@ def markdown() -> str:
     ]
     for (method, path), rule in TABLE.items():
         cells = " | ".join(cell(may(rule, kind)) for kind in KINDS)
-        lines.append(f"| `{method} {path}` | {rule.who} | {cells} |")
+        needs = f"{rule.who}, and to see patients" if rule.names else rule.who
+        lines.append(f"| `{method} {path}` | {needs} | {cells} |")
     return "\n".join(lines) + "\n"
 
 

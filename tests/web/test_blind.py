@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
+import pydicom
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
-from ward import NameReader, dicom
+from ward import SITE, NameReader, dicom
 from web.authorisation import TABLE
 from web.conftest import BASE, Client
 
-from wetread.clinic import blind
+from wetread.clinic import access, blind, store
 from wetread.config import Settings
 from wetread.infer.predict import Analysis, FindingResult
+from wetread.web import events
 from wetread.web.app import create_app
 
 FINDING, SCORE = "Zebra sign", 0.873125
@@ -92,6 +96,64 @@ def test_no_route_tells_before_the_own_call_and_each_tells_afterwards(client: Cl
     review = client("POST", f"{url}/reviews", "radiologist", json=body).json()  # type: ignore[attr-defined]
     assert (review["anchored"], review["own_call"], review["state"]) == (False, call, "signed")
     assert review["own_call_at"] < review["signed_at"]
+
+
+def test_our_own_result_that_came_back_is_no_instance_before_the_own_call(client: Client) -> None:
+    study = client.send(("zebra.dcm", dicom(11)))["studies"][0]["study"]
+    report = client("GET", f"/api/v1/studies/{study}/sr", "service").content  # type: ignore[attr-defined]
+    assert FINDING.encode() in report
+    client.send(("sr.dcm", report))
+    own = str(pydicom.dcmread(BytesIO(report)).SOPInstanceUID)
+    assert own.startswith("2.25.")
+    paths = ["/studies", "/series", "/instances", "/studies/1.2.12.1/metadata", "/studies/1.2.12.1/series",
+             "/studies/1.2.12.1/instances", "/studies/1.2.12.1"]  # fmt: skip
+
+    def counted(role: str) -> list[int]:
+        """Ask all that lists instances; return how many answers name ours, and how many instances the study has."""
+        found = 0
+        for path in paths:
+            accept = {"Accept": 'multipart/related; type="application/dicom"' if path[-1] == "1" else "*/*"}
+            response = client("GET", f"/dicomweb{path}", role, headers=accept)
+            assert response.status_code == 200, response.text  # type: ignore[attr-defined]
+            content = response.content  # type: ignore[attr-defined]
+            found += own.encode() in content or FINDING.encode() in content or b'"SR"' in content
+        listed = client("GET", "/dicomweb/studies", role, params={"StudyInstanceUID": "1.2.12.1"}).json()  # type: ignore[attr-defined]
+        return [found, listed[0]["00201208"]["Value"][0]]
+
+    place = f"/dicomweb/studies/1.2.12.1/instances?SOPInstanceUID={own}"
+    assert counted("radiologist") == [0, 1]
+    assert client("GET", place, "radiologist").json() == []  # type: ignore[attr-defined]
+    assert counted("service") == [7, 2]
+    client("POST", f"/api/v1/studies/{study}/own-call", "radiologist", json={"normal": True})
+    assert counted("radiologist") == [7, 2]
+    assert len(client("GET", place, "radiologist").json()) == 1  # type: ignore[attr-defined]
+
+
+def test_a_list_sorted_by_finding_does_not_tell_which_are_read_blind(client: Client) -> None:
+    client.send(("zebra.dcm", dicom(12)), ("zebra.dcm", dicom(13)))
+    seen = client("GET", "/api/v1/worklist", "radiologist", params={"sort": "why", "limit": 1}).json()  # type: ignore[attr-defined]
+    assert seen["studies"] == []
+    assert FINDING not in base64.urlsafe_b64decode(seen["next"]).decode()
+    assert client("GET", "/api/v1/worklist", "engineer", params={"sort": "why"}).json()["studies"]  # type: ignore[attr-defined]
+
+
+def test_events_of_a_critical_finding_do_not_name_it_to_who_reads_blind(client: Client) -> None:
+    study = client.send(("zebra.dcm", dicom(14)))["studies"][0]["study"]
+    with client.clinic.database.write() as connection:
+        store.emit(connection, "critical.raised", SITE, study, {"finding": FINDING})
+    found = events._since(client.clinic, SITE, 0)
+    for role, covered in (("radiologist", {study}), ("engineer", set())):
+        caller = access.Caller(role, access.Role(role), SITE, "api", "t")
+        assert events._covered(client.clinic, caller, found) == covered
+
+
+def test_a_rejected_image_tells_its_reader_nothing_either(client: Client) -> None:
+    sent = client.send(("zebra.dcm", dicom(15)), ("zebra.dcm", dicom(15, SOPInstanceUID="1.2.16.4")))
+    url = f"/api/v1/images/{sent['images'][1]['image']}/rejection"
+    said = client("POST", url, "radiologist", json={"reason": "twice"})
+    assert said.status_code == 201, said.text  # type: ignore[attr-defined]
+    assert FINDING not in said.text  # type: ignore[attr-defined]
+    assert FINDING not in client("DELETE", url, "radiologist").text  # type: ignore[attr-defined]
 
 
 def test_a_second_reader_is_blind_as_well_until_somebody_signs(client: Client) -> None:

@@ -31,7 +31,7 @@ class Site:
         self.http, self.receiver, self.clinic = http, receiver, http.app.state.clinic  # type: ignore[attr-defined]
         self.tokens = {role: access.create(self.clinic.database, role, role, "default") for role in access.Role}
 
-    def __call__(self, method: str, path: str, role: str = "engineer", **more: Any) -> Any:
+    def __call__(self, method: str, path: str, role: str = "administrator", **more: Any) -> Any:
         headers = {"Authorization": f"Bearer {self.tokens[access.Role(role)]}"} | more.pop("headers", {})
         return self.http.request(method, path, headers=headers, **more)
 

@@ -80,7 +80,7 @@ class Caller:
 
     @property
     def sees_patients(self) -> bool:
-        """Whether lists say who the patients are. One study that is opened does to all who may, and that is audited."""
+        """Whether lists, studies and files say who the patients are; see `wetread.clinic.unnamed`."""
         return self.role is not Role.ENGINEER
 
     def may(self, right: Right) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pydicom import Dataset
 from pydicom.dataelem import DataElement
 from sqlalchemy.engine import Row
 
-from wetread.clinic import content, store
+from wetread.clinic import content, identity, store
 from wetread.clinic.archive import Archive
 from wetread.clinic.store import Store
 from wetread.errors import NotFoundError, ReadError
@@ -32,6 +32,7 @@ Json = dict[str, Any]  # one data set: tag in hexadecimal → {"vr": …, "Value
 
 PIXELS = "7FE00010"
 INLINE = 1024  # bytes of a binary value above which it is left out and fetched by its BulkDataURI
+NOTHING = "no such study, series or instance at this site"
 SERVED = ("stored", "document")  # states of instances that exist here
 _BULKY = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 _CACHED_BYTES = 32 * 2**20
@@ -52,6 +53,12 @@ class Held:
     patient_name: str
     birth_date: str | None
     sex: str | None
+    reason: str | None = None  # what it is, of a document
+
+    @property
+    def own(self) -> bool:
+        """Whether we made it, and it came back."""
+        return (self.reason or "").startswith(identity.OWN)
 
     @property
     def path(self) -> str:
@@ -71,8 +78,8 @@ COLUMNS = (
     store.study.c.patient_name,
     store.study.c.birth_date,
     store.study.c.sex,
+    store.instance.c.reason,
 )
-EXISTING = sa.and_(store.instance.c.format == "dicom", store.instance.c.state.in_(SERVED))
 
 
 class Headers:
@@ -217,7 +224,7 @@ def find(
     NotFoundError
         When there is none at this site.
     """
-    wanted = _joined().where(store.instance.c.site == site, EXISTING, store.study.c.study_uid == study_uid)
+    wanted = _joined().where(store.instance.c.site == site, existing(()), store.study.c.study_uid == study_uid)
     if series_uid is not None:
         wanted = wanted.where(store.series.c.series_uid == series_uid)
     if sop_uid is not None:
@@ -225,13 +232,34 @@ def find(
     with database.read() as connection:
         rows = connection.execute(wanted.order_by(store.instance.c.received_at, store.instance.c.id)).all()
     if not rows:
-        raise NotFoundError("no such study, series or instance at this site")
+        raise NotFoundError(NOTHING)
     return held(rows)
+
+
+def told(database: Store, site: str) -> list[str]:
+    """Return the studies that nobody has signed and that a result of ours came back to."""
+    instance, study = store.instance.c, store.study.c
+    wanted = sa.select(instance.study).distinct().join(store.study, study.id == instance.study)
+    wanted = wanted.where(
+        study.site == site, sa.text("study.reading != 'signed'"), sa.text("study.listed"), _own(store.instance)
+    )
+    with database.read() as connection:
+        return list(connection.execute(wanted).scalars())
+
+
+def existing(covered: Collection[str], instance: Any = store.instance) -> sa.ColumnElement[bool]:
+    """Return what an instance fulfils that exists here: in the studies `covered`, nothing that is our own."""
+    there = sa.and_(instance.c.format == "dicom", instance.c.state.in_(SERVED))
+    return sa.and_(there, ~sa.and_(_own(instance), instance.c.study.in_(covered))) if covered else there
+
+
+def _own(instance: Any) -> sa.ColumnElement[bool]:
+    return sa.and_(instance.c.state == "document", instance.c.reason.startswith(identity.OWN))
 
 
 def uid(database: Store, site: str, study: str) -> str | None:
     """Return the Study Instance UID by which a study can be had here; None when nothing of it is DICOM."""
-    wanted = _joined().where(store.instance.c.site == site, EXISTING, store.instance.c.study == study)
+    wanted = _joined().where(store.instance.c.site == site, existing(()), store.instance.c.study == study)
     with database.read() as connection:
         row = connection.execute(wanted.limit(1)).first()
     return None if row is None else str(row.study_uid)

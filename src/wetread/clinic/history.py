@@ -58,13 +58,15 @@ class _Names:
     images: Mapping[str, str]
     reviews: Mapping[str, str]
     deliveries: Mapping[str, str]
+    hide: bool
+    named: bool
 
     def image(self, detail: Detail) -> str:
         return self.images.get(detail.get("image", ""), "an image")
 
 
-def _because(detail: Detail) -> str:
-    return f": {detail['reason']}" if detail.get("reason") else ""
+def _because(detail: Detail, names: _Names) -> str:
+    return f": {detail['reason']}" if detail.get("reason") and names.named else ""
 
 
 def _fields(detail: Detail) -> str:
@@ -74,7 +76,7 @@ def _fields(detail: Detail) -> str:
 def _received(detail: Detail, names: _Names) -> str:
     state = detail.get("state", "stored")
     came = f"{names.image(detail)} arrived"
-    return came if state == "stored" else f"{came} and is not shown ({state}){_because(detail)}"
+    return came if state == "stored" else f"{came} and is not shown ({state}){_because(detail, names)}"
 
 
 _AUDIT: dict[str, tuple[Kind, Words]] = {
@@ -83,8 +85,8 @@ _AUDIT: dict[str, tuple[Kind, Words]] = {
         "correction",
         lambda d, n: f"a corrected header took the place of that of {n.image(d)}: {_fields(d)}",
     ),
-    "image.rejected": ("correction", lambda d, n: f"rejected {n.image(d)}{_because(d)}"),
-    "image.restored": ("correction", lambda d, n: f"restored {n.image(d)}{_because(d)}"),
+    "image.rejected": ("correction", lambda d, n: f"rejected {n.image(d)}{_because(d, n)}"),
+    "image.restored": ("correction", lambda d, n: f"restored {n.image(d)}{_because(d, n)}"),
     "image.retried": ("analysis", lambda d, n: f"had {n.image(d)} analysed again"),
     "study.viewed": ("looks", lambda d, n: "looked at the study"),
     "study.prefetched": (
@@ -98,10 +100,10 @@ _AUDIT: dict[str, tuple[Kind, Words]] = {
     "review.own_call": ("reading", lambda d, n: "recorded their own call, before the model's word was shown"),
     "review.signed": ("reading", lambda d, n: n.reviews.get(d.get("review", ""), "signed")),
     "review.withdrawn": ("reading", lambda d, n: "took the signature back"),
-    "study.corrected": ("correction", lambda d, n: f"corrected {_fields(d)}{_because(d)}"),
+    "study.corrected": ("correction", lambda d, n: f"corrected {_fields(d)}{_because(d, n)}"),
     "study.merged": (
         "correction",
-        lambda d, n: f"merged the study into study {str(d.get('into', ''))[:8]}{_because(d)}",
+        lambda d, n: f"merged the study into study {str(d.get('into', ''))[:8]}{_because(d, n)}",
     ),
     "output.sent": ("sending", lambda d, n: f"sent {_what(d)} to {d.get('destination', 'another system')}"),
     "delivery.retried": ("sending", lambda d, n: f"had {n.deliveries.get(d['delivery'], 'a delivery')} tried again"),
@@ -137,13 +139,15 @@ def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
 
 
-def history(database: Store, site: str, study: str, *, hide: bool = False) -> list[Entry]:
+def history(database: Store, site: str, study: str, *, hide: bool = False, named: bool = True) -> list[Entry]:
     """Return what happened to a study, oldest first.
 
     Parameters
     ----------
     hide : bool
         Keep back what models said, from a reader who reads blind.
+    named : bool
+        Tell what may name the patient, too: names of files, and reasons that people typed.
 
     Raises
     ------
@@ -152,7 +156,7 @@ def history(database: Store, site: str, study: str, *, hide: bool = False) -> li
     """
     with database.read() as connection:
         claims.find(connection, site, study)
-        names = _names(connection, study)
+        names = _names(connection, study, hide=hide, named=named)
         entries = [*_audited(connection, study, names), *_results(connection, study, names, hide)]
         done = {entry.words for entry in entries if entry.kind == "other"}  # the audit says the same, and who
         entries += [
@@ -161,11 +165,11 @@ def history(database: Store, site: str, study: str, *, hide: bool = False) -> li
     return _together(sorted(entries, key=lambda entry: entry.at))
 
 
-def _names(connection: Connection, study: str) -> _Names:
+def _names(connection: Connection, study: str, *, hide: bool, named: bool) -> _Names:
     images, delivery = store.instance.c, store.delivery.c
     return _Names(
         {
-            row.id: row.name
+            row.id: row.name if named else f"image {row.id[:8]}"
             for row in connection.execute(sa.select(images.id, images.name).where(images.study == study))
         },
         _signed(connection, study),
@@ -175,6 +179,8 @@ def _names(connection: Connection, study: str) -> _Names:
                 sa.select(delivery.id, delivery.kind, delivery.destination).where(delivery.study == study)
             )
         },
+        hide,
+        named,
     )
 
 
@@ -226,7 +232,10 @@ def _results(connection: Connection, study: str, names: _Names, hide: bool) -> I
     table, images = store.image_result.c, store.instance.c
     columns = (table.at, table.instance, table.model_name, table.version, table.model, table.suitable, table.reason)
     wanted = sa.select(*columns, table.findings, table.code).join(store.instance, images.id == table.instance)
+    silent = deployments.voices(connection, study).silent
     for row in connection.execute(wanted.where(images.study == study).order_by(table.at, table.id)):
+        if row.model in silent:
+            continue
         who = " ".join(filter(None, (row.model_name, row.version, f"({row.model[:12]})" if row.model else "")))
         image = names.images.get(row.instance, "an image")
         if not row.suitable:

@@ -55,6 +55,7 @@ _DOCUMENTS = {
 }
 _NO_PICTURES = frozenset({"SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "AU", "ECG"})
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+OWN = "our own"  # what those are called
 MANUFACTURER = "Wetread"  # of what we make ourselves; its UIDs are derived, see `derive`
 _NAMES = {
     "StudyInstanceUID": "Study Instance UID",
@@ -165,7 +166,7 @@ def _document(tags: dict[str, str], pixels: bool) -> tuple[str | None, bool]:
         if word is None and kind.startswith(_SECONDARY_CAPTURE):
             word = "Secondary Capture"
         if word is not None:
-            return f"our own {word}", True
+            return f"{OWN} {word}", True
     if pixels:  # what has pixels is shown as an image, whatever class it claims
         return None, False
     return word or (f"{tags['Modality']} object" if tags["Modality"] in _NO_PICTURES else None), False

@@ -483,12 +483,12 @@ def line(row: Mapping[str, Any]) -> Row:
 
 # ------------------------------------------------------------------ places in the list
 
-_NAME = "name_key"  # is in no address: it is looked up again
+_UNSAID = ("name_key", "finding")  # are in no address, for who may see it: they are looked up again
 
 
 def _next(query: Query, number: int, last: Mapping[str, Any]) -> str:
     along = stretches(query)[number].along
-    values = [None if name == _NAME else last["claimed_by" if name == "reader" else name] for name in along]
+    values = [None if name in _UNSAID else last["claimed_by" if name == "reader" else name] for name in along]
     text = json.dumps([query.order, number, *(v.isoformat() if isinstance(v, datetime) else v for v in values)])
     return base64.urlsafe_b64encode(text.encode()).decode()
 
@@ -505,18 +505,18 @@ def _cursor(connection: Connection, site: str, query: Query, after: str) -> tupl
         found = [_value(name, value) for name, value in zip(names, values, strict=True)]
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise broken from None
-    if _NAME in names:
+    for unsaid in set(names) & set(_UNSAID):
         table = store.study.c
-        key = connection.execute(sa.select(table.name_key).where(table.id == found[-1], table.site == site)).scalar()
+        key = connection.execute(sa.select(table[unsaid]).where(table.id == found[-1], table.site == site)).scalar()
         if key is None:
             raise broken
-        found[names.index(_NAME)] = key
+        found[names.index(unsaid)] = key
     return number, tuple(found)
 
 
 def _value(name: str, value: Any) -> Any:
     """Return one value of a place in the list as the database takes it; raise ValueError for what it does not."""
-    if name == _NAME:
+    if name in _UNSAID:
         return None
     if name in ("received_at", "overdue_at"):
         moment = datetime.fromisoformat(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,7 +158,7 @@ def _check(name: str, tag: str, value: str) -> None:
         raise ClinicError(f"{name}={value[:40]!r}: not a date, time or range of them")
 
 
-def search(database: Store, headers: Headers, site: str, query: Query) -> Answer:
+def search(database: Store, headers: Headers, site: str, query: Query, covered: Collection[str] = ()) -> Answer:
     """Answer a query with what a site has.
 
     Parameters
@@ -166,6 +166,8 @@ def search(database: Store, headers: Headers, site: str, query: Query) -> Answer
     database, headers
     site : str
     query : Query
+    covered : collection of str
+        Studies of which our own results are left out.
     """
     exact, rest = _conditions(query.keys)
     if not query.limit:
@@ -173,14 +175,18 @@ def search(database: Store, headers: Headers, site: str, query: Query) -> Answer
     enough = query.offset + query.limit + 1  # the last one only tells that there are more
     with database.read() as connection:
         if not rest:
-            rows = connection.execute(_page(site, query.level, exact, query.limit + 1, query.offset)).all()
+            rows = connection.execute(_page(site, query.level, covered, exact, query.limit + 1, query.offset)).all()
             return Answer(
-                _express(connection, headers, query, rows[: query.limit]), len(rows) > query.limit, query.warnings
+                _express(connection, headers, query, covered, rows[: query.limit]),
+                len(rows) > query.limit,
+                query.warnings,
             )
         matches = [(tag, _matcher(_vr(tag), value)) for tag, value in rest.items()]
         passed: list[Row[Any]] = []
         for start in range(0, SCANNED, _AT_ONCE):
-            rows = connection.execute(_page(site, query.level, exact, min(_AT_ONCE, SCANNED - start), start)).all()
+            rows = connection.execute(
+                _page(site, query.level, covered, exact, min(_AT_ONCE, SCANNED - start), start)
+            ).all()
             for row in rows:
                 header = _header(headers, row)
                 if all(any(match(v) for v in dicomweb.values(header, tag)) for tag, match in matches):
@@ -188,16 +194,22 @@ def search(database: Store, headers: Headers, site: str, query: Query) -> Answer
             if len(rows) < _AT_ONCE or len(passed) >= enough:
                 break
         warnings = query.warnings
-        if len(passed) < enough and connection.execute(_page(site, query.level, exact, 1, SCANNED)).first():
+        if len(passed) < enough and connection.execute(_page(site, query.level, covered, exact, 1, SCANNED)).first():
             warnings = (*warnings, f"Only the newest {SCANNED} entries have been searched.")
-        wanted = passed[query.offset : query.offset + query.limit]
-        return Answer(_express(connection, headers, query, wanted), len(passed) >= enough, warnings)
+        asked = passed[query.offset : query.offset + query.limit]
+        return Answer(_express(connection, headers, query, covered, asked), len(passed) >= enough, warnings)
 
 
 def _page(
-    site: str, level: str, conditions: Sequence[sa.ColumnElement[bool]], limit: int, offset: int
+    site: str,
+    level: str,
+    covered: Collection[str],
+    conditions: Sequence[sa.ColumnElement[bool]],
+    limit: int,
+    offset: int,
 ) -> sa.Select[Any]:
     """Select studies, series or instances that match, each study and series by its first instance, in order."""
+    there = dicomweb.existing(covered)
     instance, study, series = store.instance, store.study, store.series
     newest = (
         study.c.study_date.desc().nulls_last(),
@@ -210,7 +222,7 @@ def _page(
     joined = instance.join(study, study.c.id == instance.c.study).join(series, series.c.id == instance.c.series)
     rows = sa.select(*columns).select_from(joined)
     if level == "instances":
-        chosen = rows.where(study.c.site == site, dicomweb.EXISTING, *conditions)
+        chosen = rows.where(study.c.site == site, there, *conditions)
         return chosen.order_by(*newest, instance.c.received_at, instance.c.id).limit(limit).offset(offset)
     # The page is chosen before the first instance of each of its entries is looked for.
     tables = {"studies": (study,), "series": (study, series)}[level]
@@ -225,9 +237,9 @@ def _page(
         inside = sa.and_(inside, instance.c.series == series.c.id)
         within = sa.select(instance.c.id)
         page = sa.select(series.c.id).join(study, study.c.id == series.c.study).where(study.c.site == site)
-        arrival = sa.select(sa.func.min(instance.c.received_at)).where(inside, dicomweb.EXISTING)
+        arrival = sa.select(sa.func.min(instance.c.received_at)).where(inside, there)
         order = (*newest, arrival.correlate(*tables).scalar_subquery(), series.c.id)
-    exists = within.where(inside, dicomweb.EXISTING, *deep).correlate(*tables).exists()
+    exists = within.where(inside, there, *deep).correlate(*tables).exists()
     page = page.where(exists, *own).order_by(*order).limit(limit).offset(offset)
     other = sa.alias(instance)
     same = other.c.study == study.c.id
@@ -235,7 +247,7 @@ def _page(
         same = sa.and_(same, other.c.series == series.c.id)
     earliest = (
         sa.select(other.c.id)
-        .where(same, other.c.format == "dicom", other.c.state.in_(dicomweb.SERVED))
+        .where(same, dicomweb.existing(covered, other))
         .order_by(other.c.received_at, other.c.id)
         .limit(1)
         .correlate(study, series)
@@ -311,9 +323,11 @@ def _fits(pattern: str, text: str) -> bool:
     return not pattern[at:].strip("*")
 
 
-def _express(connection: Connection, headers: Headers, query: Query, rows: Sequence[Row[Any]]) -> list[Json]:
+def _express(
+    connection: Connection, headers: Headers, query: Query, covered: Collection[str], rows: Sequence[Row[Any]]
+) -> list[Json]:
     """Return rows of `_page` as data sets of what was asked for."""
-    counts = _counts(connection, query.level, rows)
+    counts = _counts(connection, covered, rows)
     results = []
     for row in rows:
         one = dicomweb.Held(*row[: len(dicomweb.COLUMNS)])
@@ -356,14 +370,14 @@ def _of_study(row: Row[Any]) -> Json:
 
 
 def _counts(
-    connection: Connection, level: str, rows: Sequence[Row[Any]]
+    connection: Connection, covered: Collection[str], rows: Sequence[Row[Any]]
 ) -> dict[tuple[str, str], tuple[list[str], int, int, int]]:
     """Return for each (study, series) modalities, series and instances of the study, and instances of the series."""
     instance, series = store.instance.c, store.series.c
     grouped = (
         sa.select(instance.study, instance.series, series.modality, sa.func.count().label("images"))
         .join(store.series, series.id == instance.series)
-        .where(instance.study.in_({row.study for row in rows}), dicomweb.EXISTING)
+        .where(instance.study.in_({row.study for row in rows}), dicomweb.existing(covered))
         .group_by(instance.study, instance.series, series.modality)
     )
     of_study = defaultdict(list)

@@ -153,11 +153,9 @@ def _receipt(clinic: Clinic, caller: Caller, receipt: Receipt, wait: float) -> s
 def get_study(request: Request, study: str, caller: Viewer) -> schemas.StudyOut:
     """Return a study: its state, its place in the list and why, findings, images, cautions, claim, reviews."""
     clinic = clinic_of(request)
-    found = worklist.study(clinic.database, caller.site, study)
+    found = covering.study(clinic, caller, study)
     security.saw(request, caller, study)
-    if hidden := covering.hides(clinic, caller, study):
-        found = blind.cover_study(found, caller.name)
-    return schemas.study_out(found, blind=hidden)
+    return schemas.study_out(found)
 
 
 @router.post("/studies/{study}/claim", tags=["reviews"])

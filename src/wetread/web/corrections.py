@@ -6,8 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from wetread.clinic import worklist
-from wetread.web import schemas
+from wetread.web import covering, schemas
 from wetread.web.api import clinic_of
 from wetread.web.security import Administrator, Reviewer
 
@@ -24,7 +23,7 @@ def correct_patient(request: Request, study: str, body: schemas.PatientIn, calle
     clinic = clinic_of(request)
     values = body.model_dump(exclude={"reason"}, exclude_unset=True)
     key = clinic.corrections.patient(caller.site, study, values, body.reason, caller.name)
-    return schemas.study_out(worklist.study(clinic.database, caller.site, key))
+    return schemas.study_out(covering.study(clinic, caller, key))
 
 
 @router.post("/studies/{study}/merge")
@@ -32,7 +31,7 @@ def merge_studies(request: Request, study: str, body: schemas.MergeIn, caller: A
     """Let another study of the same patient take over this one's images and reviews; the answer is the other."""
     clinic = clinic_of(request)
     clinic.corrections.merge(caller.site, study, body.into, body.reason, caller.name)
-    return schemas.study_out(worklist.study(clinic.database, caller.site, body.into))
+    return schemas.study_out(covering.study(clinic, caller, body.into))
 
 
 @router.post("/images/{image}/rejection", status_code=201)
@@ -40,7 +39,7 @@ def reject_image(request: Request, image: str, body: schemas.RejectionIn, caller
     """Take an image out of display and ranking; it stays listed with the reason. The answer is its study."""
     clinic = clinic_of(request)
     key = clinic.corrections.reject(caller.site, image, body.reason, caller.name, body.code)
-    return schemas.study_out(worklist.study(clinic.database, caller.site, key))
+    return schemas.study_out(covering.study(clinic, caller, key))
 
 
 @router.delete("/images/{image}/rejection")
@@ -53,4 +52,4 @@ def restore_image(
     """Take the rejection of an image back. The answer is its study."""
     clinic = clinic_of(request)
     key = clinic.corrections.restore(caller.site, image, caller.name, reason)
-    return schemas.study_out(worklist.study(clinic.database, caller.site, key))
+    return schemas.study_out(covering.study(clinic, caller, key))

@@ -1,7 +1,7 @@
 """What is kept from a caller, in every answer that would tell it.
 
-From a reader of a study that is read blind, what the models say (`clinic.blind`); from a role that sees no patients, who
-the patient is (`clinic.unnamed`).
+From a reader of a study that is read blind, what the models say (`clinic.blind`); from a role that sees no patients,
+who the patient is (`clinic.unnamed`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def hides(clinic: Clinic, caller: Caller, study: str) -> bool:
     return study in hidden(clinic, caller, [study])
 
 
-def rows(clinic: Clinic, caller: Caller, found: Sequence[Row], finding: str | None = None) -> list[Row]:
-    """Return lines of the list as this caller may see them; to ask for a `finding` does not tell who has it."""
+def rows(clinic: Clinic, caller: Caller, found: Sequence[Row], query: Query | None = None) -> list[Row]:
+    """Return lines of the list as this caller may see them; to ask for or by a finding does not tell who has it."""
     covered = hidden(clinic, caller, [row.study for row in found])
     if not caller.sees_patients:
         found = [unnamed.row(row) for row in found]
-    if finding is not None:
+    if query is not None and (query.finding is not None or query.order == "why"):
         return [row for row in found if row.study not in covered]
     return [blind.cover(row) if row.study in covered else row for row in found]
 
@@ -45,15 +45,6 @@ def study(clinic: Clinic, caller: Caller, key: str) -> Study:
     if hides(clinic, caller, key):
         found = blind.cover_study(found, caller.name)
     return found if caller.sees_patients else unnamed.study(found)
-
-
-def sorts(clinic: Clinic, caller: Caller, query: Query) -> Query:
-    """Return what a list is asked for; raise `ConflictError` when its order would tell what is read blind."""
-    settings = clinic.settings
-    reads_blind = caller.site in settings.blind_sites or settings.blind_share or settings.sample_share
-    if query.order == "why" and reads_blind and caller.may(Right.REVIEW):
-        raise ConflictError("sort why: some of these studies are read blind, and their place would tell; sort otherwise")
-    return query
 
 
 def named(caller: Caller, what: str) -> None:

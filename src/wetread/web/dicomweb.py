@@ -17,10 +17,10 @@ from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from wetread.clinic import query, stow
+from wetread.clinic import dicomweb, query, stow
 from wetread.clinic.access import Caller, Right
 from wetread.errors import ClinicError
-from wetread.web import multipart, negotiate, problems, wado
+from wetread.web import covering, multipart, negotiate, problems, wado
 from wetread.web.api import clinic_of
 from wetread.web.negotiate import DICOM, JSON, MULTIPART, OCTETS
 from wetread.web.security import Uploader, Viewer, saw
@@ -210,8 +210,12 @@ def _search(request: Request, caller: Caller, level: str, place: dict[str, str])
         wanted = query.parse(level, [*given, *place.items()])
     except ClinicError as error:
         raise HTTPException(400, str(error)) from None
+    covering.named(caller, "a list of DICOM studies")
     saw(request, caller)
-    answer = query.search(clinic_of(request).database, wado.headers_of(request), caller.site, wanted)
+    clinic = clinic_of(request)
+    told = dicomweb.told(clinic.database, caller.site) if caller.may(Right.REVIEW) else []
+    covered = covering.hidden(clinic, caller, told)
+    answer = query.search(clinic.database, wado.headers_of(request), caller.site, wanted, covered)
     root = wado.root_of(request)
     for found in answer.found:
         found["00081190"] = {"vr": "UR", "Value": [root + found["00081190"]["Value"][0]]}

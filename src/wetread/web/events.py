@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from wetread.clinic import store
 from wetread.clinic.access import Caller
 from wetread.clinic.service import Clinic
-from wetread.web import security
+from wetread.web import covering, security
 from wetread.web.api import clinic_of
 from wetread.web.security import Viewer
 
@@ -69,9 +69,13 @@ async def _stream(request: Request, clinic: Clinic, caller: Caller, after: int) 
             if not await run_in_threadpool(security.still, request, caller):
                 return
         found = await run_in_threadpool(_since, clinic, caller.site, after)
+        covered = await run_in_threadpool(_covered, clinic, caller, found)
         for row in found:
             after = row.seq
-            data = {"study": row.study, "at": row.at.isoformat(), "payload": row.payload}
+            payload = {**row.payload}
+            if row.study in covered:
+                payload.pop("finding", None)
+            data = {"study": row.study, "at": row.at.isoformat(), "payload": payload}
             yield f"id: {row.seq}\nevent: {row.kind}\ndata: {json.dumps(data)}\n\n"
         if found:
             silent = 0.0
@@ -81,6 +85,12 @@ async def _stream(request: Request, clinic: Clinic, caller: Caller, after: int) 
             if silent >= SILENCE_S:
                 silent = 0.0
                 yield ": still here\n\n"
+
+
+def _covered(clinic: Clinic, caller: Caller, found: Sequence[Row[Any]]) -> set[str]:
+    """Return the studies whose finding is kept from the caller."""
+    asked = {row.study for row in found if "finding" in row.payload}
+    return covering.hidden(clinic, caller, sorted(asked)) if asked else set()
 
 
 def _since(clinic: Clinic, site: str, after: int) -> Sequence[Row[Any]]:

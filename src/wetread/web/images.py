@@ -145,6 +145,8 @@ def get_values(
     if if_none_match == stored.headers["ETag"]:
         return Response(status_code=304, headers=stored.headers)
     about, body = presentation.present(stored.path, name="image", limits=stored.limits)
+    if not caller.sees_patients:  # what the sender calls a window is free text
+        about["tones"] = [{**tone, "name": ""} for tone in about["tones"]]
     told = json.dumps(about).encode()
     told += b" " * (-len(told) % 4)  # so that what follows is aligned
     content = b"".join((len(told).to_bytes(4, "little"), told, memoryview(body)))
@@ -165,7 +167,7 @@ def get_heatmap(
     """Return where a model (by name or id; by default the newest that names the finding) saw a finding."""
     table, images = store.image_result.c, store.instance.c
     wanted = (
-        sa.select(table.model_name, table.findings, table.maps, table.box, images.study)
+        sa.select(table.id, table.model_name, table.findings, table.maps, table.box, images.study)
         .join(store.instance, images.id == table.instance)
         .where(images.id == image, images.site == caller.site, images.state == "stored", table.maps.is_not(None))
         .order_by(table.at.desc())
@@ -174,6 +176,8 @@ def get_heatmap(
         wanted = wanted.where(sa.or_(table.model == model, table.model_name == model))
     with clinic_of(request).database.read() as connection:
         for row in connection.execute(wanted):
+            if not any(row.id == result["id"] for result in triage.latest(connection, row.study, [image])):
+                continue  # of a model whose word does not count here
             names = [entry["finding"] for entry in row.findings]
             if finding in names:
                 covering.refuse(clinic_of(request), caller, row.study)

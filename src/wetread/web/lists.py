@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Annotated, Any
 from urllib.parse import unquote, urlencode
@@ -12,7 +11,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from wetread.clinic import claims, filters, store, worklist
-from wetread.clinic.access import Caller
 from wetread.errors import ClinicError, DeniedError
 from wetread.web import covering, schemas, security
 from wetread.web.api import clinic_of
@@ -65,10 +63,7 @@ def get_worklist(
     )  # fmt: skip
     page = worklist.page(clinic.database, caller.site, query, after=after, limit=limit)
     return schemas.WorklistOut(
-        studies=[
-            schemas.RowOut.model_validate(as_seen(row, caller))
-            for row in covering.rows(clinic, caller, page.rows, finding)
-        ],
+        studies=[schemas.RowOut.model_validate(row) for row in covering.rows(clinic, caller, page.rows, query)],
         counts=schemas.CountsOut.model_validate(page.counts),
         next=page.next,
         ai=schemas.AiOut.model_validate(clinic.ai(caller.site)),
@@ -79,11 +74,6 @@ def said(search: str) -> str:
     """Return what a search header says."""
     text = unquote(search, errors="replace")
     return "".join(c if c.isprintable() else " " for c in text).strip()[:128]
-
-
-def as_seen(row: worklist.Row, caller: Caller) -> worklist.Row:
-    """Return a line of the list as the caller's role may see it: with the patient, or without."""
-    return row if caller.sees_patients else replace(row, patient_name="", patient_id="")
 
 
 def _zoned(name: str, moment: datetime | None) -> datetime | None:

@@ -51,6 +51,7 @@ class DeliveryOut(BaseModel):
 
 def _statement(request: Request, caller: Caller, study: str) -> Statement:
     clinic = clinic_of(request)
+    covering.named(caller, "what goes out")
     found = statement.load(clinic.database, clinic.archive, study, site=caller.site)
     covering.refuse(clinic, caller, study)
     security.saw(request, caller, study)

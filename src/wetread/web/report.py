@@ -190,13 +190,10 @@ def _acquired(at: str | None) -> str:
 
 def _models(clinic: Clinic, found: Study) -> tuple[dict[str, str], bool]:
     """Return the version of each model, and whether any of them is for research only."""
-    table = store.image_result.c
-    shown = [image.image for image in found.images]
-    wanted = sa.select(table.model_name, table.version, table.research_only).where(table.instance.in_(shown))
     with clinic.database.read() as connection:
-        rows = connection.execute(wanted.order_by(table.at)).all()
-    restricted = any(row.research_only for row in rows) if rows else clinic.research_only
-    return {row.model_name: row.version for row in rows}, restricted
+        rows = triage.latest(connection, found.row.study, [image.image for image in found.images])
+    restricted = any(row["research_only"] for row in rows) if rows else clinic.research_only
+    return {row["model_name"]: row["version"] for row in rows}, restricted
 
 
 def _overlays(results: Iterable[Any]) -> tuple[tuple[str, str, str], ...]:

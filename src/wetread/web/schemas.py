@@ -379,8 +379,8 @@ class HeatmapOut(_Out):
 ReviewOut.model_rebuild()
 
 
-def study_out(study: worklist.Study, *, blind: bool = False) -> StudyOut:
-    """Return a study as the API says it; `blind` tells whether it is covered."""
+def study_out(study: worklist.Study) -> StudyOut:
+    """Return a study as the API says it."""
     reviews = [review_out(review) for review in study.reviews]
     signed = [review for review in reviews if review.state == "signed"]
     row = RowOut.model_validate(study.row).model_dump() | {"cautions": list(study.cautions)}
@@ -398,7 +398,7 @@ def study_out(study: worklist.Study, *, blind: bool = False) -> StudyOut:
         review=signed[-1] if signed else None,
         reviews=reviews,
         merged_into=study.merged_into,
-        blind=blind,
+        blind=study.blind,
     )
 
 

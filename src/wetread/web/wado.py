@@ -18,7 +18,7 @@ from wetread.clinic.dicomweb import Headers, Held, Json
 from wetread.clinic.frames import Frames, Window, decompressed, encode
 from wetread.errors import NotFoundError, ReadError
 from wetread.radiograph.read import Limits
-from wetread.web import multipart, negotiate
+from wetread.web import covering, multipart, negotiate
 from wetread.web.api import clinic_of
 from wetread.web.multipart import Piece
 from wetread.web.negotiate import DICOM, FRAMES, JSON, MULTIPART, NATIVE, OCTETS
@@ -62,8 +62,18 @@ def limits_of(request: Request) -> Limits:
 def find(
     request: Request, caller: Caller, study: str, series: str | None = None, instance: str | None = None
 ) -> Sequence[Held]:
-    """Return instances of the caller's site, and audit that they were looked at."""
-    found = dicomweb.find(clinic_of(request).database, caller.site, study, series, instance)
+    """Return instances of the caller's site, and audit that they were looked at.
+
+    Our own results that came back are none while their study is read blind.
+    """
+    covering.named(caller, "what came by DICOM")
+    clinic = clinic_of(request)
+    found = dicomweb.find(clinic.database, caller.site, study, series, instance)
+    if own := [one for one in found if one.own]:
+        covered = covering.hidden(clinic, caller, list(dict.fromkeys(one.study for one in own)))
+        found = [one for one in found if not (one.own and one.study in covered)]
+    if not found:
+        raise NotFoundError(dicomweb.NOTHING)
     for key in dict.fromkeys(one.study for one in found):
         saw(request, caller, key)
     return found
