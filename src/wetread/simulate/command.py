@@ -111,6 +111,92 @@ def arrivals(
         raise typer.Exit(1)
 
 
+@simulate.command()
+def readers(
+    truth: Annotated[Path, typer.Argument(help="Truth file of the arrivals; it may still grow.", metavar="TRUTH")],
+    url: _Url = _HERE,
+    data: Annotated[
+        Path | None, typer.Option(help="Data folder of the server: readers get accounts of their own for as long.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Or a file of API tokens of radiologists, one a line, in place of accounts.")
+    ] = None,
+    crew: Annotated[
+        Path | None, typer.Option(help="TOML with a [[reader]] for each, in place of the options below.")
+    ] = None,
+    number: Annotated[int, typer.Option("--readers", help="How many.", min=1, max=200)] = 2,
+    sensitivity: Annotated[float, typer.Option(help="Of each finding that is there.")] = 0.9,
+    specificity: Annotated[float, typer.Option(help="Of each finding that is not.")] = 0.95,
+    overall: Annotated[bool, typer.Option("--overall", help="Of the study as a whole, not of each finding.")] = False,
+    anchoring: Annotated[float, typer.Option(help="Chance of following a wrong call of the model.")] = 0.0,
+    unsure: Annotated[float, typer.Option(help="Chance of answering unsure.")] = 0.0,
+    minutes: Annotated[float, typer.Option(help="Mean reading time, in simulated minutes.", min=0)] = 3.0,
+    shift: Annotated[str, typer.Option(help="Hours of the simulated day in which they read, e.g. 8-18.")] = "0-24",
+    hand_over: Annotated[float, typer.Option(help="Chance of handing a study to another of them.")] = 0.0,
+    look: Annotated[bool, typer.Option(help="Fetch the pictures, as the page does.")] = True,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.", min=0)] = 0,
+    count: Annotated[int | None, typer.Option(help="Stop after so many signatures.", min=1)] = None,
+    idle: Annotated[float, typer.Option(help="Stop after so long without anything to read, in real s.")] = 30.0,
+) -> None:
+    """Let simulated readers read what was sent: claim, open, answer, sign; print what they did, as JSON.
+
+    They end once all studies of the truth file are signed. Example:
+    `wetread simulate readers month.jsonl --data clinic --readers 3 --sensitivity 0.85 --anchoring 0.3`
+    """
+    import json
+    from contextlib import ExitStack
+
+    from wetread import config
+    from wetread.clinic.store import Store
+    from wetread.errors import ConfigError
+    from wetread.simulate import crew as crews
+    from wetread.simulate.perception import Skill
+    from wetread.simulate.readers import CLASSES, Habit, hours
+
+    secrets = [] if tokens is None else tokens.read_text(encoding="utf-8").split()
+    skill = Skill(sensitivity, specificity, {}, overall, anchoring, unsure)
+    habit = Habit(dict.fromkeys(CLASSES, minutes), shift=hours(shift), hand_over=hand_over, look=look)
+    members = crews.load(crew) if crew else crews.alike(number, skill, habit, secrets)
+    with ExitStack() as stack:
+        passwords: dict[str, str] = {}
+        if any(not member.token for member in members):
+            if data is None:
+                raise ConfigError("readers: how do they log in? give --data, or --tokens")
+            settings = config.load(Path("wetread.toml"))
+            database = Store.existing(data, settings.database)
+            stack.callback(database.close)
+            passwords = stack.enter_context(crews.employed(database, members, settings.site))
+        clients = stack.enter_context(crews.signed_in(url, members, passwords))
+        done = crews.read(members, clients, truth, seed=seed, count=count, idle_s=idle)
+    typer.echo(json.dumps(done, indent=2))
+
+
+@simulate.command("score")
+def score_truth(
+    truth: Annotated[Path, typer.Argument(help="Truth file of the arrivals.", metavar="TRUTH")],
+    url: _Url = _HERE,
+    token: _Token = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON there.", metavar="FILE")] = None,
+) -> None:
+    """Compare what server and readers said with what is true: AUROC, sensitivity, specificity, with 95 % intervals.
+
+    Example: `wetread simulate score month.jsonl`
+    """
+    import json
+
+    from wetread.simulate import arrivals, score
+    from wetread.simulate.truth import read
+
+    told = read(truth)
+    with arrivals.connect(url, token) as client:
+        figures = score.score(told, score.fetch(client, told))
+    text = json.dumps(figures, indent=2)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    typer.echo(text if as_json else score.table(figures))
+
+
 def _split(pairs: Any) -> tuple[Any, Any]:
     """Return two iterators over what comes in pairs, the second elements first."""
     from itertools import tee
