@@ -225,32 +225,37 @@ def judge(
 ) -> Report:
     """Compare two windows of one model at one site."""
     images = gather(connection, site, model, reference, window)
-    reviews = signed(connection, site, model, reference, window)
+    sources = compare(images, signed(connection, site, model, reference, window), policy)
+    kinds = list(dict.fromkeys(alarm.split(":")[0] for source in sources for alarm in source.alarms))
+    before, now = (set(images.devices[which].tolist()) for which in (~images.after, images.after))
+    verdict, reason = _verdict(sources, reference, policy)
+    return Report(
+        key, site, model, name, reference, window, verdict, reason, sources,
+        tuple(sorted(filter(None, now - before))), tuple(f"{kind}: {_LOOK[kind]}" for kind in kinds), policy.alpha,
+    )  # fmt: skip
+
+
+def compare(images: Images, reviews: Reviews, policy: DriftPolicy) -> tuple[Source, ...]:
+    """Compare all images, those of each device that has enough of them, and the reviews, and share alpha among them."""
     every = np.ones(len(images.after), bool)
     families: list[tuple[str, BoolArray, list[Channel], int]] = [
         (ALL, images.after, list(images.channels(policy.limits, every, devices=True)), policy.least_images)
     ]
-    of_each = {device: images.devices == device for device in np.unique(images.devices).tolist()}
-    enough = {d: of for d, of in of_each.items() if _least(images.after[of]) >= policy.least_images and not of.all()}
-    for device, of in enough.items():
-        channels = list(images.channels(policy.limits, of, devices=False))
-        families.append((device or "device unknown", images.after[of], channels, policy.least_images))
+    for device in np.unique(images.devices).tolist():
+        of = images.devices == device
+        if _least(images.after[of]) >= policy.least_images and not of.all():
+            channels = list(images.channels(policy.limits, of, devices=False))
+            families.append((device or "device unknown", images.after[of], channels, policy.least_images))
     if _least(reviews.after) >= policy.least_reviews:
         families.append(("reviews", reviews.after, list(reviews.channels(policy.limits)), policy.least_reviews))
     alpha = policy.alpha / len(families)
     resamples = max(policy.resamples, math.ceil(2 / alpha) - 1)
     sources = []
-    for title, after, channels, least in families:
-        changes = shift.compare(channels, after, least=least, resamples=resamples, seed=policy.seed)
+    for title, after, tested, least in families:
+        changes = shift.compare(tested, after, least=least, resamples=resamples, seed=policy.seed)
         alarms = tuple(f"{c.kind}: {c.name}" for c in changes if c.alarms(alpha))
         sources.append(Source(title, int((~after).sum()), int(after.sum()), tuple(changes), alarms))
-    kinds = list(dict.fromkeys(a.split(":")[0] for source in sources for a in source.alarms))
-    before, now = (set(images.devices[which].tolist()) for which in (~images.after, images.after))
-    verdict, reason = _verdict(sources, reference, window, policy)
-    return Report(
-        key, site, model, name, reference, window, verdict, reason, tuple(sources),
-        tuple(sorted(filter(None, now - before))), tuple(f"{kind}: {_LOOK[kind]}" for kind in kinds), policy.alpha,
-    )  # fmt: skip
+    return tuple(sources)
 
 
 def latest(connection: Connection, site: str, count: int = 100) -> list[dict[str, Any]]:
@@ -410,7 +415,7 @@ def _floor(moment: datetime, policy: DriftPolicy) -> datetime:
     return datetime.fromtimestamp(math.floor(moment.timestamp() / step) * step, UTC)
 
 
-def _verdict(sources: Sequence[Source], reference: Period, window: Period, policy: DriftPolicy) -> tuple[str, str]:
+def _verdict(sources: Sequence[Source], reference: Period, policy: DriftPolicy) -> tuple[str, str]:
     if alarms := [f"{alarm} ({source.name})" for source in sources for alarm in source.alarms]:
         return DRIFT, "; ".join(alarms)
     whole = timedelta(days=policy.reference_days)
