@@ -18,7 +18,8 @@ import typer
 from wetread import __version__
 from wetread.clinic import access_command, correct_command
 from wetread.errors import WetreadError
-from wetread.improve import drift_command
+from wetread.improve import curate_command, drift_command
+from wetread.infer import bench_command
 from wetread.simulate import command as simulate_command
 from wetread.simulate import reading_room_command
 
@@ -840,6 +841,9 @@ def score(
     typer.echo(f"{out}: {found['scored']} of {found['images']} rows scored by {found['model']}{codes}")
 
 
+app.add_typer(bench_command.bench, name="bench")
+
+
 @app.command()
 def serve(
     data: Annotated[Path, typer.Option(help="Folder of database and archive; made when missing.")],
@@ -1082,6 +1086,7 @@ def demo(
     department.run(data, port, settings, rate, seed, say=typer.echo)
 
 
+app.add_typer(curate_command.curate, name="curate")
 app.add_typer(drift_command.drift, name="drift")
 simulate_command.simulate.command("reading-room")(reading_room_command.reading_room)
 app.add_typer(simulate_command.simulate, name="simulate")

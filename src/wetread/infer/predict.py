@@ -191,6 +191,11 @@ class Predictor:
         """The runtime in use."""
         return self._engine.runtime
 
+    @property
+    def engine(self) -> Engine:
+        """What runs the graph, without the queue before it."""
+        return self._engine
+
     def prove(self) -> None:
         """Run the golden radiographs again; raises `ModelError` when their outputs are not kept."""
         golden.check(self.package, self._engine.run)
