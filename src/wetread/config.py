@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from wetread.errors import ConfigError, hide
 
 # Read by the tests and by the demo, not settings of the application.
-_OTHER_VARIABLES = frozenset({"WETREAD_REQUIRE", "WETREAD_TOKEN", "WETREAD_SHARED"})
+_OTHER_VARIABLES = frozenset({"WETREAD_REQUIRE", "WETREAD_TOKEN", "WETREAD_PASSWORD", "WETREAD_SHARED"})
 
 
 def _zone(name: str) -> str:
@@ -84,7 +84,9 @@ class Settings(BaseModel):
         15.0, description="A critical finding must be acknowledged by a reader within so long, in min.", gt=0
     )
     critical_tell_minutes: float = Field(
-        60.0, description="… and, once signed, who was told of it recorded within so long, in min.", gt=0
+        60.0,
+        description="… signed within so long, and then who was told of it recorded within so long, in min.",
+        gt=0,
     )
     critical_steps: list[Annotated[float, Field(ge=0, le=10_080)]] = Field(
         [0.0, 15.0, 30.0, 60.0],

@@ -76,7 +76,8 @@ def test_what_ai_calls_critical_is_acknowledged_signed_and_told(room: Room) -> N
     room.criticals.acknowledge(SITE, study, "Dr M")  # once
     alert = room.alert(study)
     assert alert is not None
-    assert (alert.stage, alert.due_at) == (None, None)  # still in the strip
+    assert alert.acknowledged_at is not None
+    assert (alert.stage, alert.due_at) == ("sign", alert.acknowledged_at + 60 * MINUTE)
 
     room.sign(study, answers={"Pneumothorax": "agree"})
     alert = room.alert(study)
@@ -274,13 +275,31 @@ def test_it_is_escalated_in_steps_until_somebody_acts(room: Room) -> None:
     }
     assert [minute for minute, count in counts.items() if count] == [15, 25, 45, 65]  # 0, 10, 30, then every 20
     room.criticals.acknowledge(SITE, study, "Dr N")
-    assert room.criticals.step(start + 500 * MINUTE) == 0
     room.sign(study, answers={"Pneumothorax": "agree"})
     signed = store.now()
     assert [room.criticals.step(signed + m * MINUTE) for m in (59, 61, 62)] == [0, 1, 0]
     room.tell(study)
     assert room.criticals.step(signed + 5000 * MINUTE) == 0
     assert escalated(room, study) == [*(("acknowledge", n) for n in (1, 2, 3, 4)), ("tell", 5)]
+
+
+def test_what_was_acknowledged_and_never_signed_is_escalated_again(room: Room, tmp_path: Path) -> None:
+    study = room.send()
+    room.criticals.acknowledge(SITE, study, "Dr N")
+    start = store.now()
+    assert [room.criticals.step(start + m * MINUTE) for m in (0, 59, 61, 62, 71)] == [0, 0, 1, 0, 1]
+    assert escalated(room, study) == [("sign", 1), ("sign", 2)]
+    with room.ward.database.read() as connection:
+        alert = connection.execute(sa.select(store.alert.c.id)).scalar_one()
+        told = critical.escalation(connection, f"escalated {alert} 1", patient=False)
+    assert told["event"] == "critical_not_signed"
+    room.sign(study, answers={"Pneumothorax": "agree"})
+    with room.ward.database.read() as connection, pytest.raises(NotFoundError, match="is over"):
+        critical.escalation(connection, f"escalated {alert} 1", patient=False)
+    assert room.criticals.step(store.now() + 59 * MINUTE) == 0
+    told_late = room.send(seed=2)
+    room.tell(told_late)  # that is what matters: nothing more is owed until it is signed
+    assert room.criticals.step(store.now() + 30 * MINUTE) == 0
 
 
 def test_what_was_missed_while_nobody_ran_is_told_once(room: Room, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ _OF_UID = (
     .where(store.study.c.site == sa.bindparam("site"), store.study.c.study_uid == sa.bindparam("study_uid"))
     .order_by(store.study.c.received_at)
 )
-_HEADER = ("age_years", "accession", "description", "acquired_at", "study_date", "study_time")
+_HEADER = ("age_years", "patient_issuer", "accession", "description", "acquired_at", "study_date", "study_time")
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def find_or_add(connection: Connection, said: Identity, place: Place, cautions: 
             site=place.site,
             study_uid=place.study_uid,
             patient_id=patient,
+            patient_issuer=said.patient_issuer,
             patient_name=said.patient_name,
             birth_date=said.birth_date,
             sex=said.sex,
@@ -192,6 +193,7 @@ def add_to(
             "sex": row.sex or said.sex,
             "age_years": row.age_years if row.age_years is not None else said.age_years,
             "title": row.title or said.description or said.body_part or "",
+            "patient_issuer": row.patient_issuer or said.patient_issuer,
             "acquired_at": row.acquired_at or said.acquired_at,
             "study_date": row.study_date or said.study_date,
             "study_time": row.study_time or said.study_time,
@@ -262,7 +264,8 @@ def correct_header(
     study = row.id
     if patient := {name: value for name, value in changed.items() if name in _PATIENT}:
         reason = "corrected header"
-        study = corrections.set_patient(connection, of_id(connection, row.id), patient, actor, reason)
+        now = of_id(connection, row.id)
+        study = corrections.set_patient(connection, now, patient, actor, reason, issuer=said.patient_issuer)
     detail = {"image": current.id, "fields": sorted(changed), "before": current.sha256, "now": stored.sha256}
     store.emit(connection, "instance.corrected", row.site, study, {"image": current.id, "fields": sorted(changed)})
     audit.record(connection, row.site, actor, "image.corrected", study, detail)

@@ -224,9 +224,18 @@ def check(values: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 def set_patient(
-    connection: Connection, row: Row[Any], values: Mapping[str, str | None], actor: str, reason: str
+    connection: Connection,
+    row: Row[Any],
+    values: Mapping[str, str | None],
+    actor: str,
+    reason: str,
+    *,
+    issuer: str | None = None,
 ) -> str:
-    """Change a study's patient, within a transaction; return the study, see `Corrections.patient`."""
+    """Change a study's patient, within a transaction; return the study, see `Corrections.patient`.
+
+    `issuer` is who gave another identifier, where that is known.
+    """
     table = store.study
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     if not changed:
@@ -252,7 +261,8 @@ def set_patient(
     born = changed.get("birth_date")
     if born is not None and (age := identity.age_between(born, row.acquired_at)) is not None:
         changed["age_years"] = age  # type: ignore[assignment]
-    values = keys.keyed(changed) | _revised(table.c.revision + 1)
+    given = {"patient_issuer": issuer} if "patient_id" in changed else {}
+    values = keys.keyed(changed) | given | _revised(table.c.revision + 1)
     connection.execute(table.update().where(table.c.id == row.id).values(values))
     caution(connection, row.id, f"corrected after arrival: {words}")
     store.emit(connection, "study.corrected", row.site, row.id, {"fields": sorted(changed)})

@@ -7,9 +7,9 @@
     open, acknowledged ──(signs: it is not there, or says why nobody needs to know)──► closed
     confirmed ──(who was told, when and how is recorded)──► closed
 
-What is owed, first to acknowledge and once it is signed to tell, is owed within a time of the settings, and escalated
-in steps after it. Each study has one open alert at most; what was done about it is written down and never changed. All
-of it is in the database: it outlives a restart, and several processes escalate a step once.
+What is owed, first to acknowledge, then to sign and once it is signed to tell, is owed within a time of the settings,
+and escalated in steps after it. Each study has one open alert at most; what was done about it is written down and never
+changed. All of it is in the database: it outlives a restart, and several processes escalate a step once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import ClinicError, ConflictError, NotFoundError
 
-Stage = Literal["acknowledge", "tell"]
+Stage = Literal["acknowledge", "sign", "tell"]
 How = Literal["phone", "in person", "message"]
 HOW: tuple[How, ...] = ("phone", "in person", "message")
 SYSTEM = "system"
@@ -42,8 +42,8 @@ class Alert:
 
     Attributes
     ----------
-    stage : {"acknowledge", "tell"} or None
-        What is owed; None when the reader knows and has not signed yet.
+    stage : {"acknowledge", "sign", "tell"} or None
+        What is owed; None when nothing is.
     due_at : datetime or None
         Until when.
     escalated : int
@@ -133,7 +133,8 @@ class Criticals:
             return "tell", alert.confirmed_at + timedelta(minutes=self.settings.critical_tell_minutes)
         if alert.acknowledged_at is None:
             return "acknowledge", alert.opened_at + timedelta(minutes=self.settings.critical_ack_minutes)
-        return None
+        # Whoever acknowledged it may have gone home without reading the study.
+        return "sign", alert.acknowledged_at + timedelta(minutes=self.settings.critical_tell_minutes)
 
     def listing(self, site: str) -> list[Alert]:
         """Return the open alerts of a site that nobody was told of, the oldest first."""
@@ -255,7 +256,7 @@ class Criticals:
 
     def _acknowledge(self, connection: Connection, alert: Row[Any], reader: str, now: datetime) -> None:
         self._record(connection, alert.study, alert.site, alert, "acknowledged", alert.finding, reader, now, now)
-        _change(connection, alert.id, acknowledged_at=now, step=0, next_at=None)
+        _change(connection, alert.id, acknowledged_at=now, step=0, next_at=now)
 
     def _record(
         self,
@@ -400,6 +401,13 @@ class Criticals:
         return timedelta(minutes=steps[min(step, len(steps) - 1)] + beyond * apart)
 
 
+_TOLD_AS = {
+    "acknowledge": "critical_not_acknowledged",
+    "sign": "critical_not_signed",
+    "tell": "critical_not_communicated",
+}
+
+
 def escalation(connection: Connection, about: str, *, patient: bool) -> dict[str, Any]:
     """Return what a webhook tells of an escalation; who the patient is only when asked for.
 
@@ -417,10 +425,11 @@ def escalation(connection: Connection, about: str, *, patient: bool) -> dict[str
     table, done = store.alert, store.communication.c
     row = connection.execute(sa.select(table).where(table.c.id == key, table.c.closed_at.is_(None))).first()
     sent = connection.execute(sa.select(store.communication).where(done.alert == key, done.step == int(step))).first()
-    if row is None or sent is None or row.told_at or (sent.stage == "acknowledge" and row.acknowledged_at):
+    done_by = {"acknowledge": "acknowledged_at", "sign": "confirmed_at", "tell": "told_at"}
+    if row is None or sent is None or row.told_at or getattr(row, done_by[sent.stage]):
         raise NotFoundError(f"alert {key}: is over, so that there is nothing to escalate")
     content: dict[str, Any] = {
-        "event": "critical_not_acknowledged" if sent.stage == "acknowledge" else "critical_not_communicated",
+        "event": _TOLD_AS[sent.stage],
         "study": row.study,
         "site": row.site,
         "source": row.source,

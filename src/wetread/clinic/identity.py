@@ -25,6 +25,7 @@ _TAGS = (
     "SeriesInstanceUID",
     "SOPInstanceUID",
     "PatientID",
+    "IssuerOfPatientID",
     "PatientName",
     "PatientBirthDate",
     "PatientSex",
@@ -74,6 +75,7 @@ class Identity:
     series_uid: str | None = None
     sop_uid: str | None = None
     patient_id: str = ""
+    patient_issuer: str | None = None
     patient_name: str = ""
     birth_date: str | None = None
     sex: str | None = None
@@ -195,6 +197,7 @@ def _dicom(tags: dict[str, str], pixels: bool) -> Identity:
         series_uid=uids["SeriesInstanceUID"],
         sop_uid=uids["SOPInstanceUID"],
         patient_id=tags["PatientID"],
+        patient_issuer=tags["IssuerOfPatientID"] or None,
         patient_name=", ".join(part for part in tags["PatientName"].split("=")[0].split("^")[:2] if part),
         birth_date=born.isoformat() if born else None,
         sex=sex if sex in {"M", "F", "O"} else None,

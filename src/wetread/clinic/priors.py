@@ -1,4 +1,7 @@
-"""Other studies of the same patient, for comparison: same site and same patient identifier."""
+"""Other studies of the same patient, for comparison: same site and same patient identifier.
+
+Two hospitals may give the same number to two patients: where both studies say who gave it, that must be the same.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +67,11 @@ def priors(database: Store, site: str, study: str, *, most: int = MOST) -> Seque
             .where(
                 table.c.site == site,
                 table.c.patient_id == own.patient_id,
+                sa.or_(
+                    sa.literal(own.patient_issuer is None),
+                    table.c.patient_issuer.is_(None),
+                    table.c.patient_issuer == own.patient_issuer,
+                ),
                 table.c.id != study,
                 table.c.listed.is_(True),
             )

@@ -141,6 +141,7 @@ study = Table(
     Column("site", Name, ForeignKey("site.name"), nullable=False),
     Column("study_uid", Name, nullable=False),
     Column("patient_id", sa.Text, nullable=False),
+    Column("patient_issuer", sa.Text),  # who gave that identifier, as far as the file says
     Column("patient_name", sa.Text, nullable=False),
     Column("birth_date", sa.String(10)),
     Column("sex", sa.String(1)),

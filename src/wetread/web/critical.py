@@ -34,7 +34,7 @@ class AlertOut(BaseModel):
     opened_at: datetime
     acknowledged_at: datetime | None
     confirmed_at: datetime | None
-    stage: Literal["acknowledge", "tell"] | None = Field(description="What is owed; null until the reader signs.")
+    stage: Literal["acknowledge", "sign", "tell"] | None = Field(description="What is owed.")
     due_at: datetime | None = Field(description="Until when.")
     escalated: int = Field(description="How often it was escalated for that.")
 
@@ -83,6 +83,7 @@ def criticals(request: Request) -> Criticals:
 _WORDS = {
     "acknowledge": N_("acknowledge within"),
     "tell": N_("signed; tell and record within"),
+    "sign": N_("acknowledged; sign within"),
     None: N_("acknowledged, not signed"),
 }
 _SHOWN = 5  # of the other studies, on a study page

@@ -10,6 +10,7 @@ down_revision = "0003"
 def upgrade() -> None:
     """Add what the closed loop needs to a database that may be full."""
     _sorted()
+    _told()
     _drift()
     _rollout()
     _sampled()
@@ -22,6 +23,15 @@ def _sorted() -> None:
     where = sa.text("reading != 'signed' AND listed")
     op.drop_index("ix_study_unread_of_finding", "study")
     op.create_index("ix_study_unread_why", "study", columns, sqlite_where=where, postgresql_where=where)
+
+
+def _told() -> None:
+    """Know who gave a patient identifier, and look at critical findings that were acknowledged and never signed."""
+    op.add_column("study", sa.Column("patient_issuer", sa.Text()))
+    op.execute(
+        "UPDATE alert SET next_at = acknowledged_at WHERE closed_at IS NULL AND told_at IS NULL"
+        " AND confirmed_at IS NULL AND acknowledged_at IS NOT NULL"
+    )
 
 
 def _drift() -> None:
