@@ -73,6 +73,24 @@ class _MLflow:
     def attach(self, file: Path) -> None:
         self.client.log_artifact(self.run, str(file))
 
+    def register(self, name: str, package: Path, lineage: Mapping[str, str]) -> str:
+        """Return the number of the version, which is made unless it is there."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        there = self.client.search_model_versions(f"name = '{name}' and tag.sha256 = '{lineage['sha256']}'")
+        if there:
+            return str(there[0].version)
+        self.client.log_artifacts(self.run, str(package), "package")
+        source = f"{self.client.get_run(self.run).info.artifact_uri}/package"
+        made = self.client.create_model_version(name, source, run_id=self.run, tags=dict(lineage))
+        self.client.set_registered_model_alias(name, "candidate", made.version)
+        return str(made.version)
+
     def close(self, status: str) -> None:
         self.client.set_terminated(self.run, status)
 
@@ -214,6 +232,37 @@ def record(folder: Path, prefix: str, evaluation: Mapping[str, Any], files: Sequ
         run.log(0, {f"{prefix}/{name}": value for name, value in _numbers(evaluation)})
         run.attach(files)
     return list(known)
+
+
+def register(folder: Path, name: str, package: Path, lineage: Mapping[str, str]) -> dict[str, str]:
+    """Register a package as a version of a model in MLflow, alias ``candidate``; again, it changes nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        The run that the package was made of.
+    name : str
+        Of the registered model.
+    package : Path
+        Its folder, which becomes an artefact of the run.
+    lineage : mapping of str to str
+        Tags of the version; `sha256` tells one package from another.
+
+    Returns
+    -------
+    dict of str to str
+        ``model``, ``version`` and ``run``; empty where the run is not tracked in MLflow.
+    """
+    file = folder / RECORD
+    known = _known(file).get("mlflow") if file.is_file() else None
+    if known is None:
+        return {}
+    sink = _MLflow(folder, folder.name, {}, known)
+    try:
+        version = sink.register(name, package, lineage)
+    finally:
+        sink.close("FINISHED")
+    return {"model": name, "version": version, "run": sink.run}
 
 
 @contextmanager

@@ -1,0 +1,54 @@
+"""`wetread retrain`: is it time, and if so, from signed reviews to a candidate in shadow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wetread.improve.commands import Data, Json, actor
+
+EXIT = {"failed": 1, "gated": 1, "inconclusive": 3}
+
+
+def retrain(
+    policy: Annotated[Path, typer.Argument(help="When and how, TOML; see docs/retrain.md.")],
+    data: Data,
+    site: Annotated[str, typer.Option(help="The only site; default: every site.")] = "",
+    force: Annotated[str, typer.Option(help="Train although it is not due, and why.", metavar="REASON")] = "",
+    as_json: Json = False,
+) -> None:
+    """Train anew when the policy says that it is time, and hand what passes every gate to the rollout.
+
+    Interrupted? The same command goes on. `DATA/improve/retrain/ID/record.md` explains every decision. Exit code 0:
+    not due, or handed over; 1: a gate failed, or there is nothing to learn from; 3: inconclusive. Example:
+    `wetread retrain retrain.toml --data clinic`
+    """
+    import json
+
+    from wetread import config
+    from wetread.clinic.archive import open_archive
+    from wetread.clinic.store import Store
+    from wetread.improve import policy as policies
+    from wetread.improve import retrain as training
+
+    rule = policies.load(policy, training.Retraining)
+    settings = config.load(Path("wetread.toml"))
+    database = Store.existing(data, settings.database)
+    try:
+        room = training.Room(
+            database, open_archive(data, settings), data, settings, site, policy.resolve().parent,
+            actor(), lambda text: typer.echo(f"{text} …", err=True),
+        )  # fmt: skip
+        attempt = training.run(room, rule, force=force)
+    finally:
+        database.close()
+    if as_json:
+        values = {key: str(value) if key in ("folder", "started") else value for key, value in vars(attempt).items()}
+        typer.echo(json.dumps(values, indent=2))
+    else:
+        typer.echo(f"{policy}: {attempt.outcome}: {attempt.why}")
+        if attempt.outcome != "not due":
+            typer.echo(attempt.folder / "record.md")
+    raise typer.Exit(EXIT.get(attempt.outcome, 0))
