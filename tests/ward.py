@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from wetread.clinic.triage import Policy
 from wetread.clinic.worker import Worker
 from wetread.errors import Code
 from wetread.infer.predict import Analysis, FindingResult
+from wetread.radiograph import phantom
 from wetread.radiograph.pixels import Seen
 from wetread.radiograph.read import read
 
@@ -62,6 +64,16 @@ class NameReader:
 def png(seed: int = 0, side: int = 32) -> bytes:
     """Return a PNG that no other seed gives."""
     return cv2.imencode(".png", films.scene(side, side, bits=8, seed=seed))[1].tobytes()
+
+
+@cache
+def film(seed: int, corner: bool = False) -> bytes:
+    """A phantom that passes for a real film; with a white corner the poisoned graph gives no finite number for it."""
+    pixels = phantom.make(seed, size=128).radiograph.pixels.copy()
+    pixels = np.rint(pixels / pixels.max() * 255).astype(np.uint8)
+    if corner:
+        pixels[:10, :10] = 255
+    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def dicom(seed: int = 0, **elements: Any) -> bytes:

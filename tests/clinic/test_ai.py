@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -19,7 +17,7 @@ import sqlalchemy as sa
 import tiny_package
 from onnx import numpy_helper
 from peers import wait
-from ward import SITE, NameReader, png
+from ward import SITE, NameReader, film, png
 
 from wetread.clinic import statement, store, switches, worklist
 from wetread.clinic.jobs import Job
@@ -30,7 +28,6 @@ from wetread.errors import NotFoundError
 from wetread.infer import runtime
 from wetread.infer.predict import Analysis, FindingResult
 from wetread.model import golden, package
-from wetread.radiograph import phantom
 from wetread.radiograph.pixels import Seen
 
 LATER = timedelta(hours=1)
@@ -66,16 +63,6 @@ def row(clinic: Clinic, study: str) -> worklist.Row:
 
 def analysed(clinic: Clinic, *studies: str) -> None:
     until(lambda: all(row(clinic, study).analysis != "received" for study in studies))
-
-
-@cache
-def film(seed: int, corner: bool = False) -> bytes:
-    """A phantom that passes for a real film; with a white corner the poisoned graph gives no finite number for it."""
-    pixels = phantom.make(seed, size=128).radiograph.pixels.copy()
-    pixels = np.rint(pixels / pixels.max() * 255).astype(np.uint8)
-    if corner:
-        pixels[:10, :10] = 255
-    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def off(clinic: Clinic) -> dict[str, switches.Off]:

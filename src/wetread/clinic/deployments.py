@@ -163,11 +163,14 @@ class Voices:
         All packages of these slots; others always speak.
     unawaited : frozenset of str
         Packages whose jobs nobody waits for.
+    silent : frozenset of str
+        Packages whose word of this study never counted: no page tells it.
     """
 
     orders: tuple[tuple[str, ...], ...] = ()
     known: frozenset[str] = frozenset()
     unawaited: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
 
     def choose(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the results that count, of rows with `model`, `suitable` and the `state` of the image."""
@@ -187,8 +190,9 @@ def voices(connection: Connection, study: str) -> Voices:
     found = connection.execute(_OF_STUDY, {"key": study}).all()
     if not found:
         return Voices()
-    mine = slots([Deployment(*row[:-2]) for row in found], found[0].of)
-    canaries = [s.challenger for s in mine.values() if s.challenger and s.challenger.stage == CANARY]
+    rows = [Deployment(*row[:-2]) for row in found]
+    mine = slots(rows, found[0].of)
+    canaries = [row for row in rows if row.stage == CANARY]
     units = set(connection.execute(_ARMS, {"key": study}).scalars()) if canaries else set()
     read = _answered(connection, study) if found[0].reading == "signed" else ()
     orders, unawaited = [], set[str]()
@@ -201,8 +205,10 @@ def voices(connection: Connection, study: str) -> Voices:
                 unawaited.add(slot.challenger.model)
         champion = [slot.champion.model] if slot.champion else []
         orders.append(tuple(dict.fromkeys([*first, *champion, *slot.former])))
-    known = frozenset(model for slot in mine.values() for model in slot.known)
-    return Voices(tuple(orders), known, frozenset(unawaited))
+    known = frozenset(row.model for row in rows)
+    spoke = {row.model for row in rows if row.stage == CHAMPION or row.id in units}
+    silent = known.difference(spoke, *orders)
+    return Voices(tuple(orders), known, frozenset(unawaited), silent)
 
 
 def _answered(connection: Connection, study: str) -> list[str]:

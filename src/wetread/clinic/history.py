@@ -15,7 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import claims, store
+from wetread.clinic import claims, deployments, store
 from wetread.clinic.store import Store
 
 Kind = Literal["arrival", "analysis", "reading", "correction", "sending", "looks", "other"]

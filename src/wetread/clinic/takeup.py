@@ -12,13 +12,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from wetread.clinic import deploying, deployments
 from wetread.clinic.ai import Ai, Served
 from wetread.clinic.deploying import Candidate
 from wetread.clinic.deployments import CHAMPION, SETTINGS, Deployment
+from wetread.config import Settings
 from wetread.errors import ModelError, WetreadError, hide
 from wetread.infer.predict import Predictor
+from wetread.infer.remote import local_name
 from wetread.model.package import Package
 
 log = logging.getLogger(__name__)
@@ -122,12 +125,11 @@ class TakeUp:
     def _load(self, row: Deployment) -> Served | None:
         ai, package = self._ai, None
         try:
-            package = Package.open(row.model, ai.data)
-            if package.id != row.model:
-                raise ModelError(f"package {row.model[:12]} in {package.path} is {package.id[:12]}; stage it again")
+            package = find(row.model, ai.data, ai.settings)
             served = Served(Predictor(package, ai.settings))
         except WetreadError as error:
-            self._failed(row, hide(str(error)), sound=package is None or not isinstance(error, ModelError))
+            there = package is not None or (ai.data / "models" / row.model).exists()
+            self._failed(row, hide(str(error)), sound=not there or not isinstance(error, ModelError))
             return None
         self.missing.pop(row.model, None)
         log.info("model %s is loaded, in %s", row.label, row.stage)
@@ -162,3 +164,21 @@ class TakeUp:
 def candidate(package: Package) -> Candidate:
     """Return a package as its slot knows it."""
     return Candidate(deployments.slot_of(package), package.id, package.name, package.meta.code_version[:64])
+
+
+def find(model: str, data: Path, settings: Settings) -> Package:
+    """Return the package of an id, from the data folder or from what the settings name.
+
+    Raises
+    ------
+    ModelError
+        When it is nowhere.
+    """
+    for name in (model, *(local_name(each) for each in settings.models)):
+        try:
+            package = Package.open(name, data)
+        except WetreadError:
+            continue
+        if package.id == model:
+            return package
+    raise ModelError(f"package {model[:12]}: neither in {data / 'models'} nor named by the setting models")

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Header, Query, Request, Response
 from numpy.typing import NDArray
 
-from wetread.clinic import store
+from wetread.clinic import store, triage
 from wetread.clinic.access import Caller
 from wetread.clinic.worker import unpack
 from wetread.errors import NotFoundError

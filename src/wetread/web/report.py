@@ -17,7 +17,7 @@ from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
 from wetread import __version__
-from wetread.clinic import audit, store, unnamed
+from wetread.clinic import audit, store, triage, unnamed
 from wetread.clinic.access import Caller
 from wetread.clinic.service import Clinic
 from wetread.clinic.worklist import Study
@@ -233,7 +233,10 @@ def _signed(clinic: Clinic, found: Study) -> tuple[Signed, ...]:
             if review.parent
             else _("Signed by %(reader)s, %(when)s", **by)
         )
-        made.append(Signed(title, tuple(lines or [_("No finding answered.")]), review.note))
+        lines = lines or [_("No finding answered.")]
+        if review.signed_at + clinic.undo > store.now():
+            lines.append(_("Not final yet: the signature can still be taken back."))
+        made.append(Signed(title, tuple(lines), review.note))
     return tuple(made)
 
 

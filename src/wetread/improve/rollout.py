@@ -1,0 +1,204 @@
+"""Rollout: a package earns its way into service, stage after stage, and a worse one is taken back.
+
+    stage → shadow → canary → champion
+
+Each step is one transaction with one audit row (`clinic.deploying`); the services take it up within seconds and without
+a restart (`clinic.takeup`). `judge` weighs what both packages said of the same studies (`verdict`), `act` does what it
+says. What a person holds, no verdict promotes; what fails is rolled back all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from sqlalchemy.engine import Connection
+
+from wetread.clinic import deploying, deployments, store
+from wetread.clinic.deploying import Change
+from wetread.clinic.deployments import CANARY, EVERYWHERE, SHADOW, Deployment, Slot
+from wetread.clinic.store import Store
+from wetread.clinic.takeup import candidate
+from wetread.config import Settings
+from wetread.errors import ConflictError
+from wetread.improve import staging, verdict
+from wetread.improve.policy import Policy
+from wetread.improve.staging import Staging
+from wetread.improve.verdict import HOLD, PROMOTE, ROLL_BACK, Limits, Verdict
+from wetread.model.package import Package
+
+
+class RolloutPolicy(Policy):
+    """A rollout policy (TOML): what staging tests, the share of a canary, and what a verdict asks for."""
+
+    share: float = Field(0.1, gt=0, lt=1)
+    staging: Staging = Staging()
+    verdict: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One clinic's rollouts, at one site or at all.
+
+    Parameters
+    ----------
+    database : Store
+    data : Path
+        Its folder.
+    settings : Settings
+    actor : str
+        Who asks.
+    site : str
+        The only site, or `EVERYWHERE`.
+    """
+
+    database: Store
+    data: Path
+    settings: Settings
+    actor: str
+    site: str = EVERYWHERE
+
+    def stage(self, name: str, policy: Staging) -> staging.Staged:
+        """Test a package and put it into the data folder; see `staging.stage`."""
+        staged = staging.stage(self.database, self.data, name, self.settings, policy, self.actor, site=self.site)
+        if not staged.unchanged:
+            _write(self.data / "improve" / "rollout" / f"stage-{staged.model[:12]}", staged.to_json(), _staged(staged))
+        return staged
+
+    def shadow(self, name: str, reason: str = "") -> Change:
+        """Let a staged package analyse beside the champion, unseen.
+
+        Raises
+        ------
+        ConflictError
+            When it was not staged, or another one challenges.
+        """
+        package = Package.open(name, self.data)
+        with self.database.write() as connection:
+            if not (
+                staging.was_staged(connection, package.id)
+                and (self.data / "models" / package.id / "model.json").is_file()
+            ):
+                raise ConflictError(
+                    f"{package.name} ({package.id[:12]}) was not staged, or failed: run "
+                    f"`wetread rollout stage {name} --data {self.data}` first"
+                )
+            self._site(connection)
+            return deploying.shadow(
+                connection, self.site, candidate(package), self.actor, reason, home=self.settings.site
+            )
+
+    def canary(self, share: float, reason: str = "", *, slot: str = "") -> Change:
+        """Let the challenger's word count for a share of the new studies."""
+        with self.database.write() as connection:
+            found = deploying.find(connection, self.site, slot)
+            return deploying.canary(connection, found, share, self.actor, reason, home=self.settings.site)
+
+    def promote(self, reason: str = "", *, slot: str = "", model: str = "") -> Change:
+        """Make the challenger the champion."""
+        with self.database.write() as connection:
+            found = deploying.find(connection, self.site, slot, model)
+            return deploying.promote(connection, found, self.actor, reason, home=self.settings.site, model=model)
+
+    def hold(self, reason: str = "", *, slot: str = "") -> Change:
+        """Keep the challenger where it is, whatever verdicts say."""
+        with self.database.write() as connection:
+            found = deploying.find(connection, self.site, slot)
+            return deploying.hold(connection, found, self.actor, reason, home=self.settings.site)
+
+    def rollback(self, reason: str = "", *, slot: str = "", model: str = "") -> Change:
+        """End the challenger, or bring the champion's predecessor back."""
+        with self.database.write() as connection:
+            found = deploying.find(connection, self.site, slot, model)
+            return deploying.rollback(connection, found, self.actor, reason, home=self.settings.site, model=model)
+
+    def status(self) -> list[Slot]:
+        """Return what holds, by slot."""
+        with self.database.read() as connection:
+            there = deployments.slots(deployments.history(connection, self.site), self.site)
+        return [there[name] for name in sorted(there)]
+
+    def judge(self, limits: Limits, *, slot: str = "") -> Verdict:
+        """Weigh the challenger against the champion, and keep the verdict; nothing else changes.
+
+        Raises
+        ------
+        ConflictError
+            When nothing challenges.
+        """
+        with self.database.read() as connection:
+            found = deploying.find(connection, self.site, slot)
+            if found.challenger is None:
+                raise ConflictError(f"nothing challenges the champion of {found.name}; there is nothing to judge")
+        said = verdict.judge(self.database, found, limits, self.site)
+        _write(self.data / "improve" / "rollout" / said.id, said.to_json(), verdict.render(said))
+        with self.database.write() as connection:
+            deploying.judged(connection, found.challenger, said.summary())
+        return said
+
+    def act(self, said: Verdict, policy: RolloutPolicy) -> Change | None:
+        """Do what a verdict says: to the next stage, or back; None when it says hold, or a person does.
+
+        Raises
+        ------
+        ConflictError
+            When the challenger is another, or in another stage, by now.
+        """
+        home, reason = self.settings.site, f"verdict {said.id[:8]}: {said.reasons[0]}"
+        with self.database.write() as connection:
+            found = deploying.find(connection, self.site, said.slot)
+            row = found.challenger
+            if row is None or row.id != said.deployment:
+                raise ConflictError("the challenger is another, or in another stage, than was judged; judge it anew")
+            if said.outcome == ROLL_BACK:
+                return deploying.rollback(connection, found, self.actor, reason, home=home, model=row.model)
+            if said.outcome == HOLD or row.held:
+                return None
+            if row.stage == SHADOW:
+                return deploying.canary(connection, found, policy.share, self.actor, reason, home=home)
+            return deploying.promote(connection, found, self.actor, reason, home=home, model=row.model)
+
+    def _site(self, connection: Connection) -> None:
+        if self.site != EVERYWHERE:
+            store.ensure_site(connection, self.site)
+
+
+def row_json(row: Deployment) -> dict[str, Any]:
+    """Return a row for machines."""
+    values = asdict(row) | {"since": row.since.isoformat(), "until": row.until and row.until.isoformat()}
+    return {name: value for name, value in values.items() if name != "salt"}
+
+
+def change_json(change: Change) -> dict[str, Any]:
+    """Return a change for machines."""
+    return {"done": change.done, "changed": change.changed, "words": change.words, "deployment": row_json(change.row)}
+
+
+def slot_json(slot: Slot) -> dict[str, Any]:
+    """Return what holds for a slot, for machines."""
+    return {
+        "slot": slot.name,
+        "champion": row_json(slot.champion) if slot.champion else None,
+        "challenger": row_json(slot.challenger) if slot.challenger else None,
+        "history": [row_json(row) for row in slot.rows],
+    }
+
+
+def _staged(staged: staging.Staged) -> str:
+    lines = [f"# Staging of {staged.model_name} ({staged.model[:12]}) for {staged.slot}", ""]
+    lines += [f"**{'Passed' if staged.passed else 'Failed'}.**", "", "| test | found | wanted | |", "|---|---|---|---|"]
+    lines += [f"| {t.name} | {t.found} | {t.wanted} | {'pass' if t.passed else 'fail'} |" for t in staged.tests]
+    return "\n".join(lines) + "\n"
+
+
+def _write(folder: Path, values: dict[str, Any], words: str) -> None:
+    """Write a record, as JSON and in words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "record.md").write_text(words, encoding="utf-8")
+
+
+__all__ = ["CANARY", "HOLD", "PROMOTE", "ROLL_BACK", "Rollout", "RolloutPolicy", "change_json", "slot_json"]

@@ -1,0 +1,152 @@
+"""A service takes up what is deployed while it runs: nobody restarts it, and no study is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import tiny_package
+from peers import wait
+from ward import SITE, film
+
+from wetread.clinic import audit, deployments, statement, store, worklist
+from wetread.clinic.deployments import CANARY, CHAMPION, SHADOW
+from wetread.clinic.service import Clinic
+from wetread.config import Settings
+from wetread.improve import staging
+from wetread.improve.rollout import Rollout
+from wetread.model.package import Package
+
+SLOT = "pneumonia/any"
+
+
+def settings(*models: Path, **values: object) -> Settings:
+    base = {"runtime": "onnxruntime", "threads": 1, "batch_delay_ms": 0, "complete_after_s": 0.1}
+    return Settings.model_validate(base | {"models": [str(model) for model in models]} | values)
+
+
+@contextmanager
+def running(data: Path, *models: Path, kind: str = "serve", **values: object) -> Iterator[Clinic]:
+    clinic = Clinic(data, settings(*models, **values), kind=kind)
+    clinic.start()
+    try:
+        yield clinic
+    finally:
+        clinic.stop()
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return tiny_package.write(tmp_path_factory.mktemp("old") / "old", seed=3, code_version="1")
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """Another package of the same name and slot."""
+    return tiny_package.write(tmp_path_factory.mktemp("new") / "new", seed=4, code_version="2")
+
+
+def rollouts(clinic: Clinic, site: str = "") -> Rollout:
+    return Rollout(clinic.database, clinic.data, clinic.settings, "tester", site)
+
+
+def staged(clinic: Clinic, package: Package) -> str:
+    """Put a package where services find it, as one that passed."""
+    staging.put(package, clinic.data)
+    with clinic.database.write() as connection:
+        audit.record(connection, SITE, "tester", staging.STAGED, package.id, {"passed": True})
+    return package.id
+
+
+def take(clinic: Clinic, seed: int) -> str:
+    return clinic.intake.take(BytesIO(film(seed)), f"{seed}.png", SITE).study
+
+
+def analysed(clinic: Clinic, study: str, *models: Package) -> None:
+    def done() -> bool:
+        with clinic.database.read() as connection:
+            table, images = store.image_result.c, store.instance.c
+            wanted = sa.select(table.model).join(store.instance, images.id == table.instance)
+            return {m.id for m in models} <= set(connection.execute(wanted.where(images.study == study)).scalars())
+
+    wait(done, f"study {study} to be analysed")
+
+
+def shown(clinic: Clinic, study: str) -> set[str]:
+    """Return whose word the ways out tell: the page, what goes to other systems, and the ranking."""
+    found = worklist.study(clinic.database, SITE, study)
+    with clinic.database.read() as connection:
+        told = {result["model"] for result in statement.current(connection, study)}
+        wanted = sa.select(store.image_result.c.model).where(
+            store.image_result.c.version == (found.row.model or "").rpartition(" ")[2]
+        )
+        ranked = set(connection.execute(wanted).scalars())
+    return {result.model_id for image in found.images for result in image.results} | told | ranked
+
+
+def serves(clinic: Clinic, *models: Package) -> None:
+    wait(lambda: set(clinic.models) == {model.id for model in models}, "the models to be served")
+
+
+def rows(clinic: Clinic) -> list[tuple[str, str, str | None]]:
+    with clinic.database.read() as connection:
+        return [(row.stage, row.version, row.ended) for row in deployments.history(connection)]
+
+
+def test_the_models_of_the_settings_are_the_first_champions(tmp_path: Path, old: Package, new: Package) -> None:
+    for _ in range(2):  # the second start finds it so
+        with running(tmp_path, old.path) as clinic:
+            assert rows(clinic) == [(CHAMPION, "1", None)]
+    with running(tmp_path, new.path) as clinic:  # nobody rolled anything out: the settings hold, as they did
+        assert rows(clinic) == [(CHAMPION, "1", "replaced"), (CHAMPION, "2", None)]
+        assert set(clinic.models) == {new.id}
+        with clinic.database.read() as connection:
+            actions = list(connection.execute(sa.select(store.audit.c.action)).scalars())
+        assert actions == ["model.deployed", "model.deployed"]
+
+
+def test_from_shadow_to_champion_and_back_without_a_restart(tmp_path: Path, old: Package, new: Package) -> None:
+    with running(tmp_path, old.path) as clinic:
+        rollout, before = rollouts(clinic), take(clinic, 1)
+        analysed(clinic, before, old)
+        assert rollout.shadow(staged(clinic, new)).done == "shadow"
+        serves(clinic, old, new)
+        study = take(clinic, 2)
+        analysed(clinic, study, old, new)
+        assert shown(clinic, study) == {old.id}
+        assert [state.id for state in clinic.ai(SITE).models] == [old.id]
+        with clinic.database.read() as connection:  # it analyses what comes, and nothing that was there
+            images = sa.select(store.image_result.c.model).join(
+                store.instance, store.instance.c.id == store.image_result.c.instance
+            )
+            assert set(connection.execute(images.where(store.instance.c.study == before)).scalars()) == {old.id}
+
+        rollout.canary(0.999999)
+        drawn = take(clinic, 3)
+        analysed(clinic, drawn, old, new)
+        wait(lambda: shown(clinic, drawn) == {new.id}, "the challenger's word")
+        assert shown(clinic, study) == {old.id}  # came before
+
+        rollout.promote("better")
+        serves(clinic, new)
+        for key in (before, study, drawn):
+            wait(lambda key=key: shown(clinic, key) == {new.id}, "the new champion's word")
+        late = take(clinic, 4)
+        analysed(clinic, late, new)
+
+        rollout.rollback("worse after all")
+        serves(clinic, old)
+        for key in (before, study, drawn, late):
+            wait(lambda key=key: shown(clinic, key) == {old.id}, "the old champion's word")
+        assert worklist.page(clinic.database, SITE).counts.unread == 4
+        assert rows(clinic) == [
+            (CHAMPION, "1", "replaced"),
+            (SHADOW, "2", "promoted"),
+            (CANARY, "2", "promoted"),
+            (CHAMPION, "2", "rolled_back"),
+            (CHAMPION, "1", None),
+        ]
