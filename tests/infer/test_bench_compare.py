@@ -1,13 +1,12 @@
 """Reports side by side, made by hand so that every ratio is known."""
 
 import json
-import sys
 
 import pytest
+import typer
 
-from wetread import cli
 from wetread.errors import ConfigError
-from wetread.infer import bench_compare
+from wetread.infer import bench_command, bench_compare
 
 
 def report(name, *, p50=20.0, images_s=50.0, model_id="a" * 64, runtime="onnxruntime", callers=(1, 4), **machine):
@@ -37,20 +36,23 @@ def report(name, *, p50=20.0, images_s=50.0, model_id="a" * 64, runtime="onnxrun
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def command():
+    """The command by itself: the whole command line takes long to build."""
+    return typer.main.get_command(bench_command.bench)
+
+
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Write reports to a.json, b.json …, compare them, and return exit code and what was printed."""
+def run(command, monkeypatch, capsys, tmp_path):
+    """Write reports to a.json, b.json …, compare them, and return what was printed."""
 
     def call(*reports, options=()):
         files = [tmp_path / f"{letter}.json" for letter, _ in zip("abc", reports, strict=False)]
         for file, content in zip(files, reports, strict=True):
             file.write_text(content if isinstance(content, str) else json.dumps(content))
-        monkeypatch.setattr(sys, "argv", ["wetread", "bench", "compare", *map(str, files), *options])
         monkeypatch.setenv("COLUMNS", "120")
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
+        command.main(["compare", *map(str, files), *options], standalone_mode=False)
+        return capsys.readouterr().out
 
     return call
 
@@ -58,8 +60,7 @@ def run(monkeypatch, capsys, tmp_path):
 def test_ratios_say_how_many_times_as_good(run):
     slow, fast = report("laptop"), report("server", p50=5.0, images_s=150.0, callers=(1, 16))
     fast["results"][0]["figures"]["peak_rss_bytes"] = 600 << 20
-    code, out, _ = run(slow, fast, options=["--json"])
-    assert code == 0
+    out = run(slow, fast, options=["--json"])
     found = json.loads(out)
     assert found["machines"] == ["laptop", "server"]
     assert {row["case"] for row in found["rows"]} == {"phantom fp32, onnxruntime"}
@@ -74,8 +75,7 @@ def test_ratios_say_how_many_times_as_good(run):
 
 
 def test_only_the_same_package_on_the_same_runtime_is_compared(run):
-    code, out, _ = run(report("a"), report("b", model_id="b" * 64), report("c", runtime="openvino"), options=["--json"])
-    assert code == 0
+    out = run(report("a"), report("b", model_id="b" * 64), report("c", runtime="openvino"), options=["--json"])
     rows = json.loads(out)["rows"]
     assert list(dict.fromkeys(row["case"] for row in rows)) == [
         "phantom aaaaaaaa fp32, onnxruntime",
@@ -87,10 +87,10 @@ def test_only_the_same_package_on_the_same_runtime_is_compared(run):
 
 def test_tables_for_a_terminal_and_for_markdown(run):
     reports = [report("laptop"), report("server", p50=5.0, gpus=["a GPU, 80 GiB"])]
-    _, table, _ = run(*reports)
+    table = run(*reports)
     assert "5.0 (4.00×)" in table
     assert "a GPU, 80 GiB" in table
-    _, text, _ = run(*reports, options=["--markdown"])
+    text = run(*reports, options=["--markdown"])
     lines = text.splitlines()
     assert "| phantom fp32, onnxruntime | one image, p50 ms | 20.0 | 5.0 (4.00×) |" in lines
     assert "| processors | 4 of 8 | 4 of 8 |" in lines
@@ -99,9 +99,9 @@ def test_tables_for_a_terminal_and_for_markdown(run):
 
 def test_names_that_are_the_same_or_hostile_stay_apart_and_in_their_cells(run):
     name = "x|[red]\x1b[31m\n| y"
-    _, text, _ = run(report(name), report(name), options=["--markdown"])
+    text = run(report(name), report(name), options=["--markdown"])
     assert text.splitlines()[0] == r"| machine | x\|[red] [31m \| y (a) | x\|[red] [31m \| y (b) |"
-    _, table, _ = run(report(name))
+    table = run(report(name))
     assert "x|[red] [31m | y" in table
     assert "\x1b" not in table
 
@@ -109,7 +109,7 @@ def test_names_that_are_the_same_or_hostile_stay_apart_and_in_their_cells(run):
 def test_a_case_without_figures_is_left_out(run):
     failed = report("server")
     failed["results"][0] |= {"figures": None, "error": "its process died; out of memory?"}
-    _, out, _ = run(report("laptop"), failed, options=["--json"])
+    out = run(report("laptop"), failed, options=["--json"])
     assert all(row["cells"][1] is None for row in json.loads(out)["rows"])
 
 
@@ -129,19 +129,18 @@ def test_a_case_without_figures_is_left_out(run):
 def test_a_report_that_is_none_is_one_line_that_names_the_field(run, tmp_path, change, said):
     bad = report("bad")
     change(bad)
-    code, out, err = run(report("good"), bad)
-    assert (code, out) == (2, "")
-    assert err.startswith(f"wetread: {tmp_path / 'b.json'}: {said}")
-    assert err.count("\n") == 1
-    assert "\x1b" not in err
+    with pytest.raises(ConfigError) as refused:
+        run(report("good"), bad)
+    assert str(refused.value).startswith(f"{tmp_path / 'b.json'}: {said}")
+    assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize("content", ["", "[", "null", "[]", "\ud7ff\x00", "[" * 100_000, '"' + "x" * (5 << 20) + '"'])
 def test_what_is_no_report_is_one_line(run, content):
-    code, out, err = run(content)
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1
-    assert len(err) < 600
+    with pytest.raises(ConfigError, match="wetread bench --json") as refused:
+        run(content)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 600
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_one_line(tmp_path):
