@@ -1,5 +1,6 @@
 /** The reader's answers on the page of one study: what they are, how they look, and the way back. */
 import type { Answer, Content } from "./kept";
+import { _, word as said } from "./language";
 
 interface Of {
   page: HTMLElement;
@@ -82,13 +83,16 @@ export class Answers {
 
   /** What the reader sees and no model named. A finding that a model did name is answered there instead. */
   add(words: string): void {
-    const finding = words.trim();
-    if (!finding) return;
-    const is = (name: string | undefined) => name?.toLowerCase() === finding.toLowerCase();
+    const typed = words.trim().toLowerCase();
+    if (!typed) return;
+    // Whatever language it is typed in, what is kept is its English name.
+    const means = (name: string | undefined) => name !== undefined && [name, said(name, "finding")].some((one) => one.toLowerCase() === typed);
+    const finding = this.all("#known option").find(({ dataset }) => means(dataset.finding))?.dataset.finding ?? words.trim();
+    const is = (name: string | undefined) => means(name) || name?.toLowerCase() === finding.toLowerCase();
     const named = this.findings.find((other) => is(other.dataset.finding));
     if (named) {
       this.select(named);
-      this.of.say(`${named.dataset.finding} is in the list above: answer it there.`);
+      this.of.say(_("%(finding)s is in the list above: answer it there.", { finding: said(named.dataset.finding!, "finding") }));
       return;
     }
     this.change(() => {
@@ -168,7 +172,7 @@ export class Answers {
   private mark(finding: string, word: Answer | ""): void {
     for (const same of this.findings.filter(({ dataset }) => dataset.finding === finding)) {
       same.dataset.answer = word;
-      same.querySelector(".answer")!.textContent = word;
+      same.querySelector(".answer")!.textContent = said(word, "answer");
       for (const button of same.querySelectorAll<HTMLElement>("[data-answer-word]")) {
         button.setAttribute("aria-pressed", String(button.dataset.answerWord === word));
       }
@@ -182,8 +186,8 @@ export class Answers {
     button.type = "button";
     button.dataset.remove = "";
     button.textContent = "×";
-    button.setAttribute("aria-label", `take back ${finding}`);
-    item.append(button, ` ${finding}`);
+    button.setAttribute("aria-label", _("take back %(finding)s", { finding: said(finding, "finding") }));
+    item.append(button, ` ${said(finding, "finding")}`);
     this.of.page.querySelector("#added")?.append(item);
   }
 

@@ -1,4 +1,5 @@
 /** While a study is worked on it is claimed, so that no two read it; a claim runs out, hence the repetition. */
+import { _ } from "./language";
 import { Refusal, send } from "./page";
 
 export class Claim {
@@ -32,7 +33,7 @@ export class Claim {
       // A connection that is lost comes back, and so does a reader who was logged out.
       if (!(error instanceof Refusal) || error.status >= 500 || error.status === 401 || error.status === 429) return;
       this.page.dataset.review = "false";
-      this.say(`${error.message}. You can look; answers are not kept.`);
+      this.say(_("%(reason)s. You can look; answers are not kept.", { reason: error.message }));
     }
   }
 

@@ -1,6 +1,7 @@
 /** Critical findings on the study page: the strip stays until somebody was told, "c" writes down who, when and how. */
 import { hint, on } from "./keys";
-import { send, tick } from "./page";
+import { _, word } from "./language";
+import { local, send, tick } from "./page";
 
 interface Done {
   kind: string;
@@ -19,7 +20,7 @@ const find = <T extends HTMLElement>(selector: string) => document.querySelector
 const chosen = (name: string) => find<HTMLInputElement>(`[name="${name}"]:checked`)?.value ?? "";
 
 /** The time as a field of the browser's own zone has it. */
-function local(at: Date): string {
+function field(at: Date): string {
   return new Date(at.getTime() - at.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
 }
 
@@ -48,19 +49,19 @@ export function communication(signal: AbortSignal): void {
     if (signal.aborted || dialog.open) return;
     const alert = known?.alert;
     find("#communication-about")!.textContent = alert
-      ? `${alert.finding || "Critical finding"}: ${alert.stage === "tell" ? "signed, and nobody was told yet" : alert.acknowledged_at ? "acknowledged, not signed yet" : "not acknowledged yet"}.`
-      : "No critical finding of this study is open. What you record is kept with it.";
+      ? `${word(alert.finding, "finding") || _("Critical finding")}: ${alert.stage === "tell" ? _("signed, and nobody was told yet") : alert.acknowledged_at ? _("acknowledged, not signed yet") : _("not acknowledged yet")}.`
+      : _("No critical finding of this study is open. What you record is kept with it.");
     find<HTMLButtonElement>("#told-acknowledge")!.disabled = !alert || alert.acknowledged_at !== null;
     find("#communication-done")!.replaceChildren(
       ...(known?.communications ?? []).map((done) => {
         const line = document.createElement("li");
-        const who = [done.recipient, done.how].filter(Boolean).join(", ");
-        line.textContent = `${new Date(done.at).toLocaleString()} ${done.kind}${who ? `: ${who}` : ""} (${done.actor})`;
+        const who = [done.recipient, word(done.how, "how")].filter(Boolean).join(", ");
+        line.textContent = `${local(new Date(done.at))} ${word(done.kind, "deed")}${who ? `: ${who}` : ""} (${done.actor})`;
         return line;
       }),
     );
     find("#communication-error")!.hidden = true;
-    find<HTMLInputElement>("#told-at")!.value = local(new Date());
+    find<HTMLInputElement>("#told-at")!.value = field(new Date());
     dialog.showModal();
   }
 

@@ -5,7 +5,8 @@
  */
 import * as kept from "./kept";
 import type { Content } from "./kept";
-import { Refusal, send } from "./page";
+import { _ } from "./language";
+import { clock, Refusal, send } from "./page";
 
 interface Of {
   page: HTMLElement;
@@ -82,7 +83,7 @@ export class Draft {
     const { page } = this.of;
     const { revision, writer } = this;
     const there = { content: this.of.content(), revision, writer, parent: page.dataset.parent ?? "", at: new Date().toISOString() };
-    if (!kept.write(page, there)) this.tell("Only on the server: this browser keeps nothing");
+    if (!kept.write(page, there)) this.tell(_("Only on the server: this browser keeps nothing"));
   }
 
   /** Save now, one request at a time. */
@@ -109,7 +110,7 @@ export class Draft {
       this.tries = 0;
       if (changes !== this.changes) return this.keep(); // typed meanwhile: the next one is on its way
       this.forget();
-      this.tell("Saved");
+      this.tell(_("Saved"));
     } catch (error) {
       if (error instanceof Refusal && error.status === 409 && "revision" in ((error.answer as object | null) ?? {})) {
         await this.compare();
@@ -123,18 +124,18 @@ export class Draft {
   /** Say why something is not saved; return whether that may pass by itself. */
   passing(error: unknown): boolean {
     if (error instanceof Refusal && error.status === 401) {
-      this.tell("Not saved: you are logged out. Your words are kept here. ");
+      this.warn(`${_("Not saved: you are logged out. Your words are kept here.")} `);
       const way = document.createElement("a");
       way.href = location.pathname;
-      way.textContent = "Log in again";
+      way.textContent = _("Log in again");
       this.line.append(way);
       return true; // somebody may log in in another tab
     }
     if (error instanceof Refusal && error.status < 500 && error.status !== 408 && error.status !== 429) {
-      this.tell(`Not saved: ${error.message}. Your words are kept in this browser.`);
+      this.warn(_("Not saved: %(reason)s. Your words are kept in this browser.", { reason: error.message }));
       return false;
     }
-    this.tell("Not saved: connection lost, trying again");
+    this.warn(_("Not saved: connection lost, trying again"));
     return true;
   }
 
@@ -142,9 +143,14 @@ export class Draft {
     return this.of.page.querySelector<HTMLElement>("#kept")!;
   }
 
-  private tell(words: string): void {
+  private tell(words: string, alarm = false): void {
     if (this.line.textContent !== words) this.line.textContent = words;
-    this.line.classList.toggle("alarm", words.startsWith("Not saved"));
+    this.line.classList.toggle("alarm", alarm);
+  }
+
+  /** Tell that something is not saved. */
+  private warn(words: string): void {
+    this.tell(words, true);
   }
 
   /** The server has it all, signed or as an own call: nothing is to be kept here any more. */
@@ -173,16 +179,18 @@ export class Draft {
     const own = (words.revision === this.revision || words.writer === page.dataset.writer) && words.parent === (page.dataset.parent ?? "");
     if (own && editable()) {
       put(words.content);
-      say("What you typed before, and what was not saved then, is here again.");
+      say(_("What you typed before, and what was not saved then, is here again."));
       this.changed();
       return;
     }
-    const when = new Date(words.at).toLocaleTimeString();
+    const when = clock(new Date(words.at));
     const locked = page.dataset.signed === "true";
     this.show(
-      locked ? `Typed by you at ${when} and not saved; the study is signed by now` : `Typed by you at ${when} and not saved; what you see above was saved later`,
+      locked
+        ? _("Typed by you at %(when)s and not saved; the study is signed by now", { when })
+        : _("Typed by you at %(when)s and not saved; what you see above was saved later", { when }),
       words.content,
-      ["Take what I typed", locked ? "Throw it away" : "Keep what was saved"],
+      [_("Take what I typed"), locked ? _("Throw it away") : _("Keep what was saved")],
       { revision: this.revision, shown: false, locked },
     );
   }
@@ -194,9 +202,9 @@ export class Draft {
     try {
       const { reviews } = (await send(`/api/v1/studies/${study!}`, null, "GET")) as { reviews: Saved[] };
       const newer = reviews.filter(({ state, reader }) => state === "draft" && reader === this.of.page.dataset.reader).at(-1);
-      if (!newer) throw new Error("it is gone by now; reload the page");
-      this.tell("Not saved: you saved something else elsewhere");
-      this.show("Saved by you elsewhere, meanwhile", newer, ["Take that", "Keep what I have here"], {
+      if (!newer) throw new Error(_("it is gone by now; reload the page"));
+      this.warn(_("Not saved: you saved something else elsewhere"));
+      this.show(_("Saved by you elsewhere, meanwhile"), newer, [_("Take that"), _("Keep what I have here")], {
         revision: newer.revision, shown: true, locked: false,
       }); // prettier-ignore
     } catch (error) {
@@ -245,7 +253,7 @@ export class Draft {
       this.unsaved = false;
       kept.remove(page);
       say("");
-      this.tell("Saved");
+      this.tell(_("Saved"));
     }
   }
 }

@@ -15,7 +15,8 @@ import {
   PointElement,
   Tooltip,
 } from "chart.js";
-import { tick } from "./page";
+import { _, locale } from "./language";
+import { clock, tick } from "./page";
 
 /** One number of a table: what is drawn, from where to where it may be, and what is read. */
 interface Cell {
@@ -53,6 +54,8 @@ const dots = {
 };
 
 Chart.register(BarController, BarElement, CategoryScale, Legend, LinearScale, LineController, LineElement, PointElement, Tooltip, dots);
+
+Chart.defaults.locale = locale;
 
 /** From so many points on, a line has no shapes on it, and an axis only the days. */
 const MANY = 48;
@@ -125,7 +128,7 @@ function draw(figure: HTMLElement): void {
   drawn.get(figure)?.destroy();
   const canvas = document.createElement("canvas");
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `${figure.querySelector("figcaption")!.textContent}: a chart; the table below says the same`);
+  canvas.setAttribute("aria-label", _("%(title)s: a chart; the table below says the same", { title: figure.querySelector("figcaption")!.textContent! }));
   plot.replaceChildren(canvas);
   const text = { color: style("--quiet"), font: { family: getComputedStyle(document.body).fontFamily, size: 12 } };
   // Long names of findings are whole, numbers of the other axis are few.
@@ -194,7 +197,7 @@ htmx.on("htmx:afterSwap", (event) => {
   for (const [n, details] of opened().entries()) details.open = open[n] ?? false;
   tick();
   if ((event as CustomEvent<{ target: HTMLElement }>).detail.target.id !== "now") all();
-  say("live");
+  say(_("live"));
 });
 for (const failure of ["htmx:sendError", "htmx:responseError", "htmx:timeout"])
-  htmx.on(failure, () => say(`not live since ${new Date().toLocaleTimeString()}: the server does not answer; it is asked again`));
+  htmx.on(failure, () => say(_("not live since %(time)s: the server does not answer; it is asked again", { time: clock(new Date()) })));

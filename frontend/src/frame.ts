@@ -1,4 +1,5 @@
 /** Radiographs as our server sends them: every value, larger is brighter, and the windows that the sender chose. */
+import { _, told } from "./language";
 
 /** A window as the values at which it is black and white; what lies between is linear. */
 export interface Range {
@@ -77,7 +78,7 @@ async function request(image: string, ahead: boolean): Promise<Frame> {
   if (!response.ok) {
     const problem: unknown = await response.json().catch(() => null);
     const detail = problem && typeof problem === "object" && "detail" in problem ? String(problem.detail) : "";
-    throw new Error(detail || `the server answered ${response.status}`);
+    throw new Error(told(detail) || _("the server answered %(status)s", { status: response.status }));
   }
   const frame = parse(image, await response.arrayBuffer());
   frames.set(image, frame);
@@ -116,7 +117,8 @@ function parse(image: string, buffer: ArrayBuffer): Frame {
   const start = 4 + length + 2 * tables * about.entries;
   const count = about.rows * about.columns;
   if (buffer.byteLength !== start + (count * about.bits) / 8) {
-    throw new Error(`the image has ${buffer.byteLength} bytes instead of ${start + (count * about.bits) / 8}; reload the page`);
+    const wanted = start + (count * about.bits) / 8;
+    throw new Error(_("the image has %(bytes)s bytes instead of %(wanted)s; reload the page", { bytes: buffer.byteLength, wanted }));
   }
   return {
     image,

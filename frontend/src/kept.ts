@@ -1,5 +1,7 @@
 /** Words that the server does not have yet, kept in this browser: by study and reader, until the server has them. */
 
+import { _, word } from "./language";
+
 export type Answer = "agree" | "disagree" | "unsure" | "added";
 
 export interface Content {
@@ -74,9 +76,9 @@ export const same = (a: Content, b: Content): boolean => {
 /** What is in it, in lines to look at. */
 export function lines(content: Content): string[] {
   return [
-    content.normal ? "normal" : "",
-    ...content.findings.map(({ finding, answer }) => `${finding}: ${answer}`),
-    content.model_verdict ? `the model was ${content.model_verdict}` : "",
+    content.normal ? _("normal") : "",
+    ...content.findings.map(({ finding, answer }) => `${word(finding, "finding")}: ${word(answer, "answer")}`),
+    content.model_verdict ? (content.model_verdict === "right" ? _("the model was right") : _("the model was wrong")) : "",
     content.note,
   ].filter(Boolean);
 }

@@ -1,6 +1,6 @@
 /** What both pages share: requests to our own API, times, and the help on "?". */
 import { on } from "./keys";
-import { _ } from "./language";
+import { _, told } from "./language";
 import { rebindable } from "./rebind";
 
 /** The server said no; `answer` is its problem+json, or null. */
@@ -28,15 +28,15 @@ export async function send(url: string, body: object | FormData | null, method =
       body: form ? body : body === null ? null : JSON.stringify(body),
     });
   } catch {
-    throw new Error("the server cannot be reached; check the network and try again");
+    throw new Error(_("the server cannot be reached; check the network and try again"));
   }
   const answer: unknown = await response.json().catch(() => null);
-  if (!response.ok) throw new Refusal(detail(answer) || `the server answered ${response.status}`, response.status, answer);
+  if (!response.ok) throw new Refusal(told(detail(answer)) || _("the server answered %(status)s", { status: response.status }), response.status, answer);
   return answer;
 }
 
 /** The reason in a problem+json answer (RFC 9457). */
-function detail(answer: unknown): string {
+export function detail(answer: unknown): string {
   if (!answer || typeof answer !== "object") return "";
   const { detail, title } = answer as { detail?: unknown; title?: unknown };
   return typeof detail === "string" ? detail : typeof title === "string" ? title : "";
@@ -46,7 +46,8 @@ function detail(answer: unknown): string {
 export function elapsed(since: Date, now: Date): string {
   const minutes = Math.max(0, Math.floor((now.getTime() - since.getTime()) / 60_000));
   const [days, rest] = [Math.floor(minutes / 1440), minutes % 1440];
-  return `${days ? `${days} d ` : ""}${Math.floor(rest / 60)}:${String(rest % 60).padStart(2, "0")}`;
+  const time = `${Math.floor(rest / 60)}:${String(rest % 60).padStart(2, "0")}`;
+  return days ? _("%(days)s d %(time)s", { days, time }) : time;
 }
 
 /** How long until `due`: 0:07, and +0:12 when it has been over for so long. */

@@ -1,5 +1,6 @@
 /** The reader's own keys, chosen in the list on "?": press the key that an action shall have. Kept on the server. */
 import { ACTIONS, PAGES, keyOf, keysOf, list, rebind, written, type ActionId, type Keys } from "./keys";
+import { _ } from "./language";
 import { send } from "./page";
 
 const HELD = ["Shift", "Control", "Alt", "Meta", "AltGraph", "CapsLock"];
@@ -19,7 +20,7 @@ export function rebindable(dialog: HTMLDialogElement): () => void {
   said.setAttribute("role", "status");
   const reset = document.createElement("button");
   reset.type = "button";
-  reset.textContent = "All keys as they came";
+  reset.textContent = _("All keys as they came");
   let waiting: { id: ActionId; button: HTMLButtonElement } | null = null;
 
   function show(): void {
@@ -29,8 +30,8 @@ export function rebindable(dialog: HTMLDialogElement): () => void {
       button.type = "button";
       button.className = "rebind";
       button.dataset.rebind = id;
-      button.textContent = "change";
-      button.setAttribute("aria-label", `change the key of: ${ACTIONS.find((action) => action.id === id)!.label}`);
+      button.textContent = _("change");
+      button.setAttribute("aria-label", _("change the key of: %(action)s", { action: ACTIONS.find((action) => action.id === id)!.label }));
       return [button];
     });
   }
@@ -44,14 +45,14 @@ export function rebindable(dialog: HTMLDialogElement): () => void {
   async function take(key: string, id: ActionId): Promise<void> {
     const taken = other(id, key);
     if (taken) {
-      said.textContent = `${written(key)} is taken: ${taken}. Press another key, or Esc.`;
+      said.textContent = _("%(key)s is taken: %(action)s. Press another key, or Esc.", { key: written(key), action: taken });
       return;
     }
     try {
       await keep({ [id]: [key] });
-      said.textContent = `${written(key)} from now on.`;
+      said.textContent = _("%(key)s from now on.", { key: written(key) });
     } catch (error) {
-      said.textContent = `Not changed: ${(error as Error).message}`;
+      said.textContent = _("Not changed: %(reason)s", { reason: (error as Error).message });
     }
     show();
     target.querySelector<HTMLElement>(`[data-rebind="${id}"]`)?.focus();
@@ -60,10 +61,10 @@ export function rebindable(dialog: HTMLDialogElement): () => void {
   dialog.addEventListener("click", (event) => {
     const button = (event.target as HTMLElement).closest<HTMLButtonElement>("[data-rebind]");
     if (!button) return;
-    if (waiting) waiting.button.textContent = "change";
+    if (waiting) waiting.button.textContent = _("change");
     waiting = { id: button.dataset.rebind as ActionId, button };
-    button.textContent = "press a key …";
-    said.textContent = "Esc leaves it as it is.";
+    button.textContent = _("press a key …");
+    said.textContent = _("Esc leaves it as it is.");
   });
   dialog.addEventListener("keydown", (event) => {
     if (!waiting || HELD.includes(event.key) || event.ctrlKey || event.altKey || event.metaKey) return;
@@ -72,7 +73,7 @@ export function rebindable(dialog: HTMLDialogElement): () => void {
     const { id, button } = waiting;
     if (event.key === "Escape") {
       waiting = null;
-      button.textContent = "change";
+      button.textContent = _("change");
       said.textContent = "";
     } else void take(keyOf(event), id);
   });
@@ -82,9 +83,9 @@ export function rebindable(dialog: HTMLDialogElement): () => void {
     try {
       await send("/api/v1/keys", null, "DELETE");
       rebind({});
-      said.textContent = "All keys are as they came.";
+      said.textContent = _("All keys are as they came.");
     } catch (error) {
-      said.textContent = `Not changed: ${(error as Error).message}`;
+      said.textContent = _("Not changed: %(reason)s", { reason: (error as Error).message });
     }
     show();
   });

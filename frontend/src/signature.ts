@@ -2,7 +2,8 @@
 import type { Answers } from "./answers";
 import type { Draft } from "./draft";
 import type { Content } from "./kept";
-import { Refusal, send } from "./page";
+import { _ } from "./language";
+import { detail, Refusal, send } from "./page";
 
 interface Of {
   page: HTMLElement;
@@ -29,7 +30,7 @@ export class Signature {
     page.addEventListener("addendum", (event) => this.addendum((event as CustomEvent<Content>).detail));
     const last = this.last();
     if (last && last.study !== page.dataset.study && !page.querySelector("#message")!.textContent) {
-      say("The study before is signed; undo (z) takes that back for a moment.");
+      say(_("The study before is signed; undo (z) takes that back for a moment."));
     }
   }
 
@@ -55,7 +56,7 @@ export class Signature {
     const note = page.dataset.parent ? answers.content().note : "";
     if (!answers.touched && !note && !this.armed) {
       this.armed = true;
-      return say("Nothing answered yet. Press Enter again to sign without an answer, Esc to go back.");
+      return say(_("Nothing answered yet. Press Enter again to sign without an answer, Esc to go back."));
     }
     let review: { review: string };
     try {
@@ -67,20 +68,21 @@ export class Signature {
       draft.changed(); // what was typed last is kept all the same
       const problem = error instanceof Refusal && error.status === 409 ? (error.answer as { images?: string[] } | null) : null;
       if (problem?.images?.length) await bring(problem.images);
-      else if (error instanceof Refusal && /signed already/.test(error.message) && (await this.isOurs())) location.reload();
-      else say(`Not signed: ${(error as Error).message}`);
+      else if (error instanceof Refusal && /signed already/.test(detail(error.answer)) && (await this.isOurs())) location.reload();
+      else say(_("Not signed: %(reason)s", { reason: (error as Error).message }));
       return;
     }
     page.dataset.newest = review.review;
     page.dataset.parent = "";
     answers.settled();
     this.lock(true);
-    draft.done("signed");
+    draft.done(_("signed"));
     const seconds = Number(page.dataset.undo ?? 0);
     const until = Date.now() + seconds * 1000;
     page.dataset.undoUntil = new Date(until).toISOString();
     sessionStorage.setItem(LAST, JSON.stringify({ study: page.dataset.study, until }));
-    say(`Signed. ${seconds ? `For ${seconds} s, undo (z) takes it back. ` : ""}Enter, Tab or n opens the next study.`);
+    const back = seconds ? _("For %(seconds)s s, undo (z) takes it back.", { seconds }) : "";
+    say([_("Signed."), back, _("Enter, Tab or n opens the next study.")].filter(Boolean).join(" "));
     this.of.signed();
   }
 
@@ -89,7 +91,7 @@ export class Signature {
     const { study, reader } = this.of.page.dataset;
     const found = (await send(`/api/v1/studies/${study!}`, null, "GET").catch(() => null)) as { review?: { reader: string } | null } | null;
     if (found?.review?.reader !== reader) return false;
-    this.of.draft.done("signed");
+    this.of.draft.done(_("signed"));
     return true;
   }
 
@@ -108,14 +110,14 @@ export class Signature {
     const { normal } = answers.content();
     if (!normal && !answers.added.length && !this.armed) {
       this.armed = true;
-      return say("Say first what you see: 0 normal, f a finding. Press Enter again for: not normal, and no finding to name.");
+      return say(_("Say first what you see: 0 normal, f a finding. Press Enter again for: not normal, and no finding to name."));
     }
     try {
       if (!(await draft.settle())) return;
       await send(`/api/v1/studies/${page.dataset.study!}/own-call`, { normal, findings: answers.added });
     } catch (error) {
       this.armed = false;
-      return say(`Not recorded: ${(error as Error).message}`);
+      return say(_("Not recorded: %(reason)s", { reason: (error as Error).message }));
     }
     location.reload();
   }
@@ -131,7 +133,7 @@ export class Signature {
     this.lock(false);
     answers.put(from ?? { ...answers.content(), note: "" });
     if (from) draft.changed();
-    say("Addendum: change what is to be changed, say why, and sign. What was signed stays as it was.");
+    say(_("Addendum: change what is to be changed, say why, and sign. What was signed stays as it was."));
     page.querySelector<HTMLTextAreaElement>("#note")?.focus();
   }
 
@@ -143,7 +145,7 @@ export class Signature {
     if (this.locked && undoUntil && Date.parse(undoUntil) > Date.now()) return this.takeBack(study!);
     const last = this.last();
     if (last) return this.takeBack(last.study);
-    say(this.locked ? "Signed too long ago to take it back; t writes an addendum." : "Nothing to undo.");
+    say(this.locked ? _("Signed too long ago to take it back; t writes an addendum.") : _("Nothing to undo."));
   }
 
   private last(): { study: string; until: number } | null {
@@ -155,7 +157,7 @@ export class Signature {
     try {
       await send(`/api/v1/studies/${study}/signature`, null, "DELETE");
     } catch (error) {
-      return this.of.say(`Not taken back: ${(error as Error).message}`);
+      return this.of.say(_("Not taken back: %(reason)s", { reason: (error as Error).message }));
     }
     sessionStorage.removeItem(LAST);
     location.assign(`/studies/${study}`);

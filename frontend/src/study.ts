@@ -5,6 +5,7 @@ import { communication } from "./communication";
 import { Draft } from "./draft";
 import type { Answer } from "./kept";
 import { on, run, type ActionId } from "./keys";
+import { _, ngettext } from "./language";
 import { start } from "./page";
 import { Picture } from "./picture";
 import { Signature } from "./signature";
@@ -62,13 +63,13 @@ function open(leaving: AbortSignal): void {
       const others = all("[data-image]");
       button.type = "button";
       button.dataset.image = image;
-      button.title = "arrived after this page was opened";
-      button.textContent = `${others.length + 1} new`;
+      button.title = _("arrived after this page was opened");
+      button.textContent = _("%(number)s new", { number: others.length + 1 });
       if (others.length) others.at(-1)!.after(button);
       else find(".tools")!.prepend(button);
     }
-    const count = unseen.length === 1 ? "An image" : `${unseen.length} images`;
-    say(`Not signed: ${count} arrived that you had not seen. Look ([ and ] change the image), then sign again; g shows what the model says.`);
+    const came = ngettext("Not signed: An image arrived that you had not seen.", "Not signed: %(num)s images arrived that you had not seen.", unseen.length);
+    say(`${came} ${_("Look ([ and ] change the image), then sign again; g shows what the model says.")}`);
     await show(unseen[0]!);
   }
 
@@ -146,7 +147,7 @@ function open(leaving: AbortSignal): void {
   function follow(): void {
     const events = new EventSource(`/events?after=${page.dataset.after ?? 0}`);
     const tell = (event: MessageEvent<string>) => {
-      if ((JSON.parse(event.data) as { study?: string }).study === study && !refused) say("There is something new about this study: g shows it.");
+      if ((JSON.parse(event.data) as { study?: string }).study === study && !refused) say(_("There is something new about this study: g shows it."));
     };
     for (const kind of KINDS) events.addEventListener(kind, tell);
     window.addEventListener("pagehide", () => events.close(), { signal: leaving });

@@ -1,5 +1,6 @@
 /** Try it: one image to the server and back with what the models say; nothing of it is kept, here or there. */
 import { type HeatMap, picture } from "./heatmap";
+import { _, number, told, word } from "./language";
 import { Refusal, send } from "./page";
 
 interface Finding {
@@ -72,8 +73,12 @@ function line(said: Said, finding: Finding): HTMLElement {
   button.dataset.finding = finding.finding;
   button.style.setProperty("--level", String(finding.level));
   button.setAttribute("aria-pressed", "false");
-  button.title = `probability ${finding.probability.toFixed(2)}, operating point ${said.point} at ${finding.threshold.toFixed(2)}`;
-  button.append(element("span", `${finding.level ? "└ " : ""}${finding.finding}`), element("span", finding.call), element("span", finding.flagged ? "flagged" : ""));
+  button.title = _("probability %(probability)s, operating point %(point)s at %(threshold)s", {
+    probability: number(finding.probability.toFixed(2)),
+    point: said.point,
+    threshold: number(finding.threshold.toFixed(2)),
+  });
+  button.append(element("span", `${finding.level ? "└ " : ""}${word(finding.finding, "finding")}`), element("span", word(finding.call, "call")), element("span", finding.flagged ? _("flagged") : ""));
   const map = said.box && finding.rows ? { rows: finding.rows, columns: finding.columns, values: finding.values, box: said.box } : null;
   button.disabled = !map;
   button.addEventListener("click", () => {
@@ -86,10 +91,10 @@ function line(said: Said, finding: Finding): HTMLElement {
 function block(said: Said): HTMLElement {
   const made = element("section");
   const heading = element("h2");
-  heading.append(element("span", "AI triage result"), element("span", `${said.model} ${said.version}`));
+  heading.append(element("span", _("AI triage result")), element("span", `${said.model} ${said.version}`));
   made.append(heading);
-  if (!said.suitable) made.append(element("p", `Not analysed (${said.code ?? "refused"}): ${said.reason}`));
-  for (const caution of said.cautions) made.append(element("p", `! ${caution}`));
+  if (!said.suitable) made.append(element("p", _("Not analysed (%(code)s): %(reason)s", { code: said.code ? word(said.code, "code") : _("refused"), reason: told(said.reason) })));
+  for (const caution of said.cautions) made.append(element("p", `! ${told(caution)}`));
   made.append(...said.findings.map((finding) => line(said, finding)));
   return made;
 }
@@ -107,21 +112,26 @@ async function ask(form: FormData, what: string): Promise<void> {
   forget();
   const mine = asked;
   form.append("model", at<HTMLSelectElement>("model").value);
-  say(`${what}: on its way …`);
+  say(_("%(what)s: on its way …", { what }));
   try {
     const answer = (await send("/api/v1/try", form)) as Tried;
     if (mine !== asked) return;
     image.src = `data:image/png;base64,${answer.picture}`;
     await image.decode();
-    at("about").textContent = `The original, in its sender's window: ${answer.columns} × ${answer.rows} pixels, ${answer.view ?? "view unknown"}.`;
+    at("about").textContent = _("The original, in its sender's window: %(columns)s × %(rows)s pixels, %(view)s.", {
+      columns: answer.columns,
+      rows: answer.rows,
+      view: answer.view ?? _("view unknown"),
+    });
     at("models").replaceChildren(...answer.models.map(block));
     at("answer").hidden = false;
     show(null, null);
-    say(`${what}: analysed, and not kept`);
+    say(_("%(what)s: analysed, and not kept", { what }));
   } catch (error) {
     if (mine !== asked) return;
     const code = error instanceof Refusal ? (error.answer as { code?: string } | null)?.code : undefined;
-    say(`${what}: refused${code ? ` (${code})` : ""}: ${(error as Error).message}`);
+    const reason = (error as Error).message;
+    say(code ? _("%(what)s: refused (%(code)s): %(reason)s", { what, code, reason }) : _("%(what)s: refused: %(reason)s", { what, reason }));
   }
 }
 
@@ -129,8 +139,8 @@ function askFile(files: FileList | null | undefined): void {
   const file = files?.[0];
   if (!file) return;
   const most = Number(document.body.dataset.most);
-  if (files.length > 1) return void say("one image at a time, please");
-  if (file.size > most) return void say(`${file.name}: refused (TOO_LARGE): ${file.size} bytes; at most ${most} are read`);
+  if (files.length > 1) return void say(_("one image at a time, please"));
+  if (file.size > most) return void say(_("%(what)s: refused (TOO_LARGE): %(size)s bytes; at most %(most)s are read", { what: file.name, size: file.size, most }));
   const form = new FormData();
   // Its name may be a patient's and is of no use to the server.
   form.append("file", file, "image");
@@ -140,10 +150,10 @@ function askFile(files: FileList | null | undefined): void {
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const url = at<HTMLInputElement>("url");
-  if (!url.value) return void say("choose an image, drop one, or give the address of one");
+  if (!url.value) return void say(_("choose an image, drop one, or give the address of one"));
   const form = new FormData();
   form.append("url", url.value);
-  void ask(form, "the address");
+  void ask(form, _("the address"));
 });
 at<HTMLInputElement>("file").addEventListener("change", (event) => {
   const field = event.target as HTMLInputElement;
@@ -153,7 +163,7 @@ at<HTMLInputElement>("file").addEventListener("change", (event) => {
 at("original").addEventListener("click", () => show(null, null));
 at("forget").addEventListener("click", () => {
   forget();
-  say("gone");
+  say(_("gone"));
 });
 document.addEventListener("dragover", (event) => {
   if (!event.dataTransfer?.types.includes("Files")) return;

@@ -47,7 +47,7 @@ export async function turn(): Promise<void> {
   if (signal.aborted) return; // gone meanwhile
   const stage = document.querySelector("#stage");
   const other = next?.page.querySelector("#stage");
-  const script = (page: Document) => page.querySelector("script[src]")?.getAttribute("src");
+  const script = (page: Document) => [...page.querySelectorAll("script[src]")].map((one) => one.getAttribute("src")).join(" ");
   const reader = ({ body: { dataset } }: Document) => JSON.stringify([dataset.site, dataset.reader]);
   // Another release of the front end, another reader (then nothing stays that the one before had), or a study without
   // pictures is loaded whole.

@@ -6,6 +6,8 @@
  * bytes twice is harmless, the server says that it has them. Files cannot outlive their page; leaving it is asked about.
  */
 
+import { _, told } from "./language";
+
 const AT_ONCE = 3;
 /** Waits before it is tried again, in s; the last one is repeated. */
 const WAITS = [1, 2, 4, 8, 15];
@@ -15,6 +17,10 @@ const KEPT = 300;
 const LATER = new Set([0, 408, 429, 502, 503, 504]);
 
 type State = "waiting" | "sending" | "received" | "partly" | "refused" | "failed" | "cancelled";
+const WORDS: Record<State, string> = {
+  waiting: _("waiting"), sending: _("sending …"), received: _("received"), partly: _("in part"), refused: _("refused"), failed: _("not received"),
+  cancelled: _("cancelled"),
+}; // prettier-ignore
 const ENDED = new Set<State>(["received", "partly", "refused", "failed", "cancelled"]);
 
 interface Answer {
@@ -41,7 +47,7 @@ class Item {
   ) {
     this.stop.type = "button";
     this.stop.textContent = "×";
-    this.stop.setAttribute("aria-label", `cancel ${name}`);
+    this.stop.setAttribute("aria-label", _("cancel %(name)s", { name }));
     this.stop.addEventListener("click", () => leave(this));
     this.bar.max = 1;
     this.bar.setAttribute("aria-label", name);
@@ -53,7 +59,7 @@ class Item {
   tell(state: State, words = "", part?: number): void {
     this.state = state;
     this.line.dataset.state = state;
-    const shown = `${this.name}: ${words || state}`;
+    const shown = `${this.name}: ${words || WORDS[state]}`;
     if (this.words.textContent !== shown) this.words.textContent = shown;
     this.bar.hidden = state !== "sending";
     if (part === undefined) this.bar.removeAttribute("value");
@@ -72,7 +78,7 @@ class Item {
     }
     for (const refusal of answer.refused ?? []) {
       const line = document.createElement("p");
-      line.textContent = `${refusal.file}: refused: ${refusal.detail}`;
+      line.textContent = _("%(what)s: refused: %(reason)s", { what: refusal.file, reason: told(refusal.detail) });
       this.line.append(line);
     }
   }
@@ -109,7 +115,7 @@ class Uploads {
   ) {
     stop.addEventListener("click", () => {
       // Those that wait first: else each that is cancelled would let the next one go.
-      for (const item of this.items) if (item.state === "waiting") item.end("cancelled", "cancelled");
+      for (const item of this.items) if (item.state === "waiting") item.end("cancelled", _("cancelled"));
       for (const item of this.items) this.leave(item);
     });
     retry.addEventListener("click", () => this.again());
@@ -147,14 +153,14 @@ class Uploads {
     const request = new XMLHttpRequest();
     item.request = request;
     item.tries++;
-    item.tell("sending", "sending …", 0);
+    item.tell("sending", _("sending …"), 0);
     request.open("POST", "/api/v1/studies");
     request.setRequestHeader("X-CSRF-Token", document.querySelector<HTMLMetaElement>('meta[name="csrf-token"]')?.content ?? "");
     request.setRequestHeader("Accept", "application/json");
     request.upload.addEventListener("progress", (event) => {
-      if (item.request === request && event.lengthComputable) item.tell("sending", "sending …", event.loaded / event.total);
+      if (item.request === request && event.lengthComputable) item.tell("sending", _("sending …"), event.loaded / event.total);
     });
-    request.upload.addEventListener("load", () => item.request === request && item.tell("sending", "sent, being stored …"));
+    request.upload.addEventListener("load", () => item.request === request && item.tell("sending", _("sent, being stored …")));
     request.addEventListener("loadend", () => item.request === request && this.answered(item, request));
     request.send(item.form());
   }
@@ -164,18 +170,19 @@ class Uploads {
     const { status } = request;
     const answer = parse(request.responseText);
     if (LATER.has(status)) {
-      item.tell("waiting", status ? "the server is busy; sent again by itself" : "connection lost; sent again by itself");
+      item.tell("waiting", status ? _("the server is busy; sent again by itself") : _("connection lost; sent again by itself"));
       return this.pause(Number(request.getResponseHeader("Retry-After")));
     }
     this.lost = 0;
     if (status === 201) this.taken(item, answer as Answer);
     else if (status === 401) {
       // Files cannot go along to the login page: whoever logs in elsewhere comes back and goes on.
-      item.end("failed", "not received: you are logged out; log in in another tab, then try again");
+      item.end("failed", _("not received: you are logged out; log in in another tab, then try again"));
     } else {
       const { detail } = answer as { detail?: string };
       // What the server refuses of a file is about the file; without room, or on an error of its own, it may go later.
-      item.end(status < 500 ? "refused" : "failed", `${status < 500 ? "refused" : "not received"}: ${detail || `the server answered ${status}`}`);
+      const reason = told(detail ?? "") || _("the server answered %(status)s", { status });
+      item.end(status < 500 ? "refused" : "failed", status < 500 ? _("refused: %(reason)s", { reason }) : _("not received: %(reason)s", { reason }));
     }
     this.next();
   }
@@ -183,11 +190,17 @@ class Uploads {
   private taken(item: Item, answer: Answer): void {
     const [count, refused, skipped] = [answer.images?.length ?? 0, answer.refused?.length ?? 0, answer.skipped?.length ?? 0];
     const known = count > 0 && answer.images!.every((image) => image.new === false);
-    let words = known ? "received before" : "received";
+    let words = known ? _("received before") : _("received");
     if (count + refused + skipped > 1) {
-      words = [`${count} ${known ? "received before" : "received"}`, refused && `${refused} refused`, skipped && `${skipped} skipped`].filter(Boolean).join(", ");
+      words = [
+        known ? _("%(count)s received before", { count }) : _("%(count)s received", { count }),
+        refused && _("%(count)s refused", { count: refused }),
+        skipped && _("%(count)s skipped", { count: skipped }),
+      ]
+        .filter(Boolean)
+        .join(", ");
     }
-    if (answer.images?.some((image) => image.quarantined)) words += ", some kept apart";
+    if (answer.images?.some((image) => image.quarantined)) words += `, ${_("some kept apart")}`;
     item.end(refused ? (count ? "partly" : "refused") : "received", words, answer);
     this.received();
     const fine = this.items.filter((one) => one.state === "received");
@@ -218,7 +231,7 @@ class Uploads {
     item.request = null;
     request?.abort();
     // What was on its way may have arrived all the same.
-    item.end("cancelled", request ? "cancelled; it may have arrived" : "cancelled");
+    item.end("cancelled", request ? _("cancelled; it may have arrived") : _("cancelled"));
     this.next();
   }
 
@@ -240,12 +253,10 @@ class Uploads {
       this.drawing = 0;
       const count = (...states: State[]) => this.items.filter((item) => states.includes(item.state)).length;
       const [left, done] = [count("waiting", "sending"), count("received", "partly")];
-      const parts = [`${done} of ${this.items.length} received`];
-      for (const [state, word] of [["partly", "in part"], ["refused", "refused"], ["failed", "not received"], ["cancelled", "cancelled"]] as const) {
-        if (count(state)) parts.push(`${count(state)} ${word}`);
-      }
-      if (this.paused) parts.push("no connection: goes on by itself");
-      else if (left) parts.push(`${left} to go`);
+      const parts = [_("%(done)s of %(all)s received", { done, all: this.items.length })];
+      for (const state of ["partly", "refused", "failed", "cancelled"] as const) if (count(state)) parts.push(`${count(state)} ${WORDS[state]}`);
+      if (this.paused) parts.push(_("no connection: goes on by itself"));
+      else if (left) parts.push(_("%(count)s to go", { count: left }));
       const words = this.items.length ? parts.join(", ") : "";
       if (words !== this.before) this.summary.textContent = this.before = words;
       this.stop.hidden = !left;

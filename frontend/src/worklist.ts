@@ -1,6 +1,7 @@
 /** The worklist: refreshes itself, never moves the row under the pointer or the focus, and takes files. */
 import htmx from "htmx.org";
 import { on } from "./keys";
+import { _ } from "./language";
 import { ownZone, SEARCH, send, start, tick } from "./page";
 import { takeFiles } from "./upload";
 
@@ -148,14 +149,14 @@ function follow(): void {
   document.body.addEventListener("htmx:responseError", (event) => {
     const { status } = (event as CustomEvent<{ xhr: XMLHttpRequest }>).detail.xhr;
     if (status === 401) location.assign("/login");
-    else state.textContent = `the list may be old: the server answered ${status}`;
+    else state.textContent = _("the list may be old: the server answered %(status)s", { status });
   });
   const events = new EventSource(`/events?after=${document.body.dataset.after ?? 0}`);
   events.onopen = () => {
-    state.textContent = "live";
+    state.textContent = _("live");
     refresh();
   };
-  events.onerror = () => (state.textContent = "connection lost, trying again …");
+  events.onerror = () => (state.textContent = _("connection lost, trying again …"));
   events.onmessage = refresh;
   for (const kind of KINDS) events.addEventListener(kind, refresh);
   window.addEventListener("pagehide", () => events.close());
@@ -237,12 +238,12 @@ async function handOver(row: HTMLTableRowElement, study: string): Promise<void> 
   const dialog = document.querySelector<HTMLDialogElement>("dialog#hand-over")!;
   const select = dialog.querySelector("select")!;
   const readers = (await send("/api/v1/readers", null, "GET")) as string[];
-  if (!readers.length) return say("nobody else reads here");
+  if (!readers.length) return say(_("nobody else reads here"));
   select.replaceChildren(...readers.map((name) => new Option(name)));
   dialog.querySelector("#hand-over-whom")!.textContent = row.querySelector(".patient")!.textContent;
   if ((await ask(dialog)) !== "give") return;
   await send(`${study}/hand-over`, { to: select.value });
-  say(`handed over to ${select.value}`);
+  say(_("handed over to %(reader)s", { reader: select.value }));
 }
 
 // ------------------------------------------------------------------ searching, filtering

@@ -23,7 +23,7 @@ WEB = ROOT / "src/wetread/web"
 SOURCES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("src/wetread/web/templates/*.html", "jinja2.ext:babel_extract", {"trimmed": "true", "silent": "false"}),
     ("src/wetread/web/*.py", "python", {}),
-    ("frontend/src/*.ts", "javascript", {"template_string": "true"}),
+    ("frontend/src/*.ts", "javascript", {"parse_template_string": "true"}),
 )
 KEYWORDS = DEFAULT_KEYWORDS | {"_": None, "N_": None}
 

@@ -232,8 +232,10 @@ def set_aside(study: Study) -> dict[str, str]:
 
 def undelivered(count: int) -> list[str]:
     """Return what must be seen when results have not reached the systems that they are for."""
-    one, many = N_("%(num)s result has not reached other systems."), "%(num)s results have not reached other systems."
-    return [ngettext(one, many, count)] if count else []
+    said = ngettext(
+        "%(num)s result has not reached other systems.", "%(num)s results have not reached other systems.", count
+    )
+    return [said] if count else []
 
 
 def tree(found: Sequence[Finding], first: str | None = None) -> list[tuple[Finding, int]]:
