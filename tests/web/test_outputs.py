@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from io import BytesIO
 from typing import Any
 
@@ -65,6 +66,29 @@ def test_a_study_can_be_fetched_as_sr_sc_and_fhir(site: Site) -> None:
     Bundle.model_validate_json(json.dumps(answer.json()))
     for part in ("sr", "sc", "fhir"):
         assert site("GET", f"/api/v1/studies/{'0' * 8}/{part}").status_code == 404
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+def test_a_signature_that_can_be_taken_back_is_not_final(
+    site: Site, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(site.clinic, "undo", timedelta(seconds=seconds))
+    study = site.send(dicom(20 + int(seconds > 0)), "edema.dcm")
+    body = {"state": "signed", "findings": [{"finding": "Edema", "answer": "agree"}]}
+    review = site("POST", f"/api/v1/studies/{study}/reviews", "radiologist", json=body).json()
+    later = datetime.fromisoformat(review["final_at"]) - datetime.fromisoformat(review["signed_at"])
+    assert later.total_seconds() == seconds
+    bundle = site("GET", f"/api/v1/studies/{study}/fhir", "radiologist").json()
+    Bundle.model_validate_json(json.dumps(bundle))
+    resources = [entry["resource"] for entry in bundle["entry"]]
+    said = {
+        resource["status"]
+        for resource in resources
+        if resource["resourceType"] == "DiagnosticReport" or resource.get("performer")
+    }
+    assert said == {"preliminary" if seconds else "final"}
+    page = site("GET", f"/studies/{study}/report", "radiologist").text
+    assert ("can still be taken back" in page) is bool(seconds)
 
 
 def test_a_picture_has_fhir_only_and_says_why(site: Site) -> None:

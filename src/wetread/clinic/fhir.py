@@ -38,6 +38,7 @@ def build(
     statement: Statement,
     *,
     patients: str = "",
+    final: bool = True,
     before: Iterable[Sequence[str]] = (),
     gone: Iterable[Sequence[str]] = (),
 ) -> Resource:
@@ -48,6 +49,8 @@ def build(
     statement : Statement
     patients : str
         System (URI) of the site's patient identifiers; by default one that names Wetread's site.
+    final : bool
+        False while the reader can still take the signature back: what they say is ``preliminary`` until then.
     before : iterable of (type, system, value)
         Identifiers of what was created under an identity that was corrected since.
     gone : iterable of (type, system, value)
@@ -70,7 +73,7 @@ def build(
     observations = [_observation(statement, said, subject, study, devices[said.model_id]) for said in statement.said]
     resources = [*devices.values(), study, *observations]
     if statement.signed:
-        resources += _report(statement, statement.signed, subject, study, observations)
+        resources += _report(statement, statement.signed, subject, study, observations, final)
     known = {tuple(each) for each in before}
     for resource in resources:
         if resource.get("status") == "final" and _key(resource) in known:
@@ -235,9 +238,15 @@ def _flag(said: Said) -> str:
 
 
 def _report(
-    statement: Statement, signed: Signed, subject: Resource, study: Resource, observations: list[Resource]
+    statement: Statement,
+    signed: Signed,
+    subject: Resource,
+    study: Resource,
+    observations: list[Resource],
+    final: bool,
 ) -> list[Resource]:
     """Return the reader's DiagnosticReport and the Observations that it consists of."""
+    status = "final" if final else "preliminary"
     reader = {"display": signed.reader}
     of_ai = {said.finding: _reference(made) for said, made in zip(statement.said, observations, strict=True)}
     answers: list[Resource] = []
@@ -246,7 +255,7 @@ def _report(
             {
                 "resourceType": "Observation",
                 "identifier": _urn("reader", signed.review, finding),
-                "status": "final",
+                "status": status,
                 "code": _coding(codes.finding(finding), finding),
                 "subject": subject,
                 "issued": _instant(signed.at),
@@ -258,7 +267,7 @@ def _report(
     report = {
         "resourceType": "DiagnosticReport",
         "identifier": _urn("report", signed.review),
-        "status": "final",
+        "status": status,
         "category": [{"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0074", "code": "RAD"}]}],
         "code": _REPORT,
         "subject": subject,

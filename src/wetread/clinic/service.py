@@ -79,6 +79,7 @@ class Clinic:
         self.database = Store.open(data, settings.database)
         self.archive = open_archive(data, settings)
         self.claim_life = timedelta(minutes=settings.claim_minutes)
+        self.undo = timedelta(seconds=settings.undo_seconds)  # a signature is final only after it
         self.leader, self.watcher = Leader(self.database, "upkeep"), Leader(self.database, "watch")
         self.orderer = Leader(self.database, "order")
         self.critical = Criticals(self.database, settings, self.rules)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import timedelta
 from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Query, Request
@@ -155,7 +154,7 @@ def get_study(request: Request, study: str, caller: Viewer) -> schemas.StudyOut:
     clinic = clinic_of(request)
     found = covering.study(clinic, caller, study)
     security.saw(request, caller, study)
-    return schemas.study_out(found)
+    return schemas.study_out(found, clinic.undo)
 
 
 @router.post("/studies/{study}/claim", tags=["reviews"])
@@ -209,8 +208,7 @@ def add_review(request: Request, study: str, body: schemas.ReviewIn, caller: Rev
 def withdraw_signature(request: Request, study: str, caller: Reviewer) -> schemas.ReviewOut:
     """Take your newest signature back, as long as the setting `undo_seconds` allows; the answer is your draft again."""
     clinic = clinic_of(request)
-    within = timedelta(seconds=clinic.settings.undo_seconds)
-    key = reviews.withdraw(clinic.database, caller.site, study, caller.name, within=within, life=clinic.claim_life)
+    key = reviews.withdraw(clinic.database, caller.site, study, caller.name, within=clinic.undo, life=clinic.claim_life)
     return _review(clinic, caller, study, key)
 
 
@@ -233,7 +231,7 @@ def add_own_call(request: Request, study: str, body: schemas.OwnCallIn, caller: 
 
 def _review(clinic: Clinic, caller: Caller, study: str, key: str) -> schemas.ReviewOut:
     found = worklist.study(clinic.database, caller.site, study)
-    return schemas.review_out(next(review for review in found.reviews if review.review == key))
+    return schemas.review_out(next(review for review in found.reviews if review.review == key), clinic.undo)
 
 
 @router.get("/ai", tags=["operations"])

@@ -23,7 +23,7 @@ def correct_patient(request: Request, study: str, body: schemas.PatientIn, calle
     clinic = clinic_of(request)
     values = body.model_dump(exclude={"reason"}, exclude_unset=True)
     key = clinic.corrections.patient(caller.site, study, values, body.reason, caller.name)
-    return schemas.study_out(covering.study(clinic, caller, key))
+    return schemas.study_out(covering.study(clinic, caller, key), clinic.undo)
 
 
 @router.post("/studies/{study}/merge")
@@ -31,7 +31,7 @@ def merge_studies(request: Request, study: str, body: schemas.MergeIn, caller: A
     """Let another study of the same patient take over this one's images and reviews; the answer is the other."""
     clinic = clinic_of(request)
     clinic.corrections.merge(caller.site, study, body.into, body.reason, caller.name)
-    return schemas.study_out(covering.study(clinic, caller, body.into))
+    return schemas.study_out(covering.study(clinic, caller, body.into), clinic.undo)
 
 
 @router.post("/images/{image}/rejection", status_code=201)
@@ -39,7 +39,7 @@ def reject_image(request: Request, image: str, body: schemas.RejectionIn, caller
     """Take an image out of display and ranking; it stays listed with the reason. The answer is its study."""
     clinic = clinic_of(request)
     key = clinic.corrections.reject(caller.site, image, body.reason, caller.name, body.code)
-    return schemas.study_out(covering.study(clinic, caller, key))
+    return schemas.study_out(covering.study(clinic, caller, key), clinic.undo)
 
 
 @router.delete("/images/{image}/rejection")
@@ -52,4 +52,4 @@ def restore_image(
     """Take the rejection of an image back. The answer is its study."""
     clinic = clinic_of(request)
     key = clinic.corrections.restore(caller.site, image, caller.name, reason)
-    return schemas.study_out(covering.study(clinic, caller, key))
+    return schemas.study_out(covering.study(clinic, caller, key), clinic.undo)

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydicom.dataset import Dataset
 
-from wetread.clinic import capture, delivery, fhir, statement, structured_report
+from wetread.clinic import capture, delivery, fhir, statement, store, structured_report
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.statement import Statement
 from wetread.errors import NotFoundError
@@ -89,7 +89,9 @@ def get_sc(
 @router.get("/studies/{study}/fhir", tags=["studies"], response_class=JSONResponse, responses=_FHIR)
 def get_fhir(request: Request, study: str, caller: Viewer) -> JSONResponse:
     """Return the AI triage result, and what a reader signed, as a transaction of FHIR R4."""
-    bundle = fhir.build(_statement(request, caller, study), patients=clinic_of(request).settings.outputs_patients)
+    clinic, said = clinic_of(request), _statement(request, caller, study)
+    final = said.signed is None or said.signed.at + clinic.undo <= store.now()
+    bundle = fhir.build(said, patients=clinic.settings.outputs_patients, final=final)
     return JSONResponse(bundle, media_type="application/fhir+json")
 
 

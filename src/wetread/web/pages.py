@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -156,7 +155,7 @@ def study_page(request: Request, caller: Reader, study: str) -> Response:
         **view.reading(
             found,
             caller.name,
-            undo=timedelta(seconds=clinic.settings.undo_seconds),
+            undo=clinic.undo,
             metas={
                 key: model.predictor.package.meta for key, model in clinic.models.items() if isinstance(model, Served)
             },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -204,6 +204,7 @@ class ReviewOut(_Out):
     note: str
     created_at: datetime
     signed_at: datetime | None
+    final_at: datetime | None = Field(None, description="From when on the signature cannot be taken back.")
     revision: int = Field(0, description="Of a draft: counts up whenever it is saved.")
     withdrawn_at: datetime | None = None
     own_call: OwnCall | None = Field(None, description="What a reader who read blind said before the model did.")
@@ -379,9 +380,9 @@ class HeatmapOut(_Out):
 ReviewOut.model_rebuild()
 
 
-def study_out(study: worklist.Study) -> StudyOut:
-    """Return a study as the API says it."""
-    reviews = [review_out(review) for review in study.reviews]
+def study_out(study: worklist.Study, undo: timedelta) -> StudyOut:
+    """Return a study as the API says it; for `undo` a signature can be taken back."""
+    reviews = [review_out(review, undo) for review in study.reviews]
     signed = [review for review in reviews if review.state == "signed"]
     row = RowOut.model_validate(study.row).model_dump() | {"cautions": list(study.cautions)}
     return StudyOut(
@@ -402,8 +403,8 @@ def study_out(study: worklist.Study) -> StudyOut:
     )
 
 
-def review_out(review: worklist.Review) -> ReviewOut:
-    """Return a review as the API says it."""
+def review_out(review: worklist.Review, undo: timedelta) -> ReviewOut:
+    """Return a review as the API says it; for `undo` a signature can be taken back."""
     return ReviewOut(
         review=review.review,
         reader=review.reader,
@@ -414,6 +415,7 @@ def review_out(review: worklist.Review) -> ReviewOut:
         note=review.note,
         created_at=review.created_at,
         signed_at=review.signed_at,
+        final_at=review.signed_at + undo if review.signed_at else None,
         parent=review.parent,
         revision=review.revision,
         withdrawn_at=review.withdrawn_at,
