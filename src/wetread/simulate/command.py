@@ -197,6 +197,76 @@ def score_truth(
     typer.echo(text if as_json else score.table(figures))
 
 
+@simulate.command()
+def load(
+    url: _Url = _HERE,
+    token: _Token = "",
+    clinics: Annotated[int, typer.Option(help="How many at first; each sends one study after the other.")] = 4,
+    most: Annotated[int, typer.Option(help="How many at most; they double until the knee.")] = 64,
+    seconds: Annotated[float, typer.Option(help="How long each number sends, in s.")] = 15.0,
+    limit: Annotated[float, typer.Option(help="Within which 95 % must be ranked, in s.")] = 1.0,
+    pause: Annotated[float, typer.Option(help="Between two studies of a clinic, in s.")] = 0.0,
+    size: Annotated[int, typer.Option(help="Side of the radiographs in pixels.", min=64, max=2048)] = 1024,
+    seed: Annotated[int, typer.Option(help="Of the phantoms.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Find how many clinics a server holds: from a study's last byte to its ranked row, with more and more clinics.
+
+    What is sent stays in the worklist: use a server for trying out. Exit code 1 means that not even the first number
+    was held. Example: `wetread simulate load --clinics 4 --json`
+    """
+    import json
+
+    from wetread.simulate import load
+
+    def say(step: load.Step) -> None:
+        typer.echo(
+            f"{step.clinics} clinics: {step.rate:.1f} studies/s, p95 {1000 * step.percentile(95):.0f} ms", err=True
+        )
+
+    steps = load.run(
+        url, token, clinics=clinics, most=most, seconds=seconds, limit_s=limit, pause_s=pause, size=size, seed=seed,
+        say=say,
+    )  # fmt: skip
+    found = load.report(steps, limit)
+    typer.echo(json.dumps(found, indent=2) if as_json else load.table(found))
+    if not found["passed"]:
+        raise typer.Exit(1)
+
+
+@simulate.command()
+def browsers(
+    url: _Url = _HERE,
+    name: Annotated[str, typer.Option(help="Account to log in with.")] = "",
+    password: Annotated[
+        str, typer.Option(help="Its password; better by the variable.", envvar="WETREAD_PASSWORD")
+    ] = "",
+    login: Annotated[str, typer.Option(help="Or a login link, as `wetread serve` prints it.")] = "",
+    profile: Annotated[
+        list[str] | None, typer.Option(help="workstation, tablet or slow; may be repeated. Default: all.")
+    ] = None,
+    times: Annotated[int, typer.Option(help="How often worklist and a study are opened in each.", min=1)] = 5,
+    timeout: Annotated[float, typer.Option(help="After which a page without an image is an error, in s.")] = 60.0,
+    chromium: Annotated[str, typer.Option(help="Path of the browser.")] = "",
+) -> None:
+    """Open worklist and studies in a real browser and print how soon the first image stood, as JSON.
+
+    Exit code 1 means that a page complained or showed nothing. Example:
+    `wetread simulate browsers --name canary --profile workstation --times 10`
+    """
+    import json
+
+    from wetread.simulate import browsers
+
+    address, who = browsers.code_of(login) if login else (url.rstrip("/"), {"name": name, "password": password})
+    found = browsers.run(
+        address, who, profiles=profile or list(browsers.PROFILES), times=times, timeout_s=timeout, chromium=chromium
+    )
+    typer.echo(json.dumps(found, indent=2))
+    if any(each["errors"] for each in found.values()):
+        raise typer.Exit(1)
+
+
 def _split(pairs: Any) -> tuple[Any, Any]:
     """Return two iterators over what comes in pairs, the second elements first."""
     from itertools import tee
