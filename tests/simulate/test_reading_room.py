@@ -38,7 +38,8 @@ def test_every_wait_is_that_of_simpy(readers: int, preemptive: bool) -> None:
         yield world.timeout(arrival[number])
         todo = service[number]
         while todo > 0:
-            with room.request(priority=(rank[number], number), preempt=preemptive) as asked:
+            place: Any = (rank[number], number)
+            with room.request(priority=place, preempt=preemptive) as asked:
                 yield asked
                 begun = world.now
                 try:
@@ -105,7 +106,7 @@ def test_a_cap_of_nothing_is_first_come_first_served(preemptive: bool) -> None:
 )
 def test_means_are_those_of_the_closed_forms(room: Room) -> None:
     outcome, exact = simulate(room, 40_000, 10, seed=1), queueing.means(room)
-    found = {"fifo": outcome.fifo} | {label: line.mean for label, line in outcome.lines.items()}
+    found = {"fifo": outcome.fifo.mean} | {label: line.mean for label, line in outcome.lines.items()}
     assert list(found) == list(exact)
     for label, value in exact.items():
         error = found[label].high - found[label].value
@@ -121,15 +122,18 @@ def test_a_waiting_cap_costs_the_urgent_little_until_it_is_low() -> None:
         cap: simulate(Room(two_classes(), preemptive=False, caps=(cap, cap)), 20_000, 10, seed=2)
         for cap in (math.inf, 240.0, 60.0)
     }
-    fifo = found[math.inf].fifo.value
-    share = {cap: outcome.lines["diseased"].mean.value / fifo for cap, outcome in found.items()}
+    fifo = found[math.inf].fifo
+    share = {cap: outcome.lines["diseased"].mean.value / fifo.mean.value for cap, outcome in found.items()}
     assert share[math.inf] == pytest.approx(12.6 / 38.4, rel=0.1)
     assert share[240] == pytest.approx(13.9 / 38.4, rel=0.1)
     assert share[60] == pytest.approx(29.4 / 38.4, rel=0.1)
     assert share[math.inf] < share[240] < share[60] < 1
     low = found[60.0].everyone
-    assert low.p99 == pytest.approx(low.p99_fifo)  # whom the cap promotes, it promotes in the order of arrival
-    assert found[math.inf].everyone.p99 > 1.05 * low.p99
+    assert low.p99 == pytest.approx(fifo.p99)  # whom the cap promotes, it promotes in the order of arrival
+    for cap in (60.0, 240.0):  # FIFO's worst case is restored
+        assert found[cap].everyone.longest == pytest.approx(fifo.longest)
+    assert found[math.inf].everyone.longest > 1.1 * fifo.longest
+    assert found[60.0].fifo.over == pytest.approx(math.exp(-0.02 * 60) * 0.8, abs=0.03)  # of M/M/1
 
 
 def test_rare_patients_have_a_wait_where_they_came() -> None:

@@ -243,8 +243,8 @@ class Line:
         Over the replications.
     saved : Interval
         How much less the same patients wait than in the order of arrival.
-    p99, p99_fifo : float
-        99th percentile, and that of the same patients in the order of arrival.
+    p99, longest : float
+        99th percentile, and the longest wait of all replications.
     over : float
         Share that waited beyond the cap of its rank.
     """
@@ -252,7 +252,7 @@ class Line:
     mean: Interval
     saved: Interval
     p99: float
-    p99_fifo: float
+    longest: float
     over: float
 
 
@@ -260,14 +260,14 @@ class Line:
 class Outcome:
     """What a simulation gave: by arrival, of all patients, of each label; `waits` keeps the waits behind the means."""
 
-    fifo: Interval
+    fifo: Line
     everyone: Line
     lines: dict[str, Line]
     waits: dict[str, FloatArray]
 
     def means(self) -> dict[str, float]:
         """Return the mean wait by arrival, and of each label in the order of the ranks."""
-        return {"fifo": self.fifo.value} | {label: line.mean.value for label, line in self.lines.items()}
+        return {"fifo": self.fifo.mean.value} | {label: line.mean.value for label, line in self.lines.items()}
 
 
 def simulate(room: Room, patients: int = 400_000, replications: int = 20, seed: int = 0) -> Outcome:
@@ -314,26 +314,27 @@ def simulate(room: Room, patients: int = 400_000, replications: int = 20, seed: 
         by_arrival = waits(arrival, service, np.zeros_like(kind), readers=room.readers, caps=(math.inf,))
         found.append((kind[kept], by_rank[kept], by_arrival[kept]))
     kind, by_rank, by_arrival = (np.stack(column) for column in zip(*found, strict=True))
-    over = by_rank > np.asarray(room.caps)[ranks][kind]
+    caps, every = np.asarray(room.caps)[ranks][kind], np.ones(kind.shape, bool)
     members = {
         label: np.isin(kind, [n for n, k in enumerate(room.kinds) if label in k.labels]) for label in room.labels
     }
     return Outcome(
-        _interval(by_arrival.mean(axis=1)),
-        _line(np.ones_like(over), by_rank, by_arrival, over),
-        {label: _line(member, by_rank, by_arrival, over) for label, member in members.items()},
+        _line(every, by_arrival, by_arrival, caps),
+        _line(every, by_rank, by_arrival, caps),
+        {label: _line(member, by_rank, by_arrival, caps) for label, member in members.items()},
         {"fifo": by_arrival.ravel()} | {label: by_rank[member] for label, member in members.items()},
     )
 
 
-def _line(member: NDArray[np.bool_], by_rank: FloatArray, by_arrival: FloatArray, over: NDArray[np.bool_]) -> Line:
+def _line(member: NDArray[np.bool_], waited: FloatArray, by_arrival: FloatArray, caps: FloatArray) -> Line:
     if not member.any():
         nothing = Interval(math.nan, math.nan, math.nan)
         return Line(nothing, nothing, math.nan, math.nan, math.nan)
     some = member.any(axis=1)  # a replication may have none of a rare kind
-    mean, fifo = (waited[some].mean(axis=1, where=member[some]) for waited in (by_rank, by_arrival))
-    p99, p99_fifo = (float(np.quantile(waited[member], 0.99)) for waited in (by_rank, by_arrival))
-    return Line(_interval(mean), _interval(fifo - mean), p99, p99_fifo, float(over[member].mean()))
+    mean, fifo = (each[some].mean(axis=1, where=member[some]) for each in (waited, by_arrival))
+    found, limits = waited[member], caps[member]
+    p99, longest, over = np.quantile(found, 0.99), found.max(), np.mean(found > limits)
+    return Line(_interval(mean), _interval(fifo - mean), float(p99), float(longest), float(over))
 
 
 def _interval(means: FloatArray) -> Interval:

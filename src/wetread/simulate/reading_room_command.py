@@ -152,21 +152,23 @@ def _means(every: list[Room], means: list[dict[str, float]], outcomes: list[Outc
             table.add_row(f"{room.load:g}", *("—" if math.isnan(value) else f"{value:.3f}" for value in found.values()))
         else:
             of = outcomes[number]
-            table.add_row(f"{room.load:g}", _interval(of.fifo), *(_interval(line.mean) for line in of.lines.values()))
+            table.add_row(
+                f"{room.load:g}", _interval(of.fifo.mean), *(_interval(line.mean) for line in of.lines.values())
+            )
     return table
 
 
 def _lines(room: Room, outcome: Outcome) -> Table:
     """Return what a simulation says of each label."""
     capped = any(math.isfinite(cap) for cap in room.caps)
-    names = ("patients", "share", "mean wait, min (95 %)", "less than by arrival", "99 % within", "by arrival")
+    names = ("patients", "share", "mean wait, min (95 %)", "less than by arrival (95 %)", "99 % within", "longest")
     table = _table(*names, *(["over cap"] if capped else []))
-    for label, line in {**outcome.lines, "all": outcome.everyone}.items():
-        share = sum(kind.share for kind in room.kinds if label == "all" or label in kind.labels)
+    every = {"all": outcome.everyone, "all, by arrival": outcome.fifo}
+    for label, line in (outcome.lines | every).items():
+        share = sum(kind.share for kind in room.kinds if label in every or label in kind.labels)
         cells = [label.replace("_", " "), f"{share:.1%}", _interval(line.mean), _interval(line.saved)]
-        cells += [f"{line.p99:.0f}", f"{line.p99_fifo:.0f}", *([f"{line.over:.1%}"] if capped else [])]
-        table.add_row(*cells)
-    table.add_row("all, by arrival", "", _interval(outcome.fifo))
+        cells += [f"{line.p99:.0f}", f"{line.longest:.0f}", *([f"{line.over:.1%}"] if capped else [])]
+        table.add_row(*("—" if cell == "nan" else cell for cell in cells))
     return table
 
 

@@ -47,7 +47,7 @@ def draw(
             mean = [found[label] for found in means]
             axes.plot(loads, mean, color=colour, label=_name(label), marker="o", markersize=3)
             if outcomes is not None:
-                spread = [o.fifo if label == "fifo" else o.lines[label].mean for o in outcomes]
+                spread = [(o.fifo if label == "fifo" else o.lines[label]).mean for o in outcomes]
                 axes.fill_between(loads, [s.low for s in spread], [s.high for s in spread], color=colour, alpha=0.2)
                 if exact := _exact(rooms):
                     axes.plot(loads, [found[label] for found in exact], color=colour, linestyle=":", linewidth=1)
