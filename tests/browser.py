@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import io
 import os
+import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -39,6 +41,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# What a page complains of while the server is away.
+LOST = r"ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE|ERR_NETWORK|Failed to load|Failed to fetch"
 SIZE = 320
 PATIENTS = {1: ["Pneumothorax"], 2: ["Pleural Effusion"], 3: [], 4: ["Fracture"], 5: ["Cardiomegaly"], 6: []}
 
@@ -109,6 +113,18 @@ def written(film: pydicom.Dataset) -> bytes:
     return content.getvalue()
 
 
+def free_port() -> int:
+    """Return a port that nobody is given by chance while the server is down: below those that the system hands out."""
+    for port in random.SystemRandom().sample(range(15_000, 30_000), 200):
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
+
+
 @contextmanager
 def serving(folder: Path, models: str, port: int = 0, **settings: str) -> Iterator[Server]:
     """Serve the data in `folder`/data for a while."""
@@ -158,6 +174,14 @@ def sign_in(context: Any, server: Server) -> None:
     page.close()
 
 
+def log_in(page: Any, name: str, password: str) -> None:
+    """Type name and password into the login page, as hands without a mouse do."""
+    page.locator("[name=name]").fill(name)
+    page.keyboard.press("Tab")
+    page.keyboard.type(password)
+    page.keyboard.press("Enter")
+
+
 @contextmanager
 def watched(context: Any, url: str, allow: str = r"(?!)") -> Iterator[Any]:
     """Give a page; fail when anything went wrong on it, save console errors that match `allow`."""
@@ -202,7 +226,16 @@ def wait_for(page: Any, condition: Callable[[], object], what: str = "the condit
 
 def until(page: Any, expression: str, arg: object = None) -> None:
     """Wait until a JavaScript expression holds; playwright's own way needs eval, which the content policy forbids."""
-    wait_for(page, lambda: page.evaluate(expression, arg), expression)
+
+    def holds() -> object:
+        try:
+            return page.evaluate(expression, arg)
+        except Exception as error:  # of playwright, which may be absent
+            if "context was destroyed" not in str(error):  # between two pages neither holds
+                raise
+            return False
+
+    wait_for(page, holds, expression)
 
 
 def open_study(page: Any, server: Server, study: str) -> None:
@@ -220,22 +253,27 @@ def level(page: Any) -> dict[str, float]:
 
 
 def settled(page: Any) -> np.ndarray:
-    """Return the picture once it has stopped changing."""
-    last = picture_only(page)
+    """Return the picture once it, and any beside it, has stopped changing."""
+    last = pictures(page)
     for _ in range(100):
         page.wait_for_timeout(200)
-        now = picture_only(page)
-        if np.array_equal(now, last):
-            return now
+        now = pictures(page)
+        if len(now) == len(last) and all(map(np.array_equal, now, last)):
+            return now[0]
         last = now
     raise AssertionError("the picture does not come to rest")
 
 
 def picture_only(page: Any) -> np.ndarray:
     """Return the pixels of the radiograph's own canvas, without what lies over it, float [H, W]."""
-    address = page.evaluate("document.querySelector('#viewport canvas').toDataURL('image/png')")
-    content = np.frombuffer(base64.b64decode(address.split(",")[1]), np.uint8)
-    return cv2.imdecode(content, cv2.IMREAD_COLOR).astype(float).mean(2)  # type: ignore[no-any-return, union-attr]
+    return pictures(page)[0]
+
+
+def pictures(page: Any) -> list[np.ndarray]:
+    """Return the same of all panes that lie side by side."""
+    addresses = page.evaluate("[...document.querySelectorAll('.viewport canvas')].map(c => c.toDataURL('image/png'))")
+    contents = [np.frombuffer(base64.b64decode(address.split(",")[1]), np.uint8) for address in addresses]
+    return [np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR)).astype(float).mean(2) for content in contents]
 
 
 def fitted(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

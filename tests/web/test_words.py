@@ -5,15 +5,13 @@ Undo, addenda, own calls and own keys, too: what a reader does to what they said
 
 from __future__ import annotations
 
-import random
 import re
-import socket
 from collections.abc import Iterator
 from typing import Any
 
 import browser
 import pytest
-from browser import SIZE, Server, serving_tiny, until, wait_for, watched
+from browser import LOST, SIZE, Server, free_port, log_in, serving_tiny, until, wait_for, watched
 
 from wetread.clinic import blind
 from wetread.config import Settings
@@ -21,23 +19,10 @@ from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
 
 SHARE = 0.2  # of studies that are read blind
-LOST = r"ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE|ERR_NETWORK|Failed to load|Failed to fetch"
 KEPT = "document.querySelector('#kept').textContent"
 WORDS = "Object.keys(localStorage).filter(name => name.startsWith('wetread.words:')).length"
 
 pytestmark = browser.needed
-
-
-def free_port() -> int:
-    """Return a port that nobody is given by chance while the server is down: below those that the system hands out."""
-    for port in random.SystemRandom().sample(range(15_000, 30_000), 200):
-        with socket.socket() as tried:
-            try:
-                tried.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no port is free")
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +122,9 @@ class TestLostConnection:
         assert server.api.post("/accounts", json=account).status_code == 201
         context = chromium.new_context(viewport={"width": 1024, "height": 640})
 
-        def log_in(page: Any) -> None:
-            page.fill("[name=name]", account["name"])
-            page.fill("[name=password]", account["password"])
-            page.get_by_role("button", name="Log in", exact=True).click()
-
         with watched(context, server.url, allow="401") as page:
             page.goto(server.url + "/login")
-            log_in(page)
+            log_in(page, account["name"], account["password"])
             page.wait_for_url(server.url + "/")
             visit(page, server, study)
             context.clear_cookies()
@@ -152,7 +132,7 @@ class TestLostConnection:
             said(page, "you are logged out")
             page.get_by_role("link", name="Log in again").click()
             page.wait_for_url("**/login")
-            log_in(page)
+            log_in(page, account["name"], account["password"])
             page.wait_for_url(f"**/studies/{study}")
             until(page, "document.querySelector('#note').value === 'the session ran out'")
             said(page, "Saved")
