@@ -153,7 +153,12 @@ def measure(database: Store, now: datetime, repeats: int) -> dict[str, list[floa
         "models: list of 4 weeks": (model_figures.seen, Period.last(28, now)),
         "models: one, 4 weeks": (model_figures.numbers, MODEL, Period.last(28, now)),
     }
-    found = {}
+    kept: quality.Kept = {}
+    found = {"quality: 90 days, the first time, at the start": [timed(quality.ahead, database, kept, now)]}
+    cases |= {
+        f"quality: {days} days, days that are over kept": (quality.quality, Period.last(days, now), kept)
+        for days in (7, 28, 90)
+    }
     for name, arguments in cases.items():
         call(*arguments)
         found[name] = [timed(call, *arguments) for _ in range(repeats)]

@@ -26,6 +26,34 @@ def found(connection: Any) -> dict[int, Quality]:
     return {days: quality.quality(connection, HERE, period) for days, period in PERIODS.items()}
 
 
+def test_days_that_were_kept_say_the_same(connection: Any, found: dict[int, Quality]) -> None:
+    kept: quality.Kept = {}
+    quality.quality(connection, HERE, PERIODS[90], kept)
+    assert 80 < len(kept) < 90
+    for _ in range(2):
+        for days, period in PERIODS.items():
+            assert quality.quality(connection, HERE, period, kept) == found[days]
+    day = max(kept)[1]
+    assert day < NOW - timedelta(hours=24)
+    parts = list(kept.values())
+    with pytest.MonkeyPatch.context() as patch:  # they are not asked for again
+        patch.setattr(quality, "_answers", lambda connection, site, period: [])
+        assert {one.finding for one in quality.quality(connection, HERE, PERIODS[90], kept).agreement} <= {
+            one.finding for one in found[90].agreement
+        }
+    assert list(kept.values()) == parts
+    later = Period.last(7, NOW + timedelta(days=200))
+    quality.quality(connection, HERE, later, kept)
+    assert all(key[1] > NOW for key in kept)  # what nobody asks for any more is let go
+
+
+def test_the_service_counts_ahead_for_every_site(connection: Any) -> None:
+    database, kept = Store(connection.engine.url.render_as_string(hide_password=False), migrate=False), {}
+    quality.ahead(database, kept, NOW)
+    database.close()
+    assert {site for site, _ in kept} >= {HERE}
+
+
 def readings(days: int) -> pl.DataFrame:
     """Return what was signed here in a period, with its study."""
     period = PERIODS[days]

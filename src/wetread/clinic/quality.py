@@ -3,6 +3,9 @@
 Only what a reader touched counts: an answer nobody gave says nothing about the model. What is counted is the first
 signature of each reading; addenda do not count again. All of it is counted in the database, over a period that an
 index bounds; only times come out one by one, the newest `figures.MOST`.
+
+A period is counted day by day. A day that is long over does not change, so it is counted once and `Kept` for as long
+as the process lives; what is merged or removed afterwards counts there until then.
 """
 
 from __future__ import annotations
@@ -15,15 +18,20 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import store, triage
 from wetread.clinic.figures import MOST, Period, Rate, Share, Spread, at_site, by_step, step_of, walk
 from wetread.clinic.priority import Priority
+from wetread.clinic.store import Store
 from wetread.findings import TASKS
 
 ARMS = ("anchored", "blind")  # whether the reader had the model's word before they made up their own mind
+PERIODS = (7, 28, 90)  # days that may be looked at
 _DAY = timedelta(days=1)
+_SETTLED = timedelta(hours=1)  # after it no signature is taken back any more, nor still being written
+_LONGEST = timedelta(days=PERIODS[-1] + 10)  # that a day is kept
 _NORMAL = {task.normal for task in TASKS.values()}
 
 
@@ -97,21 +105,102 @@ class Quality:
     timed: int  # studies whose times were looked at
 
 
-def quality(connection: Connection, site: str, period: Period) -> Quality:
-    """Count everything of a site and period."""
+@dataclass(frozen=True, eq=False)
+class _Times:
+    """Of each reading, the newest first: minutes until it was signed (NaN: unknown), class, and arms."""
+
+    received: NDArray[np.float64]
+    opened: NDArray[np.float64]
+    classes: NDArray[np.str_]
+    off: NDArray[np.bool_]
+    anchored: NDArray[np.bool_]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Any]) -> _Times:
+        """Make it of rows of the database."""
+        return cls(
+            np.array([_minutes(row.received_at, row.signed_at) for row in rows], np.float64),
+            np.array([_minutes(row.opened_at, row.signed_at) if row.opened_at else np.nan for row in rows], np.float64),
+            np.array([row.priority for row in rows], dtype=np.str_),
+            np.array([row.off for row in rows], dtype=np.bool_),
+            np.array([row.anchored for row in rows], dtype=np.bool_),
+        )
+
+    @classmethod
+    def of(cls, parts: Sequence[_Times]) -> _Times:
+        """Put parts together, the newest first, and keep the newest `MOST`."""
+        names = cls.__dataclass_fields__
+        return cls(*(np.concatenate([getattr(part, name) for part in parts])[:MOST] for name in names))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the database says of a part of a period: counted rows, and the times of each reading, the newest first."""
+
+    signed: int
+    answers: Sequence[Any]
+    alerts: Sequence[Any]
+    times: _Times
+
+
+Kept = dict[tuple[str, datetime], _Part]  # site and day in UTC → what was counted of it
+
+
+def quality(connection: Connection, site: str, period: Period, kept: Kept | None = None) -> Quality:
+    """Count everything of a site and period; days that are in `kept` not again, others that are over go there."""
     walk(connection)
-    answers = _answers(connection, site, period)
-    times = _times(connection, site, period)
+    parts = [_part(connection, site, part, None if open_ else kept) for part, open_ in _days(period)]
+    if kept is not None:
+        for key in [key for key in list(kept) if key[1] < period.until - _LONGEST]:
+            kept.pop(key, None)
+    answers = [row for part in parts for row in part.answers]
+    times = _Times.of([part.times for part in parts])
     return Quality(
         period=period,
-        signed=_signed(connection, site, period),
+        signed=sum(part.signed for part in parts),
         agreement=tuple(_agreement(answers)),
         by_arm={arm: _agreed(row for row in answers if row.anchored is (arm == "anchored")) for arm in ARMS},
         unnamed=tuple(_unnamed(answers)),
-        alerts=_alerts(connection, site, period),
+        alerts=_alerts([row for part in parts for row in part.alerts], period),
         waits=tuple(_waits(times)),
-        timed=len(times),
+        timed=len(times.received),
     )
+
+
+def ahead(database: Store, kept: Kept, now: datetime) -> None:
+    """Count the days of the longest period that anybody asks for, at every site."""
+    with database.read() as connection:
+        sites = list(connection.execute(sa.select(store.site.c.name)).scalars())
+    for site in sites:
+        with database.read() as connection:
+            quality(connection, site, Period.last(PERIODS[-1], now), kept)
+
+
+def _days(period: Period) -> list[tuple[Period, bool]]:
+    """Return the days of a period, the newest first, and whether each is cut off or not over for long."""
+    starts = [max(step, period.since) for step in period.steps(_DAY)]
+    ends = [*starts[1:], period.until]
+    found = [
+        (Period(since, until), until - since < _DAY or until > period.until - _SETTLED)
+        for since, until in zip(starts, ends, strict=True)
+        if since < until
+    ]
+    return found[::-1]
+
+
+def _part(connection: Connection, site: str, period: Period, kept: Kept | None) -> _Part:
+    key = site, period.since
+    if kept is not None and (known := kept.get(key)) is not None:
+        return known
+    found = _Part(
+        _signed(connection, site, period),
+        _answers(connection, site, period),
+        _raised(connection, site, period),
+        _Times.from_rows(_times(connection, site, period)),
+    )
+    if kept is not None:
+        kept[key] = found
+    return found
 
 
 def agreement(connection: Connection, site: str, period: Period, model: str) -> list[Agreement]:
@@ -193,7 +282,8 @@ def _unnamed(rows: Iterable[Any]) -> list[tuple[str, int]]:
     return counts.most_common(20)
 
 
-def _alerts(connection: Connection, site: str, period: Period) -> Alerts:
+def _raised(connection: Connection, site: str, period: Period) -> Sequence[Any]:
+    """Return how often what AI raised was confirmed, on which day: rows of verdict, day, count."""
     reviews, studies, found = store.review.c, store.study.c, store.review_finding.c
     denied = sa.or_(
         sa.and_(found.answer == "disagree", sa.func.coalesce(found.call, "") != "unlikely"),
@@ -207,12 +297,15 @@ def _alerts(connection: Connection, site: str, period: Period) -> Alerts:
         store.review_finding, sa.and_(found.review == reviews.id, found.finding == studies.finding)
     )
     raised = studies.finding.is_not(None), studies.priority != studies.floor
-    rows = connection.execute(
+    return connection.execute(
         sa.select(verdict, day, sa.func.count().label("times"))
         .select_from(joined)
         .where(*_of(site, period), *raised)
         .group_by(verdict, day)
     ).all()
+
+
+def _alerts(rows: Sequence[Any], period: Period) -> Alerts:
     counts: Counter[str] = Counter()
     for row in rows:
         counts[row.verdict] += row.times
@@ -254,13 +347,10 @@ def _times(connection: Connection, site: str, period: Period) -> Sequence[Any]:
     ).all()
 
 
-def _waits(rows: Sequence[Any]) -> list[Waits]:
+def _waits(times: _Times) -> list[Waits]:
     """Return the times by class, over all arms and in each arm that there is."""
-    received = np.array([_minutes(row.received_at, row.signed_at) for row in rows])
-    opened = np.array([_minutes(row.opened_at, row.signed_at) if row.opened_at else np.nan for row in rows])
-    classes = np.array([row.priority for row in rows], dtype=str)
-    off, anchored = (np.array([getattr(row, name) for row in rows], dtype=bool) for name in ("off", "anchored"))
-    every = np.ones(len(rows), dtype=bool)
+    received, opened, classes, off, anchored = (getattr(times, name) for name in _Times.__dataclass_fields__)
+    every = np.ones(len(received), dtype=bool)
     arms = {None: every, "AI on": ~off, "AI off": off, "anchored": anchored, "blind": ~anchored}
     found = []
     for arm, members in arms.items():

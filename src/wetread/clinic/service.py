@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import IO, Any
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import adt, completion, destinations, priority, processes, retention, sample, store, triage
+from wetread.clinic import adt, completion, destinations, priority, processes, quality, retention, sample, store, triage
 from wetread.clinic.ai import Ai, AiState, ModelState, Served
 from wetread.clinic.archive import open_archive, room
 from wetread.clinic.corrections import Corrections
@@ -79,6 +79,8 @@ class Clinic:
         self.database = Store.open(data, settings.database)
         self.archive = open_archive(data, settings)
         self.claim_life = timedelta(minutes=settings.claim_minutes)
+        self.days: quality.Kept = {}  # figures of days that are over
+        self._counted: date | None = None
         self.undo = timedelta(seconds=settings.undo_seconds)  # a signature is final only after it
         self.leader, self.watcher = Leader(self.database, "upkeep"), Leader(self.database, "watch")
         self.orderer = Leader(self.database, "order")
@@ -142,13 +144,14 @@ class Clinic:
         self.worker.start()
         self._every(processes.BEAT_S, self._beat)
         self._every(UPKEEP_S, self._upkeep)
+        self._every(UPKEEP_S, self._count)
         self.outbox.start()
         self._every(1.0, self._sweep)
         self._every(1.0, self._complete)
         self._every(1.0, self.critical.step)
         self._every(1.0, self.switches.step)
         self._every(1.0, self.deployed.look)
-        self._every(1.0, self.deployed.order)
+        self._every(1.0, self._order)
         self._every(RECOVER_S, self.switches.recover)
         if self.adt is not None:
             self.adt.start()
@@ -274,6 +277,10 @@ class Clinic:
         if self.watch is not None and self.watcher.leads():
             self.watch.look()
 
+    def _order(self) -> None:
+        if self.deployed.order():
+            self.outbox.renew()
+
     def _beat(self) -> None:
         self.presence.beat()
 
@@ -289,6 +296,13 @@ class Clinic:
                 over = retention.due(connection, self.settings, store.now())
             if gone := retention.remove(self.database, self.archive, over):
                 log.info("%d studies were removed: their time after the signature is over", gone)
+
+    def _count(self) -> None:
+        """Count the days that are over once a day, before anybody waits for the page of figures."""
+        now = store.now()
+        if self._counted != now.date():
+            quality.ahead(self.database, self.days, now)
+            self._counted = now.date()
 
     def _set_right(self, careful: bool) -> None:
         """Put away what a crash left; `careful` leaves alone what another process may be writing just now."""

@@ -15,23 +15,21 @@ from wetread.web.pages import Reader, render
 
 router = APIRouter(include_in_schema=False)
 
-PERIODS = (7, 28, 90)  # days that may be looked at
-
 
 @router.get("/quality")
 def quality_page(
     request: Request, caller: Reader, days: Annotated[int, Query(description="7, 28 or 90.")] = 28
 ) -> Response:
     """Show the figures of the caller's site. They are of no patient and no single reader."""
-    clinic, chosen = request.app.state.clinic, min(PERIODS, key=lambda period: abs(period - days))
+    clinic, chosen = request.app.state.clinic, min(quality.PERIODS, key=lambda period: abs(period - days))
     period = Period.last(chosen, store.now())
     with clinic.database.read() as connection:
-        found = quality.quality(connection, caller.site, period)
+        found = quality.quality(connection, caller.site, period, clinic.days)
     by_model: dict[str | None, list[quality.Agreement]] = {}
     for one in found.agreement:
         by_model.setdefault(one.model, []).append(one)
     return render(
         request, "quality.html", caller=caller, found=found, by_model=by_model, names=names(clinic), days=chosen,
         waits={(one.priority, one.arm): one for one in found.waits}, classes=[None, *Priority],
-        periods=PERIODS, few=FEW, most=MOST,
+        periods=quality.PERIODS, few=FEW, most=MOST,
     )  # fmt: skip
