@@ -46,14 +46,14 @@ def test_the_share_is_met_and_a_patient_is_in_it_or_not(
     kind: str, request: pytest.FixtureRequest, tmp_path: Any
 ) -> None:
     database = Store(request.getfixturevalue("postgresql")) if kind == "postgresql" else Store.open(tmp_path)
-    count = 450
-    patients = [f"P{n // 2}" if n < 300 else "" for n in range(count)]  # two studies each; some of nobody
+    count = 240
+    patients = [f"P{n // 2}" if n < 160 else "" for n in range(count)]  # two studies each; some of nobody
     keys = studies(database, count, patients)
     few, more = (drawn(database, keys, patients, share) for share in (0.1, 0.3))
     assert few < more
     assert drawn(database, keys, patients, 0.3) == more
     assert abs(len(more) - 0.3 * count) < 5 * (2 * 0.21 * count) ** 0.5
-    for n in range(0, 300, 2):
+    for n in range(0, 160, 2):
         assert (keys[n] in more) == (keys[n + 1] in more)
     assert drawn(database, keys, patients, 1) == set(keys)
     assert drawn(database, keys, patients, 0) == set()

@@ -12,7 +12,7 @@ uncertain; a finding of which nobody said anything has none. Uncertain is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -41,6 +41,8 @@ class Reading:
         With what the model had called.
     own_call : mapping or None
         ``normal`` and ``findings``, said before the model's word was shown.
+    models : mapping of finding to (str, float)
+        Whose call it was that was answered, SHA-256 of the package, and the probability that came with it.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Reading:
     normal: bool
     answers: Mapping[str, tuple[str, str | None]]
     own_call: Mapping[str, Any] | None = None
+    models: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     @property
     def said(self) -> dict[str, int]:
