@@ -153,6 +153,7 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("GET", "/v2"): Rule(INFER),
     ("GET", "/v2/health/live"): Rule(ANYONE),
     ("GET", "/v2/health/ready"): Rule(ANYONE),
+    ("GET", "/api/v1/deployments"): Rule(VIEW),
     ("GET", "/v2/models/{name}"): Rule(INFER),
     ("GET", "/v2/models/{name}/versions/{version}"): Rule(INFER),
     ("GET", "/v2/models/{name}/ready"): Rule(INFER),

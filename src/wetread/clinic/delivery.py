@@ -111,6 +111,31 @@ class Outbox:
         if kind == "study.corrected" or (kind == "study.merged" and "from" in payload):
             self._correct(connection, study)
 
+    def renew(self) -> int:
+        """Owe anew what was told of unread studies whose results are another model's by now; return how many.
+
+        It goes the way of newer results: those of before are outdated, and are not sent if they were not yet.
+        """
+        table, studies = store.delivery.c, store.study.c
+        told = (
+            sa.select(studies.id)
+            .join(store.delivery, table.study == studies.id)
+            .where(sa.text("study.reading != 'signed'"), table.kind.in_(("sr", "sc", "fhir", "hl7")))
+            .distinct()
+        )
+        with self.database.read() as connection:
+            owing = list(connection.execute(told).scalars()) if self.destinations else []
+        for study in owing:
+            with self.database.write() as connection:
+                if (
+                    connection.execute(sa.select(studies.id).where(studies.id == study)).first()
+                    and _settled(connection, study)
+                    and (results := statement.current(connection, study))
+                ):
+                    cause = statement.cause(results, _study(connection, study).revision)
+                    self._owe(connection, RESULT, study, cause)
+        return len(owing)
+
     def _correct(self, connection: Connection, study: str) -> None:
         """Owe anew what was told of a study before its patient was corrected; what was not sent yet is let be."""
         revision = _study(connection, study).revision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,16 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from wetread.clinic import model_figures, processes, quality, store
+from wetread.clinic.deployments import Deployment
 from wetread.clinic.figures import FEW, Period
 from wetread.clinic.model_figures import Seen
 from wetread.clinic.service import Clinic, ModelState, Served
 from wetread.errors import NotFoundError
 from wetread.model.package import Package
-from wetread.web import figures  # noqa: F401  its filters
+from wetread.web import (
+    deployments,
+    figures,  # noqa: F401  its filters
+)
 from wetread.web.language import N_
 from wetread.web.pages import Reader, render
 
@@ -61,12 +66,26 @@ def _listed(clinic: Clinic, site: str, period: Period) -> list[Listed]:
         seen: dict[str, Seen] = {}
         for one in model_figures.seen(connection, site, period):
             seen.setdefault(one.model, one)
+        rows = deployments.told(connection, site)
     found = []
     for state in clinic.ai(site).models:
         model = clinic.models.get(state.id)
         package = model.predictor.package if isinstance(model, Served) else None
         found.append(Listed(state.id, state.name, state.version, state, package, seen.pop(state.id, None)))
+    listed = {one.id for one in found}
+    for row in rows:  # a challenger is no part of what readers are told of the AI
+        if row.model not in listed:
+            model = clinic.models.get(row.model)
+            package = model.predictor.package if isinstance(model, Served) else None
+            found.append(Listed(row.model, row.model_name, row.version, None, package, seen.pop(row.model, None)))
+            listed.add(row.model)
     return found + [Listed(one.model, one.name, one.version, None, None, one) for one in seen.values()]
+
+
+def _deployed(clinic: Clinic, site: str, model: str = "") -> Sequence[Deployment]:
+    """Return what is deployed at a site, or all that ever was done with a model."""
+    with clinic.database.read() as connection:
+        return deployments.told(connection, site, model=model)
 
 
 def _serving(clinic: Clinic, model: str) -> list[dict[str, Any]]:
@@ -81,7 +100,7 @@ def models_page(request: Request, caller: Reader) -> Response:
     period = Period.last(7 * WEEKS, store.now())
     return render(
         request, "models.html", caller=caller, ai=clinic.ai(caller.site), weeks=WEEKS,
-        models=_listed(clinic, caller.site, period),
+        models=_listed(clinic, caller.site, period), deployed=_deployed(clinic, caller.site),
     )  # fmt: skip
 
 
@@ -101,7 +120,7 @@ def model_page(request: Request, caller: Reader, model: str) -> Response:
         request, "model.html", caller=caller, model=one, numbers=numbers, agreement=agreement, weeks=WEEKS, few=FEW,
         card=card(one.package.card) if one.package else "", golden=_golden(one.package), ai=clinic.ai(caller.site),
         point=clinic.settings.point, serving=_serving(clinic, model),
-        sample=model_figures.SAMPLE,
+        sample=model_figures.SAMPLE, deployed=_deployed(clinic, caller.site, model),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from wetread.clinic import delivery, store, switches
 from wetread.clinic.jobs import Job
 from wetread.clinic.service import Clinic, Served
 from wetread.infer.predict import Analysis
+from wetread.web import deployments
 from wetread.web.api import clinic_of
 from wetread.web.problems import problem
 
@@ -59,6 +60,7 @@ class Metrics:
             "wetread_undelivered", "Outputs that have not arrived: queued, failed (tried again), given up.",
             ("kind", "state"), **more,
         )  # fmt: skip
+        self.deployed = deployments.Gauges(self.registry)
         self.remote = Counter(
             "wetread_remote",
             "Batches of a remote model by who answered, and its failures.",
@@ -99,6 +101,7 @@ class Metrics:
                 .group_by(store.delivery.c.kind, store.delivery.c.state)
             ).all()
             off = switches.everywhere(connection)
+            self.deployed.measure(connection)
             aside = connection.execute(
                 sa.select(sa.func.count(store.job.c.id)).where(sa.text("job.state = 'done' AND job.error IS NOT NULL"))
             ).scalar_one()

@@ -423,3 +423,43 @@ def review_out(review: worklist.Review, undo: timedelta) -> ReviewOut:
         own_call_at=review.own_call_at,
         anchored=review.anchored,
     )
+
+
+class VerdictOut(_Out):
+    """The last verdict on a challenger."""
+
+    id: str
+    at: datetime
+    outcome: str = Field(description="promote, hold or roll_back")
+    reasons: list[str]
+    studies: int
+    reviewed: int
+
+
+class DeploymentOut(_Out):
+    """A package in one stage."""
+
+    id: str
+    site: str = Field(description="Empty: every site.")
+    slot: str = Field(description="Task and population.")
+    model: str = Field(description="SHA-256 of the package.")
+    model_name: str
+    version: str
+    stage: str = Field(description="shadow, canary or champion")
+    share: float = Field(description="Of new studies in which its word counts.")
+    previous: str | None
+    actor: str
+    reason: str
+    since: datetime
+    until: datetime | None = Field(description="Null: in force.")
+    ended: str | None = Field(description="promoted, rolled_back, retired or replaced")
+    why: str | None
+    held: bool
+    verdict: VerdictOut | None
+    here: bool = Field(description="Whether the process that answers has it loaded.")
+
+
+class DeploymentsOut(_Out):
+    """What concerns a site, the newest first."""
+
+    deployments: list[DeploymentOut]
