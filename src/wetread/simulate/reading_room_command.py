@@ -166,7 +166,8 @@ def _lines(room: Room, outcome: Outcome) -> Table:
     every = {"all": outcome.everyone, "all, by arrival": outcome.fifo}
     for label, line in (outcome.lines | every).items():
         share = sum(kind.share for kind in room.kinds if label in every or label in kind.labels)
-        cells = [label.replace("_", " "), f"{share:.1%}", _interval(line.mean), _interval(line.saved)]
+        saved = "" if line is outcome.fifo else _interval(line.saved)
+        cells = [label.replace("_", " "), f"{share:.1%}", _interval(line.mean), saved]
         cells += [f"{line.p99:.0f}", f"{line.longest:.0f}", *([f"{line.over:.1%}"] if capped else [])]
         table.add_row(*("—" if cell == "nan" else cell for cell in cells))
     return table

@@ -53,7 +53,7 @@ def draw(
                     axes.plot(loads, [found[label] for found in exact], color=colour, linestyle=":", linewidth=1)
         axes.set(yscale="log", xlabel="load", ylabel="mean wait, minutes")
     axes.legend(frameon=False)
-    figure.savefig(file, dpi=130)
+    figure.savefig(file, dpi=110)
 
 
 def _name(label: str) -> str:
