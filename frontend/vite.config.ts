@@ -18,6 +18,9 @@ export default defineConfig({
         entryFileNames: "[name].js",
         chunkFileNames: "chunks/[name]-[hash].js",
         assetFileNames: "assets/[name]-[hash][extname]",
+        // What the viewer, which comes later, shares with an entry is a chunk: a page asks for an entry by its version, so
+        // that an import of it would be another one, and run the page twice.
+        codeSplitting: { groups: [{ name: "shared", test: /frontend\/src\/(frame|language|heatmap|page|keys)\.ts$/ }] },
       },
     },
   },

@@ -8,6 +8,15 @@ document.cookie = `wetread_zone=${encodeURIComponent(ownZone())}; path=/; max-ag
 
 tick();
 
+// A theme that is chosen holds in all open tabs at once.
+const look = new BroadcastChannel("wetread-look");
+if (location.pathname === "/settings") look.postMessage(document.documentElement.className);
+look.onmessage = ({ data }: MessageEvent<string>) => {
+  if (!["dark", "light", "system"].includes(data) || document.documentElement.className === data) return;
+  document.documentElement.className = data;
+  document.querySelector<HTMLMetaElement>('meta[name="color-scheme"]')!.content = data === "system" ? "light dark" : data;
+};
+
 document.addEventListener("click", (event) => {
   if (!(event.target as HTMLElement).closest("#logout")) return;
   const count = unsaved();

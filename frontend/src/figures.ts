@@ -178,8 +178,9 @@ function all(): void {
 }
 
 all();
-// Another theme has other shades.
+// Another theme has other shades: the system's, or one that the reader chose meanwhile in another tab.
 matchMedia("(prefers-color-scheme: light)").addEventListener("change", all);
+new MutationObserver(all).observe(document.documentElement, { attributeFilter: ["class"] });
 
 // Parts of the page fetch themselves anew (htmx); whoever has a table open keeps it open.
 const live = document.querySelector<HTMLElement>("#live");

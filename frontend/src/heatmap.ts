@@ -77,10 +77,14 @@ export class Overlay {
   draw(): void {
     const { clientWidth, clientHeight } = this.canvas;
     const ratio = window.devicePixelRatio;
-    this.canvas.width = Math.round(clientWidth * ratio);
-    this.canvas.height = Math.round(clientHeight * ratio);
-    if (!this.source) return;
+    // Without a map it takes no memory: over two 4K screens it would be 66 MB.
+    const [across, down] = this.source ? [Math.round(clientWidth * ratio), Math.round(clientHeight * ratio)] : [1, 1];
+    if (this.canvas.width !== across) this.canvas.width = across;
+    if (this.canvas.height !== down) this.canvas.height = down;
     const context = this.canvas.getContext("2d")!;
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, across, down);
+    if (!this.source) return;
     const [x, y, width, height] = this.box;
     const [left, top] = this.pane.toScreen(x, y);
     const [right, topRight] = this.pane.toScreen(x + width, y);

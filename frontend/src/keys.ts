@@ -3,6 +3,8 @@
  * keys says so with `on`; the list on "?" and the hints on buttons are written from here, with the reader's own keys.
  */
 
+import { _ } from "./language";
+
 export type Scope = "everywhere" | "worklist" | "study" | "viewer";
 
 export interface Action {
@@ -14,79 +16,83 @@ export interface Action {
 }
 
 export const ACTIONS = [
-  { id: "help", keys: ["?"], label: "this list", scope: "everywhere" },
+  { id: "help", keys: ["?"], label: _("this list"), scope: "everywhere" },
 
-  { id: "worklist.next", keys: ["j", "ArrowDown"], label: "next row", scope: "worklist" },
-  { id: "worklist.previous", keys: ["k", "ArrowUp"], label: "row before", scope: "worklist" },
-  { id: "worklist.first", keys: ["Home"], label: "first row", scope: "worklist" },
-  { id: "worklist.last", keys: ["End"], label: "last row", scope: "worklist" },
-  { id: "worklist.open", keys: ["Enter"], label: "open the study", scope: "worklist" },
-  { id: "worklist.leave", keys: ["Escape"], label: "leave the row", scope: "worklist" },
-  { id: "worklist.search", keys: ["/"], label: "search for a patient; Esc leaves the field", scope: "worklist" },
-  { id: "worklist.claim", keys: ["c"], label: "claim the study, or release it", scope: "worklist" },
-  { id: "worklist.hand-over", keys: ["o"], label: "hand the study over to another reader", scope: "worklist" },
+  { id: "worklist.next", keys: ["j", "ArrowDown"], label: _("next row"), scope: "worklist" },
+  { id: "worklist.previous", keys: ["k", "ArrowUp"], label: _("row before"), scope: "worklist" },
+  { id: "worklist.first", keys: ["Home"], label: _("first row"), scope: "worklist" },
+  { id: "worklist.last", keys: ["End"], label: _("last row"), scope: "worklist" },
+  { id: "worklist.open", keys: ["Enter"], label: _("open the study"), scope: "worklist" },
+  { id: "worklist.leave", keys: ["Escape"], label: _("leave the row"), scope: "worklist" },
+  { id: "worklist.search", keys: ["/"], label: _("search for a patient; Esc leaves the field"), scope: "worklist" },
+  { id: "worklist.claim", keys: ["c"], label: _("claim the study, or release it"), scope: "worklist" },
+  { id: "worklist.hand-over", keys: ["o"], label: _("hand the study over to another reader"), scope: "worklist" },
 
-  { id: "study.finding-next", keys: ["j", "ArrowDown"], label: "next finding", scope: "study" },
-  { id: "study.finding-previous", keys: ["k", "ArrowUp"], label: "finding before", scope: "study" },
-  { id: "study.agree", keys: ["a"], label: "agree; again takes it back", scope: "study" },
-  { id: "study.disagree", keys: ["d"], label: "disagree", scope: "study" },
-  { id: "study.unsure", keys: ["u"], label: "unsure", scope: "study" },
-  { id: "study.right", keys: ["y"], label: "the model was right", scope: "study" },
-  { id: "study.wrong", keys: ["x"], label: "the model was wrong", scope: "study" },
-  { id: "study.normal", keys: ["0"], label: "the study is normal", scope: "study" },
-  { id: "study.add", keys: ["f"], label: "add a finding", scope: "study" },
-  { id: "study.note", keys: ["m"], label: "write a note; Esc leaves the field", scope: "study" },
-  { id: "study.communicate", keys: ["c"], label: "critical finding: acknowledge it, or record who was told", scope: "study" },
-  { id: "study.sign", keys: ["Enter"], label: "sign; once it is signed, next study", scope: "study" },
-  { id: "study.undo", keys: ["z"], label: "undo the last answer; after signing, take the signature back", scope: "study" },
-  { id: "study.addendum", keys: ["t"], label: "addendum to a signed study", scope: "study" },
-  { id: "study.next", keys: ["n", "Tab"], label: "next study (Shift Tab goes into the page)", scope: "study" },
-  { id: "study.worklist", keys: ["w"], label: "worklist", scope: "study" },
-  { id: "study.refresh", keys: ["g"], label: "show what is new", scope: "study" },
-  { id: "study.cancel", keys: ["Escape"], label: "go back, leave a field", scope: "study" },
+  { id: "study.finding-next", keys: ["j", "ArrowDown"], label: _("next finding"), scope: "study" },
+  { id: "study.finding-previous", keys: ["k", "ArrowUp"], label: _("finding before"), scope: "study" },
+  { id: "study.agree", keys: ["a"], label: _("agree; again takes it back"), scope: "study" },
+  { id: "study.disagree", keys: ["d"], label: _("disagree"), scope: "study" },
+  { id: "study.unsure", keys: ["u"], label: _("unsure"), scope: "study" },
+  { id: "study.right", keys: ["y"], label: _("the model was right"), scope: "study" },
+  { id: "study.wrong", keys: ["x"], label: _("the model was wrong"), scope: "study" },
+  { id: "study.normal", keys: ["0"], label: _("the study is normal"), scope: "study" },
+  { id: "study.add", keys: ["f"], label: _("add a finding"), scope: "study" },
+  { id: "study.note", keys: ["m"], label: _("write a note; Esc leaves the field"), scope: "study" },
+  { id: "study.communicate", keys: ["c"], label: _("critical finding: acknowledge it, or record who was told"), scope: "study" },
+  { id: "study.sign", keys: ["Enter"], label: _("sign; once it is signed, next study"), scope: "study" },
+  { id: "study.undo", keys: ["z"], label: _("undo the last answer; after signing, take the signature back"), scope: "study" },
+  { id: "study.addendum", keys: ["t"], label: _("addendum to a signed study"), scope: "study" },
+  { id: "study.next", keys: ["n", "Tab"], label: _("next study (Shift Tab goes into the page)"), scope: "study" },
+  { id: "study.worklist", keys: ["w"], label: _("worklist"), scope: "study" },
+  { id: "study.refresh", keys: ["g"], label: _("show what is new"), scope: "study" },
+  { id: "study.cancel", keys: ["Escape"], label: _("go back, leave a field"), scope: "study" },
 
-  { id: "viewer.heatmap", keys: ["h"], label: "heatmap of the chosen finding", scope: "viewer" },
-  { id: "viewer.opacity-up", keys: ["o"], label: "heatmap stronger", scope: "viewer" },
-  { id: "viewer.opacity-down", keys: ["Shift+o"], label: "heatmap weaker", scope: "viewer" },
-  { id: "viewer.window-original", keys: ["1"], label: "window: as the sender meant it", scope: "viewer" },
-  { id: "viewer.window-lungs", keys: ["2"], label: "window: lungs", scope: "viewer" },
-  { id: "viewer.window-mediastinum", keys: ["3"], label: "window: mediastinum", scope: "viewer" },
-  { id: "viewer.window-full", keys: ["4"], label: "window: every value of the file", scope: "viewer" },
-  { id: "viewer.window-next", keys: ["5"], label: "the sender's next window", scope: "viewer" },
-  { id: "viewer.invert", keys: ["i"], label: "invert", scope: "viewer" },
-  { id: "viewer.reset", keys: ["r"], label: "reset: whole image, the sender's window and polarity", scope: "viewer" },
-  { id: "viewer.zoom-in", keys: ["+", "="], label: "zoom in", scope: "viewer" },
-  { id: "viewer.zoom-out", keys: ["-"], label: "zoom out", scope: "viewer" },
-  { id: "viewer.zoom-fit", keys: ["q"], label: "whole image", scope: "viewer" },
-  { id: "viewer.zoom-one", keys: ["Shift+q"], label: "one pixel of the image to one of the screen", scope: "viewer" },
-  { id: "viewer.rotate-right", keys: ["."], label: "turn right", scope: "viewer" },
-  { id: "viewer.rotate-left", keys: [","], label: "turn left", scope: "viewer" },
-  { id: "viewer.flip-sides", keys: ["s"], label: "flip side to side", scope: "viewer" },
-  { id: "viewer.flip-upside", keys: ["Shift+s"], label: "flip upside down", scope: "viewer" },
-  { id: "viewer.magnifier", keys: ["l"], label: "magnifier on the pointer, on and off", scope: "viewer" },
-  { id: "viewer.measure", keys: ["/"], label: "measure a length by dragging, on and off", scope: "viewer" },
-  { id: "viewer.measure-clear", keys: ["Shift+c"], label: "take all measurements away", scope: "viewer" },
-  { id: "viewer.image-previous", keys: ["["], label: "image before", scope: "viewer" },
-  { id: "viewer.image-next", keys: ["]"], label: "next image", scope: "viewer" },
-  { id: "viewer.beside", keys: ["b"], label: "all images of the study side by side", scope: "viewer" },
-  { id: "viewer.prior", keys: ["p"], label: "prior study beside, on and off", scope: "viewer" },
-  { id: "viewer.prior-older", keys: ["Shift+p"], label: "an older prior study", scope: "viewer" },
-  { id: "viewer.pane-next", keys: ["e"], label: "next pane", scope: "viewer" },
-  { id: "viewer.link", keys: ["v"], label: "link window and zoom of the panes, on and off", scope: "viewer" },
-  { id: "viewer.full-screen", keys: ["Shift+f"], label: "full screen, on and off", scope: "viewer" },
+  { id: "viewer.heatmap", keys: ["h"], label: _("heatmap of the chosen finding"), scope: "viewer" },
+  { id: "viewer.opacity-up", keys: ["o"], label: _("heatmap stronger"), scope: "viewer" },
+  { id: "viewer.opacity-down", keys: ["Shift+o"], label: _("heatmap weaker"), scope: "viewer" },
+  { id: "viewer.window-original", keys: ["1"], label: _("window: as the sender meant it"), scope: "viewer" },
+  { id: "viewer.window-lungs", keys: ["2"], label: _("window: lungs"), scope: "viewer" },
+  { id: "viewer.window-mediastinum", keys: ["3"], label: _("window: mediastinum"), scope: "viewer" },
+  { id: "viewer.window-full", keys: ["4"], label: _("window: every value of the file"), scope: "viewer" },
+  { id: "viewer.window-next", keys: ["5"], label: _("the sender's next window"), scope: "viewer" },
+  { id: "viewer.invert", keys: ["i"], label: _("invert"), scope: "viewer" },
+  { id: "viewer.reset", keys: ["r"], label: _("reset: whole image, the sender's window and polarity"), scope: "viewer" },
+  { id: "viewer.zoom-in", keys: ["+", "="], label: _("zoom in"), scope: "viewer" },
+  { id: "viewer.zoom-out", keys: ["-"], label: _("zoom out"), scope: "viewer" },
+  { id: "viewer.zoom-fit", keys: ["q"], label: _("whole image"), scope: "viewer" },
+  { id: "viewer.zoom-one", keys: ["Shift+q"], label: _("one pixel of the image to one of the screen"), scope: "viewer" },
+  { id: "viewer.rotate-right", keys: ["."], label: _("turn right"), scope: "viewer" },
+  { id: "viewer.rotate-left", keys: [","], label: _("turn left"), scope: "viewer" },
+  { id: "viewer.flip-sides", keys: ["s"], label: _("flip side to side"), scope: "viewer" },
+  { id: "viewer.flip-upside", keys: ["Shift+s"], label: _("flip upside down"), scope: "viewer" },
+  { id: "viewer.magnifier", keys: ["l"], label: _("magnifier on the pointer, on and off"), scope: "viewer" },
+  { id: "viewer.measure", keys: ["/"], label: _("measure a length by dragging, on and off"), scope: "viewer" },
+  { id: "viewer.move", keys: ["Shift+m"], label: _("move the picture by dragging, on and off"), scope: "viewer" },
+  { id: "viewer.measure-clear", keys: ["Shift+c"], label: _("take all measurements away"), scope: "viewer" },
+  { id: "viewer.image-previous", keys: ["["], label: _("image before"), scope: "viewer" },
+  { id: "viewer.image-next", keys: ["]"], label: _("next image"), scope: "viewer" },
+  { id: "viewer.beside", keys: ["b"], label: _("all images of the study side by side"), scope: "viewer" },
+  { id: "viewer.prior", keys: ["p"], label: _("prior study beside, on and off"), scope: "viewer" },
+  { id: "viewer.prior-older", keys: ["Shift+p"], label: _("an older prior study"), scope: "viewer" },
+  { id: "viewer.pane-next", keys: ["e"], label: _("next pane"), scope: "viewer" },
+  { id: "viewer.link", keys: ["v"], label: _("link window and zoom of the panes, on and off"), scope: "viewer" },
+  { id: "viewer.full-screen", keys: ["Shift+f"], label: _("full screen, on and off"), scope: "viewer" },
 ] as const satisfies readonly Action[];
 
 export type ActionId = (typeof ACTIONS)[number]["id"];
 
 /** What the pointer does, for the list on "?". */
 export const GESTURES: readonly { how: string; label: string; scope: Scope }[] = [
-  { how: "drag", label: "window: sideways width, up and down level", scope: "viewer" },
-  { how: "wheel, right drag", label: "zoom", scope: "viewer" },
-  { how: "middle or Shift drag", label: "pan", scope: "viewer" },
+  { how: _("drag"), label: _("window: sideways width, up and down level"), scope: "viewer" },
+  { how: _("wheel, right drag"), label: _("zoom"), scope: "viewer" },
+  { how: _("middle or Shift drag"), label: _("pan"), scope: "viewer" },
+  { how: _("one finger"), label: _("window; or move, measure or magnifier, whichever is on"), scope: "viewer" },
+  { how: _("two fingers"), label: _("zoom and pan"), scope: "viewer" },
+  { how: _("double tap"), label: _("reset"), scope: "viewer" },
 ];
 
 /** What the list on "?" calls the scopes; also their order. */
-const HEADINGS: Record<Scope, string> = { worklist: "Worklist", study: "Reading", viewer: "Picture", everywhere: "Everywhere" };
+const HEADINGS: Record<Scope, string> = { worklist: _("Worklist"), study: _("Reading"), viewer: _("Picture"), everywhere: _("Everywhere") };
 
 export type Keys = Record<string, readonly string[]>;
 
@@ -125,7 +131,7 @@ export function keyOf(event: KeyboardEvent): string {
   return event.shiftKey && counts ? `Shift+${key}` : key;
 }
 
-const SHOWN: Record<string, string> = { ArrowDown: "↓", ArrowUp: "↑", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", "-": "−", " ": "Space" };
+const SHOWN: Record<string, string> = { ArrowDown: "↓", ArrowUp: "↑", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", "-": "−", " ": _("Space") };
 
 /** How a key is written on a button and in the list. */
 export function written(key: string): string {

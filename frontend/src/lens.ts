@@ -15,7 +15,7 @@ export class Lens {
   }
 
   add(pane: Pane): void {
-    pane.root.addEventListener("pointermove", (event) => this.draw(pane, event));
+    for (const kind of ["pointerdown", "pointermove"] as const) pane.root.addEventListener(kind, (event) => this.draw(pane, event));
     pane.root.addEventListener("pointerleave", () => this.canvas.remove());
   }
 
@@ -37,7 +37,9 @@ export class Lens {
     const ratio = window.devicePixelRatio;
     this.canvas.width = this.canvas.height = SIDE * ratio;
     this.canvas.style.left = `${left - SIDE / 2}px`;
-    this.canvas.style.top = `${top - SIDE / 2}px`;
+    // Above a finger, which would lie on it; below where there is no room.
+    const aside = event.pointerType !== "touch" ? 0 : top > 0.8 * SIDE ? -0.7 * SIDE : 0.7 * SIDE;
+    this.canvas.style.top = `${top - SIDE / 2 + aside}px`;
     if (this.canvas.parentElement !== element) element.append(this.canvas);
 
     // How a step of one image pixel to the right and down lies on screen.

@@ -1,7 +1,8 @@
 /** One radiograph on screen: its window, its place and how it is turned. */
-import { Enums, type RenderingEngine, type Types } from "@cornerstonejs/core";
+import { _ } from "./language";
+import { Enums, getShouldUseCPURendering, type RenderingEngine, type Types } from "@cornerstonejs/core";
 import { fetchFrame, preset, shown, type Frame, type Preset, type Range, type Tone } from "./frame";
-import { idOf } from "./source";
+import { idOf, uncopied } from "./source";
 
 /** Where a picture lies: how much larger than whole, and what point of it (as fractions) is in the middle. */
 export interface Place {
@@ -11,6 +12,14 @@ export interface Place {
 }
 
 type Vector = [number, number];
+
+/** What cornerstone draws by without WebGL. Its own camera cannot turn there, so the pane lays the picture itself. */
+interface Drawn {
+  canvas: HTMLCanvasElement;
+  viewport: { rotation: number; hflip: boolean; vflip: boolean; scale: number; translation: { x: number; y: number } };
+}
+
+const bounded = (zoom: number) => Math.min(40, Math.max(0.1, zoom));
 
 const OPPOSITE: Record<string, string> = { L: "R", R: "L", A: "P", P: "A", H: "F", F: "H" };
 
@@ -36,6 +45,13 @@ export class Pane {
     this.element = root.querySelector<HTMLDivElement>(".viewport")!;
     engine.enableElement({ viewportId: id, type: Enums.ViewportType.STACK, element: this.element, defaultOptions: { background: [0, 0, 0] } });
     this.viewport = engine.getViewport(id) as Types.IStackViewport;
+    uncopied(this.viewport);
+  }
+
+  /** World units from a picture's edge to where its coordinates begin: the middle of the first pixel, on the CPU the edge. */
+  private get edge(): Vector {
+    const [rowSpacing, columnSpacing] = this.frame?.spacing ?? [1, 1];
+    return getShouldUseCPURendering() ? [0, 0] : [columnSpacing / 2, rowSpacing / 2];
   }
 
   /** Show an image whole, by the sender's window and in the polarity of a radiograph: bone bright, air dark; tell whether it is shown. */
@@ -61,7 +77,7 @@ export class Pane {
     } catch (error) {
       this.frame = null;
       this.image = "";
-      this.say(`The image cannot be shown: ${(error as Error).message}`);
+      this.say(_("The image cannot be shown: %(reason)s", { reason: (error as Error).message }));
     }
   }
 
@@ -194,10 +210,9 @@ export class Pane {
   }
 
   get place(): Place {
-    const [width, height] = this.size;
-    const [rowSpacing, columnSpacing] = this.frame?.spacing ?? [1, 1];
+    const [[width, height], [left, top]] = [this.size, this.edge];
     const [x, y] = this.viewport.getCamera().focalPoint ?? [0, 0, 0];
-    return { zoom: this.zoom, x: (x + columnSpacing / 2) / width, y: (y + rowSpacing / 2) / height };
+    return { zoom: this.zoom, x: (x + left) / width, y: (y + top) / height };
   }
 
   /** Where the picture was put last; a pane that changes its size keeps to it. */
@@ -221,15 +236,14 @@ export class Pane {
   private turn(right: Vector, up: Vector, { zoom, x, y }: Place): void {
     if (!this.frame) return;
     [this.right, this.up] = [right, up];
-    this.kept = { zoom: Math.min(40, Math.max(0.1, zoom)), x, y };
-    const [width, height] = this.size;
-    const [rowSpacing, columnSpacing] = this.frame.spacing ?? [1, 1];
-    // World coordinates are those of pixel centres; the image begins half a pixel before the first.
-    const focalPoint: Types.Point3 = [x * width - columnSpacing / 2, y * height - rowSpacing / 2, 0];
+    this.kept = { zoom: bounded(zoom), x, y };
+    const [[width, height], [left, top]] = [this.size, this.edge];
+    const focalPoint: Types.Point3 = [x * width - left, y * height - top, 0];
     // From the picture to the eye: right × up; behind the picture it is seen mirrored.
     const normal = right[0] * up[1] - right[1] * up[0];
     const distance = Math.hypot(width, height);
-    this.viewport.setCamera({
+    if (getShouldUseCPURendering()) this.layByHand();
+    else this.viewport.setCamera({
       viewUp: [up[0], up[1], 0],
       viewPlaneNormal: [0, 0, normal],
       focalPoint,
@@ -238,6 +252,24 @@ export class Pane {
     });
     this.viewport.render();
     this.side();
+  }
+
+  /** As `turn`, for the CPU: rotation and mirroring, then what of the picture is in the middle of the canvas. */
+  private layByHand(): void {
+    const { frame, right, up, kept } = this;
+    const { canvas, viewport } = (this.viewport as unknown as { _cpuFallbackEnabledElement: Drawn })._cpuFallbackEnabledElement;
+    const [width, height] = [this.element.clientWidth, this.element.clientHeight].map((side) => Math.round(side * window.devicePixelRatio));
+    if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width!, height!];
+    const mirrored = this.mirrored;
+    const [x, y] = [(kept.x - 0.5) * frame!.columns, (kept.y - 0.5) * frame!.rows];
+    Object.assign(viewport, {
+      rotation: (Math.atan2(mirrored ? up[0] : -up[0], mirrored ? -right[0] : right[0]) * 180) / Math.PI,
+      hflip: mirrored,
+      vflip: false,
+      scale: (canvas.height * kept.zoom * Math.min(...(frame!.spacing ?? [1, 1]))) / (2 * this.fit),
+      translation: { x: -(right[0] * x + right[1] * y), y: up[0] * x + up[1] * y },
+    });
+    this.viewport.setCamera({}); // takes what is there
   }
 
   /** Turn by a quarter: what was above is then to the right (or left). */
@@ -274,6 +306,15 @@ export class Pane {
     this.place = { ...this.place, zoom: this.zoom * factor };
   }
 
+  /** Zoom by a factor, and bring what is seen at one point of the element to another; CSS px. */
+  carry(from: Vector, to: Vector, factor = 1): void {
+    if (!this.frame) return;
+    const { x, y, zoom: before } = this.place;
+    const zoom = bounded(before * factor);
+    const [[fromX, fromY], [toX, toY]] = [this.toImage(...from), this.toImage(...to)];
+    this.place = { zoom, x: fromX - ((toX - x) * before) / zoom, y: fromY - ((toY - y) * before) / zoom };
+  }
+
   /** The whole picture, or with `pixels` one pixel of it to each of the screen. */
   fitTo(pixels: boolean): void {
     const [, columnSpacing] = this.frame?.spacing ?? [1, 1];
@@ -283,17 +324,15 @@ export class Pane {
 
   /** Position on screen, in CSS px within the element, of a point given as fractions of the image's width and height. */
   toScreen(x: number, y: number): Vector {
-    const [width, height] = this.size;
-    const [rowSpacing, columnSpacing] = this.frame?.spacing ?? [1, 1];
-    return this.viewport.worldToCanvas([x * width - columnSpacing / 2, y * height - rowSpacing / 2, 0]) as Vector;
+    const [[width, height], [left, top]] = [this.size, this.edge];
+    return this.viewport.worldToCanvas([x * width - left, y * height - top, 0]) as Vector;
   }
 
   /** The fractions of the image's width and height at a position on screen. */
   toImage(left: number, top: number): Vector {
-    const [width, height] = this.size;
-    const [rowSpacing, columnSpacing] = this.frame?.spacing ?? [1, 1];
+    const [[width, height], [edgeX, edgeY]] = [this.size, this.edge];
     const [x, y] = this.viewport.canvasToWorld([left, top]);
-    return [(x + columnSpacing / 2) / width, (y + rowSpacing / 2) / height];
+    return [(x + edgeX) / width, (y + edgeY) / height];
   }
 
   // ---------------------------------------------------------------- sides

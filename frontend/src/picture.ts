@@ -1,9 +1,10 @@
 /** The picture side of the study page: images, panes, priors, windows, tools and the heatmap, by key and by button. */
+import { _, number, word } from "./language";
 import { colour, type HeatMap } from "./heatmap";
 import { fetchFrame } from "./frame";
-import { on } from "./keys";
+import { on, run } from "./keys";
 import type { Pane } from "./pane";
-import { Viewer, type Cell } from "./viewer";
+import type { Cell, Viewer } from "./viewer";
 
 interface Prior {
   other: string;
@@ -11,8 +12,9 @@ interface Prior {
   images: { image: string; view: string | null }[];
 }
 
-/** One viewer for all studies: its graphics are dear to start. */
+/** One viewer for all studies: its graphics are dear to start. Its code is large, so the page is at work before it is here. */
 let viewer: Viewer | null = null;
+let starting: Promise<Viewer> | null = null;
 
 const find = <T extends HTMLElement>(selector: string) => document.querySelector<T>(selector);
 const all = <T extends HTMLElement>(selector: string) => [...document.querySelectorAll<T>(selector)];
@@ -24,7 +26,7 @@ export class Picture {
   private readonly page = document.body;
   /** Of the study that is read, the one in front. */
   image = "";
-  private begun = false;
+  private begun: Promise<void> | null = null;
   private beside = false;
   private prior = -1;
   /** Which image of each prior is shown. */
@@ -66,6 +68,7 @@ export class Picture {
       "viewer.flip-upside": own((p) => p.flip(false)),
       "viewer.magnifier": () => viewer?.lens.toggle(),
       "viewer.measure": () => viewer?.tools.measure(!viewer.tools.measuring),
+      "viewer.move": () => viewer?.tools.move(!viewer.tools.moving),
       "viewer.measure-clear": () => viewer?.tools.clear(viewer.panes),
       "viewer.image-previous": () => this.step(-1),
       "viewer.image-next": () => this.step(1),
@@ -79,6 +82,10 @@ export class Picture {
     all("[data-prior]").forEach((button, index) =>
       button.addEventListener("click", () => void this.lay(() => (this.prior = this.prior === index ? -1 : index))),
     );
+    this.page.addEventListener("pointerdown", ({ target }) => {
+      if ((target as HTMLElement).closest("#stage")) find("details.rarer")?.removeAttribute("open");
+    });
+    document.onfullscreenchange = () => this.status();
     // What a key or a click changed shows at once, also where nothing is drawn anew.
     for (const kind of ["keyup", "click"]) this.page.addEventListener(kind, () => this.status());
     find<HTMLInputElement>("#opacity")?.addEventListener("input", (event) => {
@@ -94,26 +101,32 @@ export class Picture {
 
   /** Bring an image of the study to the front. */
   async show(image: string): Promise<void> {
-    if (!this.begun) this.begin();
     this.page.dataset.shown = "";
+    void fetchFrame(image).catch(() => undefined); // while the viewer comes; the pane says what went wrong
+    await (this.begun ??= this.begin());
+    if (!this.page.isConnected) return; // left meanwhile
     await this.lay(() => (this.image = image));
     this.page.dataset.shown = image;
   }
 
   /** Start the viewer with the first image: a study may have none until one arrives. */
-  private begin(): void {
-    this.begun = true;
+  private async begin(): Promise<void> {
     try {
-      viewer ??= Viewer.start(find("#stage")!);
+      starting ??= import("./viewer").then((code) => code.Viewer.start(find("#stage")!));
+      const started = await starting;
+      if (!this.page.isConnected) return;
+      viewer = started;
       viewer.begin();
+      viewer.onDoubleTap = () => run("viewer.reset");
       viewer.onDrawn = () => {
         this.status();
         // What is on screen now, for whoever waits for it.
         if (viewer?.panes[0]?.image === this.image) this.page.dataset.drawn = this.image;
       };
     } catch (error) {
+      this.begun = starting = null; // to be tried again with the next picture
       const failure = find("#failure")!;
-      failure.textContent = `The viewer cannot start: ${(error as Error).message}`;
+      failure.textContent = _("The viewer cannot start: %(reason)s", { reason: (error as Error).message });
       failure.hidden = false;
     }
   }
@@ -175,25 +188,29 @@ export class Picture {
     const { center, width } = pane.level;
     const tone = pane.meaning;
     const words = [
-      `W ${width}  L ${center}  zoom ${pane.zoom.toFixed(2)}×`,
+      _("W %(width)s  L %(center)s  zoom %(zoom)s×", { width, center, zoom: number(pane.zoom.toFixed(2)) }),
       [
-        tone.name || (tone.table ? "the sender's table" : ""),
-        pane.frame.tones.length > 1 && pane.tone >= 0 ? `window ${pane.tone + 1} of ${pane.frame.tones.length}` : "",
-        viewer.tools.measuring ? "measuring" : "",
-        viewer.panes.length > 1 ? (viewer.linked ? "panes linked" : "panes not linked") : "",
+        tone.name || (tone.table ? _("the sender's table") : ""),
+        pane.frame.tones.length > 1 && pane.tone >= 0 ? _("window %(number)s of %(count)s", { number: pane.tone + 1, count: pane.frame.tones.length }) : "",
+        viewer.tools.measuring ? _("measuring") : "",
+        viewer.tools.moving ? _("moving") : "",
+        viewer.panes.length > 1 ? (viewer.linked ? _("panes linked") : _("panes not linked")) : "",
       ]
         .filter(Boolean)
         .join(" · "),
-      [pane.mirrored ? "FLIPPED" : "", pane.turned && !pane.mirrored ? "TURNED" : "", pane.inverted ? "INVERTED: bone is dark" : ""].filter(Boolean).join(" · "),
+      [pane.mirrored ? _("FLIPPED") : "", pane.turned && !pane.mirrored ? _("TURNED") : "", pane.inverted ? _("INVERTED: bone is dark") : ""].filter(Boolean).join(" · "),
     ];
     const level = find("#level")!;
     const text = words.filter(Boolean).join("\n");
     if (level.textContent !== text) level.textContent = text;
     pressed('[data-action="viewer.invert"]', pane.inverted);
     pressed('[data-action="viewer.measure"]', viewer.tools.measuring);
+    pressed('[data-action="viewer.move"]', viewer.tools.moving);
     pressed('[data-action="viewer.magnifier"]', viewer.lens.on);
     pressed('[data-action="viewer.beside"]', this.beside);
     pressed('[data-action="viewer.link"]', viewer.linked);
+    pressed('[data-action="viewer.prior"]', this.prior >= 0);
+    pressed('[data-action="viewer.full-screen"]', document.fullscreenElement !== null);
     pressed('[data-action="viewer.heatmap"]', this.heat);
     for (const button of all("[data-image]")) {
       button.setAttribute("aria-pressed", String(viewer.cells.some((cell) => !cell.other && cell.image === button.dataset.image)));
@@ -256,7 +273,7 @@ export class Picture {
       drawn ||= Boolean(maps[index]);
     });
     legend.hidden = false;
-    find("#legend-finding")!.textContent = chosen.finding;
+    find("#legend-finding")!.textContent = word(chosen.finding, "finding");
     find("#legend-none")!.hidden = drawn;
     find("#legend-scale")!.hidden = find("#legend-words")!.hidden = !drawn;
   }

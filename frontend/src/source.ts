@@ -61,6 +61,33 @@ function made(imageId: string, frame: Frame, scalarData: Uint8Array | Uint16Arra
   } as unknown as Types.IImage;
 }
 
+/**
+ * Have a viewport draw the values of a frame where they lie. By itself it copies them, then walks through all of them for
+ * their range, which decides about half floats: those hold no 16 bits, so it is said to be all that the type holds.
+ */
+export function uncopied(viewport: Types.IStackViewport): void {
+  const own = viewport as unknown as { createVTKImageData: (about: Vtk) => Vtk["made"] };
+  const make = own.createVTKImageData;
+  own.createVTKImageData = (about) => {
+    const made = make.call(viewport, about);
+    const scalars = made.getPointData().getScalars();
+    scalars.setData(about.pixelArray, about.numberOfComponents);
+    scalars.setRange({ min: 0, max: 2 ** (8 * about.pixelArray.BYTES_PER_ELEMENT) - 1 }, 0);
+    return made;
+  };
+}
+
+/** As much as we use of how cornerstone makes an image of vtk.js. */
+interface Vtk {
+  pixelArray: Uint8Array | Uint16Array;
+  numberOfComponents: number;
+  made: {
+    getPointData(): {
+      getScalars(): { setData(values: ArrayLike<number>, components: number): void; setRange(range: { min: number; max: number }, component: number): void };
+    };
+  };
+}
+
 function metadata(type: string, imageId: string): unknown {
   if (typeof imageId !== "string" || !imageId.startsWith(`${SCHEME}:`)) return undefined;
   const { image, tone } = apart(imageId);

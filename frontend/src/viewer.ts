@@ -1,11 +1,13 @@
 /** The panes of a study page: cornerstone3D, its tools, which pane the keys speak to, and what the panes share. */
-import { Enums, RenderingEngine, init as initCore, setUseCPURendering } from "@cornerstonejs/core";
+import { Enums, RenderingEngine, getRenderingCapabilities, init as initCore, setUseCPURendering } from "@cornerstonejs/core";
 import { init as initTools } from "@cornerstonejs/tools";
 import { Overlay } from "./heatmap";
+import { _ } from "./language";
 import { Lens } from "./lens";
 import { Pane } from "./pane";
 import { register } from "./source";
 import { Tools } from "./tools";
+import { Touch } from "./touch";
 
 /** What one pane is to show: an image, and the line above it that says whose it is. */
 export interface Cell {
@@ -36,6 +38,8 @@ export class Viewer {
   private readonly sizes = new ResizeObserver(() => this.resize());
   /** After each drawing of any pane. */
   onDrawn: () => void = () => undefined;
+  /** After two quick taps on a picture. */
+  onDoubleTap: () => void = () => undefined;
 
   private constructor(
     private readonly stage: HTMLElement,
@@ -48,6 +52,7 @@ export class Viewer {
     stage.addEventListener("pointerdown", (event) => {
       const at = this.slots.findIndex(({ pane }) => pane.root.contains(event.target as Node));
       if (at >= 0) this.activate(at);
+      if (event.isPrimary) this.tools.begin();
     }, { capture: true }); // prettier-ignore
   }
 
@@ -56,8 +61,9 @@ export class Viewer {
     // One WebGL context draws all panes: each more costs a start, and textures of its own.
     initCore({ rendering: { webGlContextCount: 1 } } as Parameters<typeof initCore>[0]);
     initTools();
-    // Without WebGL (a remote desktop, an old driver) cornerstone draws on the CPU instead.
-    if (!document.createElement("canvas").getContext("webgl2")) setUseCPURendering(true);
+    // Without WebGL (a remote desktop, an old driver), or with one that cannot smooth 16 bits, the CPU draws instead.
+    const { webgl2, norm16Linear, floatLinear } = getRenderingCapabilities();
+    if (!webgl2 || !(norm16Linear || floatLinear)) setUseCPURendering(true);
     register();
     return new Viewer(stage, stage.querySelector<HTMLElement>(".pane")!);
   }
@@ -65,6 +71,7 @@ export class Viewer {
   /** Start a study: nothing of the one before stays but how the reader likes to work. */
   begin(): void {
     this.tools.measure(false);
+    this.tools.move(false);
     this.tools.clear(this.panes);
     this.lens.off();
     this.at = 0;
@@ -131,6 +138,12 @@ export class Viewer {
     this.slots.push({ pane, overlay, cell });
     this.tools.add(pane);
     this.lens.add(pane);
+    const { tools, lens } = this;
+    new Touch(pane, {
+      finger: () => (tools.measuring || lens.on ? "nothing" : tools.moving ? "move" : "window"),
+      second: () => tools.abandon(pane),
+      doubleTap: () => tools.measuring || this.onDoubleTap(),
+    });
     const { element } = pane;
     this.sizes.observe(element);
     element.addEventListener(Enums.Events.IMAGE_RENDERED, () => {
@@ -205,8 +218,8 @@ export class Viewer {
     bar.classList.toggle("other", cell.other !== undefined);
     const { view, laterality } = pane.image === cell.image && pane.frame ? pane.frame : { view: undefined, laterality: undefined };
     const words = [...cell.who];
-    if (view !== undefined) words.push(view === "LATERAL" ? "lateral" : (view ?? "view unknown"));
-    if (laterality !== undefined) words.push(laterality && laterality !== "U" ? `side ${laterality}` : "side not stated");
+    if (view !== undefined) words.push(view === "LATERAL" ? _("lateral") : (view ?? _("view unknown")));
+    if (laterality !== undefined) words.push(laterality && laterality !== "U" ? _("side %(side)s", { side: laterality }) : _("side not stated"));
     bar.replaceChildren();
     if (cell.other) {
       const mark = document.createElement("strong");
