@@ -108,6 +108,7 @@ def test_what_was_signed_is_the_next_version_and_nothing_new_makes_none(
     assert audit.verify(ward.database) is None
 
 
+@pytest.mark.system
 def test_the_same_reviews_give_the_same_hash_whatever_came_between(
     ward: Ward, made: Callable[..., Outcome], base: Dataset, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_nobody_can_be_told_from_a_version(ward: Ward, made: Callable[..., Outco
     assert not any("work" in path.parts for path in files)
 
 
+@pytest.mark.system
 def test_lineage_says_who_said_what_and_what_the_model_had_said(
     ward: Ward, made: Callable[..., Outcome], tmp_path: Path
 ) -> None:
@@ -164,6 +166,7 @@ def test_lineage_says_who_said_what_and_what_the_model_had_said(
     assert line["sampling"] == "hard"
 
 
+@pytest.mark.system
 def test_readers_who_differ_leave_it_uncertain_and_corrections_count(ward: Ward, made: Callable[..., Outcome]) -> None:
     study = signed(ward, 1)
     with ward.database.read() as connection:
@@ -190,6 +193,7 @@ def sampled(ward: Ward, seed: int, normal: bool, *findings: str, then: dict[str,
     return study
 
 
+@pytest.mark.system
 def test_the_random_sample_judges_by_what_was_said_blind(
     ward: Ward, made: Callable[..., Outcome], base: Dataset, tmp_path: Path
 ) -> None:
@@ -216,6 +220,7 @@ def test_the_random_sample_judges_by_what_was_said_blind(
     assert len(joined) == len(base) + 4
 
 
+@pytest.mark.system
 def test_who_trained_stays_in_training_even_when_drawn_later(ward: Ward, made: Callable[..., Outcome]) -> None:
     signed(ward, 1, PatientID="A")
     assert opened(made(valid=0.0, test=0.0)).manifest["split"].to_list() == ["train"]
@@ -231,6 +236,7 @@ def test_who_trained_stays_in_training_even_when_drawn_later(ward: Ward, made: C
     assert not (dataset.path / curate.AUDIT).exists()
 
 
+@pytest.mark.system
 def test_a_patient_who_turns_out_to_be_on_two_sides_is_on_none(ward: Ward, made: Callable[..., Outcome]) -> None:
     study = signed(ward, 1, PatientID="A")
     opened(made(valid=0.0, test=0.0))
@@ -250,6 +256,7 @@ def test_a_patient_who_turns_out_to_be_on_two_sides_is_on_none(ward: Ward, made:
     assert sorted(again.manifest["split"]) == ["test", "test", "train", "train"]
 
 
+@pytest.mark.system
 def test_hard_cases_are_batches_that_gates_can_name(ward: Ward, made: Callable[..., Outcome]) -> None:
     signed(ward, 1, answers={"Edema": "disagree", "Pneumothorax": "disagree", "Cardiomegaly": "agree"})
     dataset = opened(made(valid=0.0, test=0.99))
@@ -261,6 +268,7 @@ def test_hard_cases_are_batches_that_gates_can_name(ward: Ward, made: Callable[.
     assert {CHEXPERT.findings[column] for column in columns} == {"Edema", "Pneumothorax"}
 
 
+@pytest.mark.system
 def test_what_cannot_be_taken_is_listed_and_not_tried_again(ward: Ward, made: Callable[..., Outcome]) -> None:
     signed(ward, 1)
     lateral = ward.take(dicom(2, ViewPosition="LL"), "lateral.dcm").study
@@ -285,6 +293,7 @@ def test_what_cannot_be_taken_is_listed_and_not_tried_again(ward: Ward, made: Ca
     assert len(third) == 2
 
 
+@pytest.mark.system
 def test_an_exclusive_task_takes_who_is_in_one_class(ward: Ward, made: Callable[..., Outcome], tmp_path: Path) -> None:
     sides = write_dataset(tmp_path / "two", PNEUMONIA, np.array([[1, 0]]), np.zeros((1, SIDE, SIDE), np.uint8))
     signed(ward, 1, answers={}, normal=True)
@@ -295,6 +304,7 @@ def test_an_exclusive_task_takes_who_is_in_one_class(ward: Ward, made: Callable[
     assert dataset.info["refused_by_reason"] == {"no class": 1}
 
 
+@pytest.mark.system
 def test_what_cannot_be_is_said_in_a_line(
     ward: Ward, made: Callable[..., Outcome], base: Dataset, tmp_path: Path
 ) -> None:
@@ -347,9 +357,7 @@ curate.run(Store.open(folder), Archive(folder / "archive"), folder, request)
 
 
 @pytest.mark.system
-@pytest.mark.parametrize(
-    "where", ["wetread.clinic.export write", "wetread.dataset.join finish", "wetread.improve.curate _record"]
-)
+@pytest.mark.parametrize("where", ["wetread.clinic.export write", "wetread.improve.curate _record"])
 def test_a_killed_run_leaves_nothing_half(
     ward: Ward, made: Callable[..., Outcome], base: Dataset, tmp_path: Path, where: str
 ) -> None:
@@ -363,6 +371,7 @@ def test_a_killed_run_leaves_nothing_half(
     assert {path.name for path in dataset.path.parent.iterdir()} == {".lock", "0001"}
 
 
+@pytest.mark.system
 def test_a_run_that_fails_leaves_nothing(
     ward: Ward, made: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +387,7 @@ def test_a_run_that_fails_leaves_nothing(
         assert connection.execute(wanted).first() is None
 
 
+@pytest.mark.system
 def test_the_command_says_what_came_of_it(ward: Ward, base: Dataset, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         found = CliRunner().invoke(app, ["curate", *arguments, "--data", str(tmp_path)])
