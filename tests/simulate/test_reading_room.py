@@ -14,7 +14,7 @@ from wetread.clinic.priority import Priority
 from wetread.errors import ConfigError
 from wetread.simulate import queueing
 from wetread.simulate.pattern import DAY, Pattern
-from wetread.simulate.reading_room import Room, arrivals, simulate, student, two_classes, waits
+from wetread.simulate.reading_room import Room, arrivals, enough, simulate, student, two_classes, waits
 
 NEVER = (math.inf,) * 3
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -134,6 +134,12 @@ def test_a_waiting_cap_costs_the_urgent_little_until_it_is_low() -> None:
         assert found[cap].everyone.longest == pytest.approx(fifo.longest)
     assert found[math.inf].everyone.longest > 1.1 * fifo.longest
     assert found[60.0].fifo.over == pytest.approx(math.exp(-0.02 * 60) * 0.8, abs=0.03)  # of M/M/1
+
+
+def test_a_busy_room_takes_many_patients_to_settle() -> None:
+    assert enough(Room(two_classes())) < 400_000 < enough(Room(two_classes(), load=0.95))
+    few = simulate(Room(two_classes(), load=0.99), 10_000, 20).fifo.mean
+    assert few.high < 0.5 * queueing.fifo(Room(two_classes(), load=0.99))  # which is why it has to be said
 
 
 def test_rare_patients_have_a_wait_where_they_came() -> None:

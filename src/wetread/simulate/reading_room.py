@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from wetread.errors import ConfigError
 from wetread.evaluate.intervals import Interval, Z
+from wetread.evaluate.metrics import FloatArray
 from wetread.simulate.pattern import FLAT, Pattern
 
-FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 EDGE = 0.1
@@ -324,6 +324,15 @@ def simulate(room: Room, patients: int = 400_000, replications: int = 20, seed: 
         {label: _line(member, by_rank, by_arrival, caps) for label, member in members.items()},
         {"fifo": by_arrival.ravel()} | {label: by_rank[member] for label, member in members.items()},
     )
+
+
+def enough(room: Room, replications: int = 20) -> int:
+    """Return how many patients it takes for a room to forget, before they are counted, that it was empty at first.
+
+    It forgets by a factor e while ρ/(1 − √ρ)² patients arrive (the relaxation time of M/M/1), slowly near a load of 1.
+    """
+    forgets = room.load / (1 - math.sqrt(room.load)) ** 2
+    return math.ceil(3 * forgets / EDGE) * replications
 
 
 def _line(member: NDArray[np.bool_], waited: FloatArray, by_arrival: FloatArray, caps: FloatArray) -> Line:
