@@ -3,6 +3,9 @@ import { hint, on } from "./keys";
 import { _, word } from "./language";
 import { local, send, tick } from "./page";
 
+/** Is told to the document when a critical finding of any study changed. */
+export const CRITICAL = "critical-changed";
+
 interface Done {
   kind: string;
   actor: string;
@@ -96,12 +99,9 @@ export function communication(signal: AbortSignal): void {
   });
   document.addEventListener("click", (event) => (event.target as HTMLElement).closest("[data-communicate]") && void open(), { signal });
   on({ "study.communicate": open });
-  // What is signed here, and what others do elsewhere.
+  // What is signed here, and what others do elsewhere; see `CRITICAL`.
   const signed = new MutationObserver(() => void refresh());
   signed.observe(document.body, { attributes: true, attributeFilter: ["data-signed"] });
-  const timer = setInterval(() => void (document.hidden || refresh()), 30_000);
-  signal.addEventListener("abort", () => {
-    signed.disconnect();
-    clearInterval(timer);
-  });
+  document.addEventListener(CRITICAL, () => void refresh(), { signal });
+  signal.addEventListener("abort", () => signed.disconnect());
 }

@@ -1,7 +1,7 @@
 /** The study page: original first, findings by key, heatmap on H, sign on Enter, next on n or Tab. */
 import { Answers } from "./answers";
 import { Claim } from "./claim";
-import { communication } from "./communication";
+import { communication, CRITICAL } from "./communication";
 import { Draft } from "./draft";
 import type { Answer } from "./kept";
 import { on, run, type ActionId } from "./keys";
@@ -150,6 +150,9 @@ function open(leaving: AbortSignal): void {
       if ((JSON.parse(event.data) as { study?: string }).study === study && !refused) say(_("There is something new about this study: g shows it."));
     };
     for (const kind of KINDS) events.addEventListener(kind, tell);
+    for (const deed of ["raised", "acknowledged", "communicated", "escalated", "closed"])
+      events.addEventListener(`critical.${deed}`, () => document.dispatchEvent(new Event(CRITICAL)));
+    events.addEventListener("review.withdrawn", () => document.dispatchEvent(new Event(CRITICAL)));
     window.addEventListener("pagehide", () => events.close(), { signal: leaving });
     leaving.addEventListener("abort", () => events.close());
   }

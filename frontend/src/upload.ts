@@ -11,6 +11,7 @@ import { _, told } from "./language";
 const AT_ONCE = 3;
 /** Waits before it is tried again, in s; the last one is repeated. */
 const WAITS = [1, 2, 4, 8, 15];
+const PARTED = "wetread-uploads";
 /** Lines of what was received that are kept; trouble is kept for ever. */
 const KEPT = 300;
 /** Answers that do not mean no: too busy, restarting, a proxy without its server. */
@@ -124,6 +125,27 @@ class Uploads {
     window.addEventListener("beforeunload", (event) => {
       if (this.items.some((item) => !ENDED.has(item.state))) event.preventDefault();
     });
+    window.addEventListener("pagehide", () => this.part());
+    this.recall();
+  }
+
+  /** The page goes: leave behind how many were received and how many not, by number only, names may be patients'. */
+  private part(): void {
+    const left = this.items.filter((item) => !ENDED.has(item.state)).length;
+    const done = this.items.filter((item) => item.state === "received" || item.state === "partly").length;
+    if (left) sessionStorage.setItem(PARTED, JSON.stringify([done, left]));
+  }
+
+  /** Say what became of those of the page before. */
+  private recall(): void {
+    const parted = sessionStorage.getItem(PARTED);
+    sessionStorage.removeItem(PARTED);
+    if (!parted) return;
+    const [done, left] = JSON.parse(parted) as [number, number];
+    this.summary.textContent = _(
+      "The page was left while files were sent: %(done)s were received and are kept, %(left)s may be missing. Add them again; what is here already is known.",
+      { done, left },
+    );
   }
 
   add(entries: readonly (readonly [string, () => FormData])[]): void {

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import ward as wards
 from ward import SITE
 
 from wetread.clinic import audit, claims, reviews, store
+from wetread.clinic.critical import Criticals
 from wetread.clinic.history import HIDDEN, KINDS, history
+from wetread.clinic.priority import Rules
+from wetread.config import Settings
 from wetread.errors import NotFoundError
 
 
@@ -99,6 +104,31 @@ def test_deliveries_and_the_waiting_cap(ward):
         ("sending", "", "the DICOM SR could not be delivered to dicom://PACS, try 3"),
         ("sending", "outputs", "sent the DICOM SR to dicom://PACS"),
     ]
+
+
+def test_critical_findings_are_told_in_words(ward):
+    room = Criticals(ward.database, Settings(critical_steps=[0.0]), Rules())
+    study = ward.take(wards.png(8), "pneumothorax.png").study
+    ward.work()
+    room.step(store.now() + timedelta(minutes=16))
+    room.acknowledge(SITE, study, "Dr A")
+    room.step(store.now() + timedelta(minutes=61))
+    room.tell(SITE, study, "Dr A", recipient="Sister M", how="phone", read_back=True, note="Roe is on her way")
+    assert [entry[1:] for entry in told(ward, study) if "critical" in entry[2]] == [
+        ("", "raised the critical finding Pneumothorax: somebody is to be told"),
+        ("", "escalated the critical finding Pneumothorax: nobody had acknowledged it in time"),
+        ("Dr A", "acknowledged the critical finding Pneumothorax"),
+        ("", "escalated the critical finding Pneumothorax: it was acknowledged and not signed in time"),
+        ("Dr A", "told Sister M of the critical finding Pneumothorax (phone, read back): Roe is on her way"),
+    ]
+    hidden = str(told(ward, study, hide=True))
+    assert "Pneumothorax" not in hidden
+    assert "Sister M" in hidden
+    assert "Roe" not in str(told(ward, study, named=False))
+    other = ward.take(wards.png(9), "pneumothorax.png").study
+    ward.work()
+    room.close(SITE, other, "Dr A", note="known")
+    assert told(ward, other)[-1][2] == "closed the critical finding Pneumothorax: known"
 
 
 def test_another_site_is_told_nothing(ward, read):

@@ -64,6 +64,9 @@ def test_it_says_what_the_models_said(ward: Ward) -> None:
     assert f"model package SHA-256 {model.id}" in texts
     assert "operating point screen" in texts
     assert any("AI triage result, research use only" in text for text in texts)
+    free = hd.sr.srread(BytesIO(written(structured_report.build(replace(about, research_only=False)))))
+    assert free.ConceptNameCodeSequence[0].CodeMeaning == free.SeriesDescription == "AI triage result"
+    assert "research" not in str(free).lower()
     everything = str(again).lower()
     assert "preliminary" not in everything
     [study] = again.CurrentRequestedProcedureEvidenceSequence

@@ -25,6 +25,8 @@ def test_the_page_is_current_see_make_docs():
     written, known = parts(conformance.page())
     assert committed == written, "python -m wetread.web.conformance docs/conformance.md"
     assert classes <= known
+    unnamed = re.findall(r"^\| [0-9.]+ \| [0-9.]+ \|$", conformance.page(), re.MULTILINE)
+    assert not unnamed, "a class that the dictionary does not name; see conformance._NAMES"
 
 
 def test_every_class_and_syntax_that_it_names_is_accepted(tmp_path):

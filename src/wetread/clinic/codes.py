@@ -84,9 +84,10 @@ def _own(value: str, meaning: str) -> Code:
 
 
 RESULT = _own("AITRIAGE", "AI triage result")
-TITLE = _own("TRIAGE", "AI triage result, research use only")
+TITLE = _own("TRIAGE", "AI triage result, research use only")  # of packages that allow more than that, RESULT
 KIND = _own("KIND", "Kind of result")
 UNVERIFIED = _own("UNVERIFIED", "AI triage result, unverified; research use only, not a report")
+UNVERIFIED_FREE = _own("UNVERIFIED_FREE", "AI triage result, unverified; not a report")
 CALL = _own("CALL", "Call")
 CALLS = {
     "likely": _own("LIKELY", "Likely"),

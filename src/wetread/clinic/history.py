@@ -15,7 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import claims, deployments, store
+from wetread.clinic import claims, critical, deployments, store
 from wetread.clinic.store import Store
 
 Kind = Literal["arrival", "analysis", "reading", "correction", "sending", "looks", "other"]
@@ -69,6 +69,27 @@ def _because(detail: Detail, names: _Names) -> str:
     return f": {detail['reason']}" if detail.get("reason") and names.named else ""
 
 
+_LATE = {
+    "acknowledge": "nobody had acknowledged it in time",
+    "sign": "it was acknowledged and not signed in time",
+    "tell": "nobody had been told in time",
+}
+
+
+def _of(detail: Detail, names: _Names) -> str:
+    return f" {detail['finding']}" if detail.get("finding") and not names.hide else ""
+
+
+def _noted(detail: Detail, names: _Names) -> str:
+    return f": {detail['note']}" if detail.get("note") and names.named and not names.hide else ""
+
+
+def _told_whom(detail: Detail, names: _Names) -> str:
+    back = "read back" if detail.get("read_back") else "not read back"
+    whom, how = detail.get("recipient", "somebody"), f"{detail.get('how', '')}, {back}"
+    return f"told {whom} of the critical finding{_of(detail, names)} ({how}){_noted(detail, names)}"
+
+
 def _fields(detail: Detail) -> str:
     return ", ".join(str(field).replace("_", " ") for field in detail.get("fields", ())) or "something"
 
@@ -108,6 +129,11 @@ _AUDIT: dict[str, tuple[Kind, Words]] = {
     "output.sent": ("sending", lambda d, n: f"sent {_what(d)} to {d.get('destination', 'another system')}"),
     "delivery.retried": ("sending", lambda d, n: f"had {n.deliveries.get(d['delivery'], 'a delivery')} tried again"),
     "delivery.dismissed": ("sending", lambda d, n: f"let {n.deliveries.get(d['delivery'], 'a delivery')} be"),
+    "critical.raised": ("reading", lambda d, n: f"raised the critical finding{_of(d, n)}: somebody is to be told"),
+    "critical.acknowledged": ("reading", lambda d, n: f"acknowledged the critical finding{_of(d, n)}"),
+    "critical.communicated": ("reading", lambda d, n: _told_whom(d, n)),
+    "critical.escalated": ("reading", lambda d, n: f"escalated the critical finding{_of(d, n)}: {_LATE[d['stage']]}"),
+    "critical.closed": ("reading", lambda d, n: f"closed the critical finding{_of(d, n)}{_noted(d, n)}"),
     "report.printed": ("sending", lambda d, n: "fetched the report as PDF"),
 }
 _EVENTS: dict[str, tuple[Kind, Words]] = {
@@ -210,7 +236,7 @@ def _audited(connection: Connection, study: str, names: _Names) -> Iterator[Entr
         detail = {**row.detail, "delivery": row.object}
         if row.action in _AUDIT:
             kind, words = _AUDIT[row.action]
-            yield Entry(row.at, kind, row.actor, words(detail, names))
+            yield Entry(row.at, kind, "" if row.actor == critical.SYSTEM else row.actor, words(detail, names))
         else:
             yield Entry(row.at, "other", row.actor, _plain(row.action))
 

@@ -32,6 +32,7 @@ def build(statement: Statement) -> sr.ComprehensiveSR:
     NotDicomError
         When the study has no DICOM image to refer to.
     """
+    title = codes.TITLE if statement.research_only else codes.RESULT
     references = evidence.references(statement)
     headers = {reference.picture.id: reference.header for reference in references}
     groups = [_group(statement, said, headers[said.image]) for said in statement.said if said.image in headers]
@@ -54,7 +55,7 @@ def build(statement: Statement) -> sr.ComprehensiveSR:
         procedure_reported=_concept(codes.PROCEDURE),
         imaging_measurements=groups,
         # Under the title Imaging Measurement Report, OHIF draws coordinates and nothing else, and we have none.
-        title=_concept(codes.TITLE),
+        title=_concept(title),
         referenced_images=[header for header in headers.values() if set(header.dir()) >= _LIBRARY] or None,
     )
     with quiet():
@@ -69,7 +70,7 @@ def build(statement: Statement) -> sr.ComprehensiveSR:
             manufacturer_model_name="Wetread",
             software_versions=__version__,
             device_serial_number=__version__,
-            series_description=codes.TITLE.meaning,
+            series_description=title.meaning,
             is_complete=True,
             is_verified=False,
             transfer_syntax_uid=ExplicitVRLittleEndian,
@@ -98,7 +99,7 @@ def _group(statement: Statement, said: Said, header: Dataset) -> sr.Measurements
     """Return the measurement group (TID 1501) of one finding."""
     words = (statement.study, statement.cause, said.model_id, said.finding)
     evaluations = [
-        (codes.KIND, codes.UNVERIFIED),
+        (codes.KIND, codes.UNVERIFIED if statement.research_only else codes.UNVERIFIED_FREE),
         (codes.CALL, codes.CALLS[said.call]),
         (codes.POINT, codes.POINTS.get(said.point, Code(said.point.upper()[:16], codes.PRIVATE, said.point[:64]))),
         (codes.FLAG, codes.YES if said.flagged else codes.NO),

@@ -38,6 +38,13 @@ _SERVICES = (
     (StudyRootQueryRetrieveInformationModelGet, "SCU", "`wetread pull --by get`; then SCP of the storage classes"),
     (StudyRootQueryRetrieveInformationModelMove, "SCU", "`wetread pull --by move`"),
 )
+# Classes that are newer than pydicom's dictionary.
+_NAMES = {
+    "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage",
+    "1.2.840.10008.5.1.4.1.1.66.8": "Height Map Segmentation Storage",
+    "1.2.840.10008.5.1.4.1.1.9.100.1": "Waveform Presentation State Storage",
+    "1.2.840.10008.5.1.4.1.1.9.100.2": "Waveform Acquisition Presentation State Storage",
+}
 _STOW = {
     stow.NO_ROOM: "no room on disk; nothing was kept, send again later",
     stow.TOO_LARGE: "larger than the setting `max_bytes`; nothing was kept",
@@ -174,7 +181,7 @@ def page() -> str:
         syntaxes=_rows((uid.name, uid, "●" if _read(uid) else "") for uid in TRANSFER_SYNTAXES),
         settings=_rows(_settings()),
         count=len(STORAGE_CLASSES),
-        classes=_rows((UID(uid).name, uid) for uid in sorted(STORAGE_CLASSES, key=lambda uid: UID(uid).name)),
+        classes=_rows(sorted((_NAMES.get(uid, UID(uid).name), uid) for uid in STORAGE_CLASSES)),
     )
 
 
