@@ -242,33 +242,35 @@ def rollback(connection: Connection, slot: Slot, actor: str, reason: str, *, hom
     ConflictError
         When `model` is in no stage that could be rolled back, or has no predecessor.
     """
-    row, last = slot.challenger, max((r for r in slot.rows if r.until), key=lambda r: (r.until, r.since), default=None)
+    row, ended = slot.challenger, [each for each in slot.rows if each.until]
     if row is None or (model and not names(row, model)):
         row = slot.champion if slot.champion and (not model or names(slot.champion, model)) else None
-    gone = next((r for r in reversed(slot.rows) if r.ended == ROLLED_BACK and (not model or names(r, model))), None)
-    if gone is not None and (row is None or (row.stage == CHAMPION and not model and _after(gone, slot, last))):
+    gone = next((r for r in reversed(ended) if r.ended == ROLLED_BACK and (not model or names(r, model))), None)
+    # Without a name, whoever says it twice means the same.
+    settled = gone is not None and all(each.until <= gone.until for each in ended if each.until and gone.until)
+    if gone is not None and (row is None or (row.stage == CHAMPION and not model and settled)):
         return Change("unchanged", gone, f"{gone.label} was rolled back already ({gone.why})")
     if row is None:
         raise ConflictError(f"model {model[:64]!r} is neither champion nor challenger of {slot.name}")
     if row.stage != CHAMPION:
         _end(connection, row, ROLLED_BACK, reason)
         _forget(connection, row)
-        ended = _read(connection, row.id)
-        _tell(connection, home, actor, "model.rolled_back", ended)
-        return Change("rolled_back", ended, f"{row.label} was rolled back; {_stays(slot.champion)}")
+        done = _read(connection, row.id)
+        _tell(connection, home, actor, "model.rolled_back", done)
+        return Change("rolled_back", done, f"{row.label} was rolled back; {_stays(slot.champion)}")
     before = next((r for r in reversed(slot.rows) if r.model == row.previous), None)
     if before is None:
         raise ConflictError(f"{row.label} took the place of nothing; turn it off instead (AI switch)")
-    _end(connection, row, ROLLED_BACK, reason)
-    _forget(connection, row)
     if slot.challenger is not None and slot.challenger.model == before.model:  # it challenged its successor meanwhile
         _end(connection, slot.challenger, PROMOTED, f"{row.label} was rolled back")
+    _end(connection, row, ROLLED_BACK, reason)
+    _forget(connection, row)
     elsewhere = _slot(connection, row.site, slot.name).champion
     if elsewhere is None or elsewhere.model != before.model:
         _begin(connection, row.site, _of(before), CHAMPION, actor, f"{row.label} was rolled back: {reason}")
-    ended = _read(connection, row.id)
-    _tell(connection, home, actor, "model.rolled_back", ended)
-    return Change("rolled_back", ended, f"{row.label} was rolled back; {before.label} is the champion again")
+    done = _read(connection, row.id)
+    _tell(connection, home, actor, "model.rolled_back", done)
+    return Change("rolled_back", done, f"{row.label} was rolled back; {before.label} is the champion again")
 
 
 def hold(connection: Connection, slot: Slot, actor: str, reason: str, *, home: str) -> Change:
@@ -319,13 +321,6 @@ def _challenger(slot: Slot, model: str = "") -> Deployment:
     if model and not names(row, model):
         raise ConflictError(f"model {model[:64]!r} does not challenge in {slot.name}; {row.label} does")
     return row
-
-
-def _after(gone: Deployment, slot: Slot, last: Deployment | None) -> bool:
-    """Tell whether nothing happened in a slot since a row was rolled back, but what that itself did."""
-    assert gone.until is not None
-    champion = slot.champion
-    return last is not None and last.until == gone.until and (champion is None or champion.since <= gone.until)
 
 
 def _model(row: Deployment | None) -> str | None:

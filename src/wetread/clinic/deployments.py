@@ -234,9 +234,9 @@ def unawaited(model: sa.ColumnElement[str], study: sa.ColumnElement[str], site: 
         table.c.until.is_(None),
         table.c.stage != CHAMPION,
         table.c.site.in_((EVERYWHERE, site)),
-        ~drew.exists(),
+        ~drew.correlate_except(store.assignment).exists(),
     )
-    return sa.and_(challenging.exists(), ~champions.exists())
+    return sa.and_(challenging.correlate_except(table).exists(), ~champions.correlate_except(own).exists())
 
 
 # ---------------------------------------------------------------------- who analyses what
