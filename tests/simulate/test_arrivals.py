@@ -1,16 +1,22 @@
 """The sender of arrivals, against servers that answer, refuse, fail and stall."""
 
+import io
+import socket
 import threading
+import zipfile
+from datetime import datetime
 from itertools import count, repeat
 
 import httpx
+import pydicom
 import pytest
 
+from wetread.clinic.peers import Peer
 from wetread.errors import ClinicError, DeniedError
 from wetread.simulate import arrivals
 from wetread.simulate.arrivals import Patience, Summary, connect
-from wetread.simulate.department import Patient
-from wetread.simulate.ways import Upload
+from wetread.simulate.department import Patient, phantom_patient
+from wetread.simulate.ways import Store, Stow, Upload
 
 PATIENTS = [Patient(f"p{n}", ((f"p{n}.dcm", b"DICM%d" % n),)) for n in range(6)]
 
@@ -160,3 +166,128 @@ def test_an_address_that_is_none_is_refused(url):
 def test_an_address_without_scheme_is_refused_when_sending():
     with connect("localhost:8080", "abc") as ours, pytest.raises(ClinicError, match="no server there"):
         send(PATIENTS[:1], repeat(0.0), ours)
+
+
+class Later:
+    """A server that puts off what it gets, so many times."""
+
+    def __init__(self, times, **headers):
+        self.left, self.headers, self.seen = times, headers, []
+
+    def __call__(self, request):
+        self.seen.append(request.read())
+        self.left -= 1
+        return httpx.Response(self.status, headers=self.headers) if self.left >= 0 else taken(request)
+
+    status = 503
+
+
+@pytest.mark.parametrize("status", [429, 503, 507])
+def test_what_is_put_off_is_sent_again_and_recorded_once(status):
+    server, cases = Later(2), []
+    server.status = status
+    quick = Patience(tries=5, first_s=0.001)
+    summary = arrivals.send(
+        PATIENTS[:1], repeat(0.0), Upload(client(server)), patience=quick, record=lambda *case: cases.append(case)
+    )
+    assert (summary.to_dict()["accepted"], summary.retries, len(server.seen)) == (1, 2, 3)
+    assert [(patient.name, answer.outcome, answer.study) for patient, answer in cases] == [
+        ("p0", "accepted", "s-p0.dcm")
+    ]
+
+
+def test_what_never_succeeds_is_recorded_with_its_reason():
+    cases, quick = [], Patience(tries=3, first_s=0.001)
+    summary = arrivals.send(
+        PATIENTS[:2], repeat(0.0), Upload(client(Later(99))), patience=quick, record=lambda *case: cases.append(case)
+    )
+    assert summary.to_dict()["reasons"] == {"HTTP 503": 2}
+    assert sorted(patient.name for patient, _ in cases) == ["p0", "p1"]
+    assert not any(answer.ok for _, answer in cases)
+
+
+def test_waits_double_and_heed_what_the_server_asks_for():
+    patience = Patience(first_s=0.5, longest_s=8)
+    assert [patience.wait(n, None) for n in (1, 2, 3, 9)] == [0.5, 1.0, 2.0, 8.0]
+    assert patience.wait(1, 5.0) == 5.0
+    assert patience.wait(1, 500.0) == 8.0
+
+
+def test_a_batch_is_one_archive_and_each_study_has_an_answer_of_its_own():
+    archives = []
+
+    def answer(request):
+        body = request.read()
+        if b"batch.zip" not in body:
+            return taken(request)
+        content = body[body.index(b"PK\x03\x04") : body.rindex(b"\r\n--")]
+        archives.append(names := zipfile.ZipFile(io.BytesIO(content)).namelist())
+        images = [{"file": f"batch.zip/{name}", "study": f"s{name}"} for name in names if "p1" not in name]
+        refused = [{"file": f"batch.zip/{name}", "detail": "too large"} for name in names if "p1" in name]
+        return httpx.Response(201, json={"images": images, "refused": refused})
+
+    summary = send(PATIENTS[:5], repeat(0.0), client(answer), batch=2, senders=1).to_dict()
+    assert [len(names) for names in archives] == [2, 2]  # the last one is alone, and no archive
+    assert summary["reasons"] == {"refused: too large": 1}
+    assert summary["accepted"] == 4
+
+
+def test_two_patients_with_files_of_one_name_are_both_in_the_archive():
+    same = [Patient(f"p{n}", (("a.dcm", b"%d" % n), ("a.dcm", b"other%d" % n))) for n in range(2)]
+    seen = []
+
+    def answer(request):
+        body = request.read()
+        with zipfile.ZipFile(io.BytesIO(body[body.index(b"PK\x03\x04") : body.rindex(b"\r\n--")])) as archive:
+            seen.extend(archive.read(name) for name in archive.namelist())
+            images = [{"file": f"batch.zip/{name}", "study": "s"} for name in archive.namelist()]
+        return httpx.Response(201, json={"images": images, "refused": []})
+
+    assert send(same, repeat(0.0), client(answer), batch=2).to_dict()["accepted"] == 2
+    assert sorted(seen) == [b"0", b"1", b"other0", b"other1"]
+
+
+def stow(failed):
+    """Answer as STOW-RS does: SOP Instance UID → reason for those that failed."""
+    items = [{"00081155": {"Value": [uid]}, "00081197": {"Value": [reason]}} for uid, reason in failed.items()]
+    return {"00081198": {"vr": "SQ", "Value": items}} if failed else {}
+
+
+def test_by_stow_an_instance_without_room_is_sent_again_and_another_failure_is_final():
+    films = [phantom_patient(1, n, datetime(2026, 3, 4), size=64, laterals=0.0) for n in (1, 2, 3)]
+    uids = [str(pydicom.dcmread(io.BytesIO(p.files[0][1])).SOPInstanceUID) for p in films]
+    calls = []
+
+    def answer(request):
+        assert request.url.path == "/dicomweb/studies"
+        body = request.read()
+        calls.append([uid for uid in uids if uid.encode() in body])
+        failed = {uids[0]: 0xA700} if len(calls) == 1 else {}
+        failed |= {uids[1]: 0xC000} if uids[1].encode() in body else {}
+        return httpx.Response(202 if failed else 200, json=stow(failed))
+
+    summary = arrivals.send(
+        films, repeat(0.0), Stow(client(answer)), batch=3, patience=Patience(tries=3, first_s=0.001)
+    ).to_dict()
+    assert calls == [uids, [uids[0]]]
+    assert (summary["accepted"], summary["reasons"]) == (2, {"0xC000": 1})
+
+
+def test_a_peer_that_is_not_there_is_an_error_that_says_so():
+    with socket.socket() as taken_port:
+        taken_port.bind(("127.0.0.1", 0))
+        peer = Store(Peer("NOBODY", "127.0.0.1", taken_port.getsockname()[1]))
+        film = phantom_patient(1, 1, datetime(2026, 3, 4), size=64, laterals=0.0)
+        with pytest.raises(ClinicError, match="no server there"):
+            arrivals.send([film], repeat(0.0), peer)
+
+
+def test_an_error_in_a_thread_is_told_and_not_swallowed():
+    class Broken:
+        where = "here"
+
+        def __call__(self, patients):
+            raise ZeroDivisionError("oh")
+
+    with pytest.raises(ClinicError, match="ZeroDivisionError"):
+        arrivals.send(PATIENTS, repeat(0.0), Broken())

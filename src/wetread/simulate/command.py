@@ -70,6 +70,7 @@ def arrivals(
     --speed 4320 --hourly day --drift exposure --truth month.jsonl`
     """
     import json
+    from contextlib import nullcontext
     from datetime import UTC, timedelta
 
     from wetread.errors import ConfigError
@@ -99,13 +100,13 @@ def arrivals(
     gaps, chosen = _split(plan.arrivals())
     who = patients.arriving(source, chosen, seed=seed, prevalence=prevalence, shifts=shifts)
     writer = None if truth is None else Writer(truth, plan.clock, seed=seed, drift=drift or [], drift_at=drift_at)
-    with _way(url, token, by, dicom) as way:
+    with _way(url, token, by, dicom) as way, writer or nullcontext():
         summary = arrivals.send(
             who, gaps, way, batch=batch, patience=arrivals.Patience(tries),
             record=None if writer is None else lambda patient, answer: writer.write(case(patient, answer)),
         )  # fmt: skip
-    if writer is not None:
-        writer.close(**summary.to_dict())
+        if writer is not None:
+            writer.end(**summary.to_dict())
     typer.echo(json.dumps(summary.to_dict(), indent=2))
     if summary.to_dict()["failed"]:
         raise typer.Exit(1)

@@ -55,9 +55,9 @@ class Skill:
     unsure: float = 0.0
 
     def __post_init__(self) -> None:
-        chances = {name: getattr(self, name) for name in ("sensitivity", "specificity", "anchoring", "unsure")}
-        chances |= {f"findings: {name}": chance for name, pair in self.findings.items() for chance in pair}
-        for name, chance in chances.items():
+        chances = [(name, getattr(self, name)) for name in ("sensitivity", "specificity", "anchoring", "unsure")]
+        chances += [(f"findings: {name}", chance) for name, pair in self.findings.items() for chance in pair]
+        for name, chance in chances:
             if not 0 <= chance <= 1:
                 raise ConfigError(f"reader: {name} = {chance}: must be 0 to 1")
         if self.overall and self.findings:

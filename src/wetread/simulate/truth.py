@@ -94,7 +94,7 @@ class Clock:
 
 
 class Writer:
-    """Writes a truth file, a whole line at a time; safe in several threads."""
+    """Writes a truth file, a whole line at a time; safe in several threads. Use it in a `with` statement."""
 
     def __init__(self, path: Path, clock: Clock, **more: Any) -> None:
         self._lock = threading.Lock()
@@ -109,9 +109,14 @@ class Writer:
         """Add a study."""
         self._line(asdict(case))
 
-    def close(self, **summary: Any) -> None:
+    def end(self, **summary: Any) -> None:
         """Say that all was sent."""
         self._line({"ended": summary})
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def _line(self, value: Mapping[str, Any]) -> None:
