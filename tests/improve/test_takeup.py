@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+import receivers
 import sqlalchemy as sa
 import tiny_package
 from peers import wait
 from ward import SITE, film
 
-from wetread.clinic import audit, deployments, statement, store, worklist
+from wetread.clinic import audit, deploying, deployments, statement, store, worklist
 from wetread.clinic.deployments import CANARY, CHAMPION, SHADOW
 from wetread.clinic.service import Clinic
 from wetread.config import Settings
+from wetread.errors import ConflictError
 from wetread.improve import staging
 from wetread.improve.rollout import Rollout
 from wetread.model.package import Package
@@ -109,6 +112,7 @@ def test_the_models_of_the_settings_are_the_first_champions(tmp_path: Path, old:
         assert actions == ["model.deployed", "model.deployed"]
 
 
+@pytest.mark.system
 def test_from_shadow_to_champion_and_back_without_a_restart(tmp_path: Path, old: Package, new: Package) -> None:
     with running(tmp_path, old.path) as clinic:
         rollout, before = rollouts(clinic), take(clinic, 1)
@@ -150,3 +154,122 @@ def test_from_shadow_to_champion_and_back_without_a_restart(tmp_path: Path, old:
             (CHAMPION, "2", "rolled_back"),
             (CHAMPION, "1", None),
         ]
+
+
+def other_graph(folder: Path) -> Package:
+    """A package whose golden outputs are another graph's: sound as files, and wrong."""
+    good, evil = tiny_package.write(folder / "good", seed=3), tiny_package.write(folder / "evil", seed=9)
+    (good.path / "golden.npz").write_bytes((evil.path / "golden.npz").read_bytes())
+    return Package(good.path)
+
+
+def reasons(clinic: Clinic) -> list[tuple[str, str]]:
+    with clinic.database.read() as connection:
+        table = store.audit.c
+        found = connection.execute(sa.select(table.actor, table.detail).where(table.action == "model.rolled_back"))
+        return [(row.actor, row.detail["reason"]) for row in found]
+
+
+@pytest.mark.system
+def test_a_package_that_does_not_keep_its_golden_outputs_never_serves(tmp_path: Path, old: Package) -> None:
+    bad = other_graph(tmp_path)
+    with running(tmp_path / "data", old.path) as clinic:
+        rollouts(clinic).shadow(staged(clinic, bad))
+        wait(lambda: rows(clinic)[-1][2] == "rolled_back", "the roll back")
+        [(actor, reason)] = reasons(clinic)
+        assert actor == "system"
+        assert "golden" in reason
+        # Also as champion: its predecessor is back before anybody notices.
+        rollouts(clinic).shadow(bad.id)
+        with clinic.database.write() as connection:
+            deploying.promote(connection, deploying.find(connection, ""), "tester", "", home=SITE)
+        wait(lambda: rows(clinic)[-1] == (CHAMPION, "1", None), "the old champion")
+        study = take(clinic, 1)
+        analysed(clinic, study, old)
+        assert shown(clinic, study) == {old.id}
+        with clinic.database.read() as connection:
+            models = set(connection.execute(sa.select(store.image_result.c.model)).scalars())
+        assert models == {old.id}
+
+
+@pytest.mark.system
+def test_a_challenger_that_fails_is_rolled_back_and_the_champion_of_its_name_goes_on(
+    tmp_path: Path, old: Package
+) -> None:
+    """Both are called the same: what turns a model off by name must not turn the champion off."""
+    bad = tiny_package.write(tmp_path / "bad", seed=4, poison=True, code_version="2")
+    with running(tmp_path / "data", old.path, ai_failures=2, job_tries=1) as clinic:
+        rollouts(clinic).shadow(staged(clinic, bad))
+        serves(clinic, old, bad)
+        studies = [clinic.intake.take(BytesIO(film(n, corner=True)), f"{n}.png", SITE).study for n in range(2)]
+        wait(lambda: rows(clinic)[-1][2] == "rolled_back", "the roll back")
+        serves(clinic, old)
+        for study in studies:
+            analysed(clinic, study, old)
+            assert shown(clinic, study) == {old.id}
+        assert clinic.ai(SITE).banner is None
+        [(actor, reason)] = reasons(clinic)
+        assert actor == "system"
+        assert "2 images in a row" in reason
+
+
+def test_what_is_not_staged_is_refused_naming_the_command(tmp_path: Path, old: Package, new: Package) -> None:
+    with running(tmp_path, old.path) as clinic, pytest.raises(ConflictError, match="wetread rollout stage"):
+        rollouts(clinic).shadow(str(new.path))
+
+
+@pytest.mark.system
+def test_a_reader_and_every_other_system_are_told_what_the_champion_says_after_a_roll_back(
+    tmp_path: Path, old: Package, new: Package
+) -> None:
+    with receivers.http((200, b'{"resourceType": "Bundle", "type": "transaction-response"}')) as receiver:
+        address = f"fhir+http://127.0.0.1:{receiver.port}/fhir"
+        with running(tmp_path, old.path, outputs_fhir=[address]) as clinic:
+            rollout = rollouts(clinic)
+            rollout.shadow(staged(clinic, new))
+            rollout.canary(0.999999)
+            serves(clinic, old, new)
+            study = take(clinic, 1)
+
+            def told() -> list[str]:
+                said = [json.loads(request.body) for request in receiver.got]
+                devices = [[e["resource"] for e in bundle["entry"]] for bundle in said]
+                return [
+                    device["identifier"][0]["value"]
+                    for resources in devices
+                    for device in resources
+                    if device["resourceType"] == "Device"
+                ]
+
+            wait(lambda: told() == [new.id], "the challenger's word to be told")
+            rollout.rollback("worse")
+            wait(lambda: told() == [new.id, old.id], "the champion's word to be told")
+            assert shown(clinic, study) == {old.id}
+
+
+@pytest.mark.system
+def test_every_process_takes_up_what_is_deployed(tmp_path: Path, postgresql: str, old: Package, new: Package) -> None:
+    """One that serves and one that only works, on one PostgreSQL and with folders of their own."""
+    url = {"database": postgresql}
+    with (
+        running(tmp_path / "a", old.path, **url) as serve,
+        running(tmp_path / "a", old.path, kind="work", **url) as work,
+    ):
+        rollout = rollouts(serve)
+        rollout.shadow(staged(serve, new))
+        for clinic in (serve, work):
+            serves(clinic, old, new)
+        study = take(serve, 1)
+        analysed(serve, study, old, new)
+        assert shown(serve, study) == {old.id}
+        rollout.promote("better")
+        for clinic in (serve, work):
+            serves(clinic, new)
+        wait(lambda: shown(serve, study) == {new.id}, "the new champion's word")
+        rollout.rollback("worse")
+        for clinic in (serve, work):
+            serves(clinic, old)
+        wait(lambda: shown(serve, study) == {old.id}, "the old champion's word")
+        late = take(serve, 2)
+        analysed(serve, late, old)
+        assert shown(serve, late) == {old.id}
