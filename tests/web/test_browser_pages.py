@@ -120,6 +120,27 @@ class TestUpload:
             page.click("#adding-retry")
             until(page, "document.querySelector('#adding').textContent === '3 of 3 received'")
 
+    def test_who_leaves_the_page_is_told_what_was_received(self, server, session):
+        with watched(session, server.url, allow="Failed to load|ERR_") as page:
+            page.goto(server.url + "/")
+            page.on("dialog", lambda dialog: dialog.accept())  # "leave the page?"
+            stuck = []
+
+            def hold(route):
+                if b"Letter 40002" in (route.request.post_data_buffer or b""):
+                    stuck.append(route)  # never answered
+                else:
+                    route.continue_()
+
+            page.route("**/api/v1/studies", hold)
+            page.set_input_files("#files", letters(3, start=40_000))
+            until(page, "document.querySelector('#adding').textContent === '2 of 3 received, 1 to go'")
+            page.reload()
+            words = page.inner_text("#adding")
+            assert "2 were received and are kept, 1 may be missing" in words
+            page.reload()
+            assert page.inner_text("#adding") == ""
+
     def test_cancelling_sends_no_more(self, server, session):
         with watched(session, server.url, allow="Failed to load|ERR_") as page:
             page.goto(server.url + "/")

@@ -33,7 +33,7 @@ def test_a_critical_finding_is_acknowledged_signed_and_told_by_keyboard_and_ai_t
             page.wait_for_selector("#communication[open]")
             page.click("#told-acknowledge")
             page.wait_for_selector("#communication[open]", state="hidden")
-            page.wait_for_selector(f"{strip}.here[data-stage='']")
+            page.wait_for_selector(f"{strip}.here[data-stage='sign']")
 
             page.keyboard.press("a")  # the finding that ranked it is chosen
             page.keyboard.press("Enter")
@@ -52,6 +52,9 @@ def test_a_critical_finding_is_acknowledged_signed_and_told_by_keyboard_and_ai_t
             assert (told["kind"], told["recipient"], told["how"], told["read_back"]) == (
                 "communicated", "Sister M", "phone", True
             )  # fmt: skip
+
+            other = server.send(phantom.dicom(phantom.make(2, size=256)), "next.dcm")  # and the strip tells it by itself
+            page.wait_for_selector(f"#critical a[href='/studies/{other}']")
 
             page.goto(f"{server.url}/settings/ai")
             form = page.locator("form.switch", has_text="model tiny")
