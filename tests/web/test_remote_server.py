@@ -20,6 +20,9 @@ from starlette.testclient import TestClient
 
 from wetread.clinic import access
 from wetread.clinic.store import Store
+from wetread.config import Settings
+from wetread.errors import ModelError
+from wetread.infer import bench
 from wetread.radiograph import phantom
 
 pytestmark = pytest.mark.system
@@ -158,3 +161,18 @@ def test_no_study_is_lost_or_wrong_when_the_remote_is_killed(far: Far, tmp_path:
 
         until(back)
         until(lambda: clinic.ai("default").banner is None)
+
+
+def test_the_speed_of_a_server_is_measured_and_never_that_of_its_stand_in(
+    far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "SIDE", 256)
+    monkeypatch.setattr(bench, "LEAST", 5)
+    settings = Settings.model_validate({"threads": 1, "remote_token": far.token, "remote_timeout_s": PATIENCE_S})
+    plan = bench.Plan(threads=1, seconds=0.01, batch=2, callers=(2,))
+    model = f"v2+http://127.0.0.1:{far.port}/tiny"
+    found = bench.measure(model, tmp_path / "near", settings, plan)
+    assert [each.callers for each in found.concurrency] == [1, 2]
+    far.kill()
+    with pytest.raises(ModelError, match="tiny: the server did not answer for it throughout: no answer"):
+        bench.measure(model, tmp_path / "near", settings, plan)

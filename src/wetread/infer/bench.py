@@ -232,7 +232,8 @@ def measure(model: str, data: Path | None, settings: Settings, plan: Plan) -> Fi
             times, elapsed, _ = _repeat(ask, callers, plan.seconds)
             concurrency.append(Callers(callers=callers, images_s=len(times) / elapsed, **_quantiles(times)))
         if predictor.remote is not None and (predictor.remote.reason or predictor.remote.since()["local"]):
-            raise ModelError(f"{model}: the server did not answer for it throughout: {predictor.remote.reason}")
+            said = f"the server did not answer for it throughout: {predictor.remote.reason}"
+            raise ModelError(f"{predictor.package.name}: {said}")
     alone = concurrency[0]
     return Figures(
         load_s=load_s,
