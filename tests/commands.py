@@ -13,6 +13,8 @@ from wetread import cli
 def _walk(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
+            if command.invoke_without_command:  # a command of its own, beside those below it
+                yield (*path, name), command
             yield from _walk(command, (*path, name))
         else:
             yield (*path, name), command

@@ -44,7 +44,7 @@ def test_every_setting_is_in_the_table_with_its_default_and_its_help():
 
 def test_the_reference_has_every_command_in_order_and_no_other():
     documented = re.findall(r"^##+ `wetread (.+)`$", (DOCS / "cli.md").read_text(encoding="utf-8"), re.MULTILINE)
-    groups = {words[:1] for words in COMMANDS if len(words) > 1}
+    groups = {words[:1] for words in COMMANDS if len(words) > 1 and words[:1] not in COMMANDS}
     assert [d for d in documented if (d,) not in groups] == [" ".join(words) for words in COMMANDS]
 
 

@@ -201,9 +201,12 @@ def test_the_random_sample_judges_by_what_was_said_blind(
     sampled(ward, 1, False, "Edema", then={"answers": {"Edema": "agree"}})
     sampled(ward, 2, False, then={"answers": {"Edema": "agree"}})  # changed their mind when they were told
     sampled(ward, 3, True)
+    ward.take(dicom(5))  # not read yet
     ward.intake._share = lambda site: 0.0
     signed(ward, 4)
-    dataset = opened(made(valid=0.0, test=0.0))
+    found = made(valid=0.0, test=0.0)
+    assert found.summary["sample"] == {"drawn": 4, "signed": 3}
+    dataset = opened(found)
     assert sorted(dataset.manifest["split"]) == ["test"] * 3 + ["train"]
     assert dataset.manifest.filter(split="test")["sampling"].to_list() == ["audit"] * 3
     assert dataset.manifest.filter(split="test")["blind"].all()

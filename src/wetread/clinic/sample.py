@@ -58,6 +58,20 @@ def draw(connection: Connection, site: str, study: str, patient: str, share: flo
     connection.execute(store.draw.insert().values(study=study, share=share, chosen=chosen, at=now))
 
 
+def size(connection: Connection, site: str | None = None) -> dict[str, int]:
+    """Return how many studies there are in the sample, and how many of them are signed: the others may differ."""
+    table = store.study.c
+    counted = (
+        sa.select(sa.func.count(), sa.func.count(sa.case((table.reading == "signed", 1))))
+        .join(store.draw, store.draw.c.study == table.id)
+        .where(store.draw.c.chosen, table.merged_into.is_(None), table.listed)
+    )
+    if site is not None:
+        counted = counted.where(table.site == site)
+    chosen, signed = connection.execute(counted).one()
+    return {"drawn": chosen, "signed": signed}
+
+
 def drawn(connection: Connection, studies: Sequence[str]) -> set[str]:
     """Return those of these studies that are in the sample."""
     table = store.draw.c

@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from wetread import __version__
-from wetread.clinic import audit, export, pseudonyms
+from wetread.clinic import audit, export, pseudonyms, sample
 from wetread.clinic.archive import Archive
 from wetread.clinic.pseudonyms import Pseudonyms
 from wetread.clinic.store import Store
@@ -164,7 +164,9 @@ def run(
             after.write(folder)
             _audit_set(folder, dataset, lines, model.task)
             hard_cases.write(dataset, lines)
-            summary = _summary(dataset, about)
+            with database.read() as connection:
+                of_sample = sample.size(connection, request.site)
+            summary = _summary(dataset, about) | {"sample": of_sample}
             with database.write() as connection:  # before anybody can see it
                 detail = {"sha256": dataset.hash, "parent": about["parent"], **summary}
                 audit.record(connection, request.site or "all", actor, "dataset.curated", dataset.hash[:32], detail)
@@ -366,14 +368,14 @@ def _audit_set(folder: Path, dataset: Dataset, lines: list[dict[str, Any]], task
 
 def _summary(dataset: Dataset, about: Mapping[str, Any]) -> dict[str, Any]:
     splits = {name: found["images"] for name, found in dataset.info["counts"]["splits"].items()}
-    sample = dataset.path / AUDIT
+    audited = dataset.path / AUDIT
     return {
         **{name: value for name, value in about["lineage"].items() if name != "sha256"},
         "images": len(dataset),
         "patients": dataset.info["counts"]["patients"],
         "splits": splits,
         "refused": dataset.info["refused_by_reason"],
-        "audit_images": len(Dataset.open(sample)) if sample.is_dir() else 0,
+        "audit_images": len(Dataset.open(audited)) if audited.is_dir() else 0,
         "hard": sorted(path.stem for path in (dataset.path / "hard").glob("*.json")),
     }
 

@@ -89,7 +89,10 @@ def make(
         s = found.summary
         sides = ", ".join(f"{count} {name}" for name, count in s["splits"].items())
         typer.echo(f"{found.version}: {s['images']} images of {s['patients']} patients ({sides})")
-        typer.echo(f"{s['studies']} studies, {s['disputed']} with readers who differ, {s['audit_images']} in audit/")
+        typer.echo(f"{s['studies']} studies, on {s['disputed']} of which readers differ")
+        if s["sample"]["drawn"]:
+            read = f"{s['sample']['signed']} of {s['sample']['drawn']} studies signed"
+            typer.echo(f"random-audit sample: {read}; {s['audit_images']} images in audit/")
         for reason, count in s["refused"].items():
             typer.echo(f"{count} left out: {reason}; see {found.version / 'dataset.json'}")
 
