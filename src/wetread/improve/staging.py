@@ -218,7 +218,7 @@ def _checked(predictor: Predictor, point: str, policy: Staging) -> Behaviour:
 
 def _load(new: Predictor, old: Predictor | None, load: Load) -> Test:
     """Ask both the same, in turns, so that what else the machine does hits both alike."""
-    pictures = [phantom.make(phantom.patient_seed(7, n), size=256).radiograph for n in range(8)]
+    pictures = [phantom.make(phantom.patient_seed(7, n), size=256).radiograph for n in range(4)]
     work = [pictures[n % len(pictures)] for n in range(load.images)]
     _times(new, pictures, load.clients)  # nobody is the first
     if old is None:
