@@ -67,7 +67,9 @@ class Throughput(_Record):
 
     batch: Count
     images_s: Positive
-    cpu_ms: float = Field(ge=0, description="Processor time per image, of all threads together.")
+    cpu_ms: float = Field(
+        ge=0, description="Processor time per image, of all threads together; says something on a busy machine too."
+    )
 
 
 class Callers(Latency):
@@ -86,7 +88,7 @@ class Figures(_Record):
     throughput: Throughput
     concurrency: tuple[Callers, ...] = Field(max_length=16)
     base_rss_bytes: int = Field(ge=0, description="Memory of the process before the package was opened.")
-    peak_rss_bytes: Count = Field(description="The most that the process had in memory.")
+    peak_rss_bytes: Count = Field(description="The most that the process had in memory, its decoders apart.")
 
 
 class Result(_Record):
@@ -220,10 +222,10 @@ def measure(model: str, data: Path | None, settings: Settings, plan: Plan) -> Fi
 
         image = prepare()
         batch = np.concatenate([image] * plan.batch)
-        for _ in range(3):  # warm up
-            predictor.engine.run(batch)
-            predictor.engine.run(image)
-            ask()
+        # Warm up: runtimes prepare themselves anew for each size of a batch, and decoders start as callers come.
+        for count in {*range(1, min(max(plan.callers), settings.batch_size) + 1), plan.batch}:
+            predictor.engine.run(np.concatenate([image] * count))
+        _repeat(ask, max(plan.callers), 0.0)
         graph, _, _ = _repeat(lambda: predictor.engine.run(image), 1, plan.seconds)
         many, many_s, cpu_s = _repeat(lambda: predictor.engine.run(batch), 1, plan.seconds)
         images = len(many) * plan.batch

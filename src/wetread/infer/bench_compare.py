@@ -117,13 +117,15 @@ def plain(text: str) -> str:
 
 def _named(result: Result, figures: Figures) -> dict[str, tuple[float, bool]]:
     """Return name → value, and whether more is better."""
+    batches = f"batches of {figures.throughput.batch}"
     return {
         "package, MiB": (result.package_bytes / 2**20, False),
         "to load, s": (figures.load_s, False),
         "one image, p50 ms": (figures.single.p50_ms, False),
         "one image, p95 ms": (figures.single.p95_ms, False),
         "graph alone, p50 ms": (figures.graph.p50_ms, False),
-        f"batches of {figures.throughput.batch}, images/s": (figures.throughput.images_s, True),
+        f"{batches}, images/s": (figures.throughput.images_s, True),
+        f"{batches}, CPU ms/image": (figures.throughput.cpu_ms, False),
         **{f"{c.callers} caller{'s' * (c.callers > 1)}, images/s": (c.images_s, True) for c in figures.concurrency},
         "memory at most, MiB": (figures.peak_rss_bytes / 2**20, False),
     }
@@ -137,5 +139,6 @@ def _cells(values: Sequence[tuple[float, bool] | None]) -> tuple[Cell | None, ..
             continue
         value, more = found
         first = None if values[0] is None else values[0][0]
-        cells.append(Cell(value, None if first is None else value / first if more else first / value))
+        good, bad = (value, first) if more else (first, value)
+        cells.append(Cell(value, good / bad if good is not None and bad else None))
     return tuple(cells)
