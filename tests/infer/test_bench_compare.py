@@ -98,11 +98,11 @@ def test_tables_for_a_terminal_and_for_markdown(run):
 
 
 def test_names_that_are_the_same_or_hostile_stay_apart_and_in_their_cells(run):
-    name = "x|[red]\x1b[31m\n| y"
+    name = "<b>x|[red]\x1b[31m\n| y"
     text = run(report(name), report(name), options=["--markdown"])
-    assert text.splitlines()[0] == r"| machine | x\|[red] [31m \| y (a) | x\|[red] [31m \| y (b) |"
+    assert text.splitlines()[0] == r"| machine | &lt;b>x\|[red] [31m \| y (a) | &lt;b>x\|[red] [31m \| y (b) |"
     table = run(report(name))
-    assert "x|[red] [31m | y" in table
+    assert "<b>x|[red] [31m | y" in table
     assert "\x1b" not in table
 
 

@@ -106,8 +106,12 @@ def facts(reports: Sequence[Report]) -> list[list[str]]:
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown; whatever a report says stays within its cell."""
+
+    def safe(cell: str) -> str:
+        return plain(cell).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
     lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(safe, line)) + " |" for line in lines)
 
 
 def plain(text: str) -> str:
