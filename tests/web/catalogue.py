@@ -72,10 +72,11 @@ def update(code: str) -> list[Any]:
     catalog.fuzzy = False
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(written(catalog))
-    return [message.id for message in catalog if message.id and not all(_forms(message))]
+    return [message.id for message in catalog if message.id and not all(forms(message))]
 
 
-def _forms(message: Any) -> tuple[str, ...]:
+def forms(message: Any) -> tuple[str, ...]:
+    """Return all forms of a translation."""
     return tuple(message.string or ("",)) if isinstance(message.string, tuple | list) else (message.string or "",)
 
 

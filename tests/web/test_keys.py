@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TABLE = Path(__file__).parents[2] / "frontend/src/keys.ts"
-ROW = re.compile(r'\{ id: "([\w.-]+)", keys: \[(.*?)\], label: "(.+?)", scope: "(\w+)" \}')
+ROW = re.compile(r'\{ id: "([\w.-]+)", keys: \[(.*?)\], label: _\("(.+?)"\), scope: "(\w+)" \}')
 PAGES = {"worklist": {"everywhere", "worklist"}, "study": {"everywhere", "study", "viewer"}}
 
 

@@ -175,18 +175,29 @@ def told(english: str | None) -> str:
     return english or "" if code == ENGLISH or not english else _told(code, english)
 
 
-@lru_cache(maxsize=4096)
 def _told(code: str, english: str) -> str:
+    sentences = [f"{part}." for part in english.removesuffix(".").split(". ")]
+    several = [_known(code, sentence) for sentence in sentences] if english.endswith(".") and sentences[1:] else [None]
+    if all(several):
+        return " ".join(filter(None, several))
+    return _known(code, english) or english
+
+
+@lru_cache(maxsize=4096)
+def _known(code: str, english: str) -> str | None:
     for known, pattern in vocabulary.patterns().items():
         if found := pattern.fullmatch(english):
             values = {name: _part(code, name.rstrip("0123456789"), value) for name, value in found.groupdict().items()}
             return _translations(code).pgettext("told", known) % values
-    return english
+    return None
 
 
 def _part(code: str, kind: str, value: str) -> str:
     if kind in vocabulary.WORDS:
         return _translations(code).pgettext(kind, value)
+    if kind == "moment":
+        with using(code):
+            return moment(datetime.fromisoformat(value), gettext("YYYY-MM-DD hh:mm"))
     if kind == "list":
         return ", ".join(_told(code, each) for each in value.split(", "))
     return _told(code, value) if kind == "rest" else value

@@ -168,7 +168,7 @@ def choices(rule: Rule) -> dict[str, list[tuple[str, str]]]:
     known |= {*rule.critical.findings, *rule.urgent.findings, *rule.routine.findings}
     return {
         "finding": sorted(((finding, word(finding, "finding")) for finding in known), key=lambda each: each[1]),
-        "view": [(value, value.replace("+", _(" and "))) for value in VIEWS],
+        "view": [(value, _("unknown") if value == "unknown" else value.replace("+", _(" and "))) for value in VIEWS],
         "status": [("received", _("being analysed")), ("analysed", _("analysed, free")), ("claimed", _("being read"))],
     }
 
