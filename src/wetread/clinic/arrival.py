@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, claims, completion, corrections, identity, keys, sample, store
+from wetread.clinic import audit, claims, completion, corrections, experiments, identity, keys, sample, store
 from wetread.clinic.archive import Stored
 from wetread.clinic.corrections import NEW_IMAGE
 from wetread.clinic.identity import Identity
@@ -112,6 +112,7 @@ def find_or_add(connection: Connection, said: Identity, place: Place, cautions: 
         )
     )
     sample.draw(connection, place.site, study, patient, place.sample_share, place.now)
+    experiments.assign(connection, place.site, study, place.now)
     added = of_id(connection, study)
     if not said.document:
         _duplicates(connection, added)

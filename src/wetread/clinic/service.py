@@ -15,7 +15,19 @@ from typing import IO, Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from wetread.clinic import adt, completion, destinations, priority, processes, quality, retention, sample, store, triage
+from wetread.clinic import (
+    adt,
+    completion,
+    destinations,
+    experiments,
+    priority,
+    processes,
+    quality,
+    retention,
+    sample,
+    store,
+    triage,
+)
 from wetread.clinic.ai import Ai, AiState, ModelState, Served
 from wetread.clinic.archive import open_archive, room
 from wetread.clinic.corrections import Corrections
@@ -110,6 +122,7 @@ class Clinic:
         self._threads: list[threading.Thread] = []
         self._pulling: threading.Thread | None = None
         self._next_round = time.monotonic() + ROUND_S
+        self._turned: tuple[str, ...] = ()
 
     def start(self) -> None:
         """Open the models, set right what a crash left, and begin to work. Only the first call does."""
@@ -152,6 +165,7 @@ class Clinic:
         self._every(1.0, self.switches.step)
         self._every(1.0, self.deployed.look)
         self._every(1.0, self._order)
+        self._every(1.0, self._turn)
         self._every(RECOVER_S, self.switches.recover)
         if self.adt is not None:
             self.adt.start()
@@ -318,6 +332,14 @@ class Clinic:
     def _report(self) -> None:
         if self.listener is not None:
             self.listener.commitments.step()
+
+    def _turn(self) -> None:
+        """Order the lists anew where an experiment has come to its next block, or has begun or ended."""
+        with self.database.read() as connection:
+            latest = experiments.latest(connection, store.now())
+        if latest != self._turned and self.leader.leads():
+            self.switches.reorder()
+            self._turned = latest
 
     def _sweep(self) -> None:
         with self.database.read() as connection:

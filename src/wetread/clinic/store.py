@@ -380,6 +380,21 @@ for _what, _sign in (("champion", "="), ("challenger", "!=")):
         sqlite_where=_in_force,
         postgresql_where=_in_force,
     )
+experiment = Table(
+    "experiment",  # reordering against the order of arrival, by blocks of site and shift; see `experiments`
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("site", Name, ForeignKey("site.name"), nullable=False),
+    Column("plan", sa.JSON, nullable=False),
+    Column("salt", Name, nullable=False),  # of the order of the arms
+    Column("actor", Name, nullable=False),
+    Column("started_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    Column("ended", Name),  # complete, guard, person
+    Column("reason", sa.Text, nullable=False),
+)
+_going = experiment.c.ended_at.is_(None)
+Index("uq_experiment_going", experiment.c.site, unique=True, sqlite_where=_going, postgresql_where=_going)
 assignment = Table(
     "assignment",  # which arm a study drew, once and for good
     metadata,

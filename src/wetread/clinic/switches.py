@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, deployments, store
+from wetread.clinic import audit, deployments, experiments, store
 from wetread.clinic.priority import Rule
 from wetread.clinic.triage import Policy
 
@@ -75,6 +75,7 @@ def policy(connection: Connection, site: str, rule: Rule, *, ai: bool) -> Policy
         off=frozenset(found) - {ALL},
         held=frozenset(each.package for each in found.values() if each.package),
         deployed=deployments.fingerprint(deployments.history(connection, site), site),
+        by_arrival=experiments.by_arrival(connection, site, store.now()),
     )
 
 

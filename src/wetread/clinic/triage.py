@@ -38,6 +38,7 @@ _TELLING = (
     Code.UNFAMILIAR,
     Code.REJECTED,
 )
+BY_ARRIVAL = "by arrival: an experiment compares the two orders"
 FIRST_COME = "is off: first come, first served"  # why a study has its place when a switch is off
 _VIEWS = ("PA", "AP", "LATERAL")
 _TURNS = priority.rank(Priority.URGENT, False)  # of the studies that take turns
@@ -65,7 +66,8 @@ class Policy:
     """How studies are ranked: the site's rule, whether AI may reorder at all, and which models may not.
 
     `off` holds names of models, `held` the packages of those that turned themselves off: nobody waits for their jobs.
-    `deployed` is the fingerprint of what is deployed, see `deployments`.
+    `deployed` is the fingerprint of what is deployed, see `deployments`. `by_arrival`: an experiment has the list in
+    the order of arrival for now, whatever AI says.
     """
 
     rule: Rule = field(default_factory=Rule)
@@ -73,12 +75,14 @@ class Policy:
     off: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
     deployed: str = ""
+    by_arrival: bool = False
 
     @property
     def id(self) -> str:
         """A fingerprint: two policies that order alike have the same."""
         without = f" {sorted(self.off)}" if self.off else ""
         by = f" {self.deployed}" if self.deployed else ""
+        by += " by arrival" if self.by_arrival else ""
         return hashlib.sha256(f"{self.ai} {self.rule.model_dump_json()}{without}{by}".encode()).hexdigest()
 
 
@@ -108,7 +112,7 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *
         worst = min(results, key=lambda r: (_TELLING.index(Code(r["code"])), r["model_name"]))
         analysis, code, refusal = "not_analysed", worst["code"], worst["reason"] or worst["code"]
 
-    floor = Priority(row.floor)
+    floor, told = Priority(row.floor), None
     current = [result for result in analysed if result["model_name"] not in policy.off]
     merged = merge(current)
     if policy.ai and analysed and not current:
@@ -117,6 +121,9 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *
         decision = priority.Decision(floor, None, None, f"{requested}{names} {FIRST_COME}")
     elif policy.ai:
         decision = priority.decide(policy.rule, floor, scores(merged), refusal=refusal)
+        told = decision.finding  # whatever the order, a critical finding is told
+        if policy.by_arrival:
+            decision = priority.Decision(floor, None, None, "; ".join(filter(None, (BY_ARRIVAL, refusal))))
     else:
         said = f"AI {FIRST_COME}"
         decision = priority.Decision(floor, None, None, said if refusal is None else f"{said}; {refusal}")
@@ -150,9 +157,9 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *
     )
     if overdue and not row.overdue:
         store.emit(connection, "study.overdue", row.site, study, {"priority": str(decision.priority)})
-    is_critical = decision.finding is not None and policy.rule.of(decision.finding) is Priority.CRITICAL
-    if decision.finding and is_critical and row.reading != "signed" and row.listed:
-        critical.raised(connection, row, decision.finding, now)
+    is_critical = told is not None and policy.rule.of(told) is Priority.CRITICAL
+    if told and is_critical and row.reading != "signed" and row.listed:
+        critical.raised(connection, row, told, now)
     if not waiting:
         _keep(connection, study, ids, merged, now)
 

@@ -12,6 +12,7 @@ def upgrade() -> None:
     _sorted()
     _told()
     _drift()
+    _experiment()
     _rollout()
     _sampled()
 
@@ -118,3 +119,24 @@ def _sampled() -> None:
         sa.ForeignKeyConstraint(["study"], ["study.id"], name=op.f("fk_draw_study")),
         sa.PrimaryKeyConstraint("study", name=op.f("pk_draw")),
     )
+
+
+def _experiment() -> None:
+    """Keep which order of the list is tried where."""
+    moment, going = sa.DateTime(timezone=True), sa.text("ended_at IS NULL")
+    op.create_table(
+        "experiment",
+        sa.Column("id", sa.String(36), nullable=False),
+        sa.Column("site", sa.String(64), nullable=False),
+        sa.Column("plan", sa.JSON(), nullable=False),
+        sa.Column("salt", sa.String(64), nullable=False),
+        sa.Column("actor", sa.String(64), nullable=False),
+        sa.Column("started_at", moment, nullable=False),
+        sa.Column("ended_at", moment),
+        sa.Column("ended", sa.String(64)),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["site"], ["site.name"], name=op.f("fk_experiment_site")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_experiment")),
+    )
+    where = {"sqlite_where": going, "postgresql_where": going}
+    op.create_index("uq_experiment_going", "experiment", ["site"], unique=True, **where)

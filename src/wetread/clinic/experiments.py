@@ -1,0 +1,147 @@
+"""Which of two orders a list has now: by AI, or by arrival, turn about by blocks of site and shift.
+
+Readers share one list, so studies of two orders cannot wait in it side by side: the whole list of a site is in one
+order for a whole shift. Blocks come in pairs, of which a coin gives one to either order; so both have the same number
+of shifts, and nobody knows the next one. A study belongs to the block in which it arrived. `improve.experiment` begins
+and ends experiments; nothing here writes but `assign`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from wetread.clinic import store
+
+AI, ARRIVAL = "ai", "arrival"
+KIND = "experiment"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the blocks begin.
+
+    Attributes
+    ----------
+    shifts : tuple of str
+        When each shift begins, ``"07:00"``, in `zone`; empty for blocks of `minutes`.
+    zone : str
+    minutes : float
+        Length of a block, for departments without shifts and for simulations.
+    """
+
+    shifts: tuple[str, ...]
+    zone: str
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, as its row has it."""
+
+    id: str
+    site: str
+    plan: dict[str, Any]
+    salt: str
+    actor: str
+    started_at: datetime
+    ended_at: datetime | None
+    ended: str | None
+    reason: str
+
+    @property
+    def blocks(self) -> Plan:
+        """Where its blocks begin."""
+        return Plan(tuple(self.plan["shifts"]), self.plan["zone"], float(self.plan["block_minutes"]))
+
+    def block(self, at: datetime) -> Block:
+        """Return the block that a moment is in."""
+        since = _begun(self.blocks, self.started_at, at)
+        number = _number(self.blocks, self.started_at, since)
+        first = _coin(self.salt, number // 2)
+        return Block(number, since, ARRIVAL if (number % 2 == 0) == first else AI)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One shift at one site: the how manieth since the start, when it began, and in which order its list is."""
+
+    number: int
+    since: datetime
+    arm: str
+
+
+def running(connection: Connection, site: str) -> Experiment | None:
+    """Return the experiment that is under way at a site."""
+    table = store.experiment
+    row = connection.execute(sa.select(table).where(table.c.site == site, table.c.ended_at.is_(None))).first()
+    return Experiment(*row) if row else None
+
+
+def by_arrival(connection: Connection, site: str, now: datetime) -> bool:
+    """Return whether an experiment has the list of a site in the order of arrival now."""
+    found = running(connection, site)
+    return found is not None and found.block(now).arm == ARRIVAL
+
+
+def latest(connection: Connection, now: datetime) -> tuple[str, ...]:
+    """Return which block each experiment that is under way is in: it changes when a list is to be ordered anew."""
+    table = store.experiment
+    rows = connection.execute(sa.select(table).where(table.c.ended_at.is_(None)).order_by(table.c.id))
+    return tuple(f"{row.id} {Experiment(*row).block(now).number}" for row in rows)
+
+
+def assign(connection: Connection, site: str, study: str, now: datetime) -> None:
+    """Write down to which block a study belongs that just arrived."""
+    found = running(connection, site)
+    if found is None:
+        return
+    block = found.block(now)
+    values = {"study": study, "kind": KIND, "unit": found.id, "arm": block.arm, "block": f"{block.number:06d}"}
+    connection.execute(store.assignment.insert().values(**values, at=now))
+
+
+def _coin(salt: str, pair: int) -> bool:
+    return bool(hashlib.sha256(f"{salt} {pair}".encode()).digest()[0] & 1)
+
+
+def _begun(plan: Plan, start: datetime, at: datetime) -> datetime:
+    """Return when the block began that a moment is in."""
+    if not plan.shifts:
+        length = timedelta(minutes=plan.minutes)
+        return start + ((at - start) // length) * length
+    return max(one for one in _starts(plan, at) if one <= at)
+
+
+def _number(plan: Plan, start: datetime, since: datetime) -> int:
+    if not plan.shifts:
+        return round((since - start) / timedelta(minutes=plan.minutes))
+    first = _begun(plan, start, start)
+    day = timedelta(days=1)
+    zone = ZoneInfo(plan.zone)
+    days = (since.astimezone(zone).date() - first.astimezone(zone).date()) // day
+    places = [_shift(plan, one) for one in (first, since)]
+    return days * len(plan.shifts) + places[1] - places[0]
+
+
+def _shift(plan: Plan, since: datetime) -> int:
+    """Return which shift of its day begins then."""
+    of_day = [_at(plan, since, shift) for shift in sorted(plan.shifts)]
+    return of_day.index(since)
+
+
+def _starts(plan: Plan, at: datetime) -> list[datetime]:
+    days = (at - timedelta(days=1), at, at + timedelta(days=1))
+    return [_at(plan, day, shift) for day in days for shift in plan.shifts]
+
+
+def _at(plan: Plan, day: datetime, shift: str) -> datetime:
+    """Return when a shift begins on a day, on the clocks of the site."""
+    local = datetime.combine(day.astimezone(ZoneInfo(plan.zone)).date(), time.fromisoformat(shift))
+    return local.replace(tzinfo=ZoneInfo(plan.zone)).astimezone(UTC)
