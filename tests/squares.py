@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from wetread.findings import Task
 from wetread.radiograph.pixels import plain
 
 SIDE = 32
+SPLITS = ("valid", "train", "train", "train")
 
 
-def write_dataset(folder: Path, task: Task, labels: np.ndarray, pixels: np.ndarray) -> Dataset:
-    """Write what `wetread pack` writes, from arrays."""
+def write_dataset(
+    folder: Path, task: Task, labels: np.ndarray, pixels: np.ndarray, splits: Sequence[str] = SPLITS
+) -> Dataset:
+    """Write what `wetread pack` writes, from arrays; `splits` are taken in turn."""
     folder.mkdir(parents=True)
     count = len(pixels)
     columns = {
@@ -27,7 +31,7 @@ def write_dataset(folder: Path, task: Task, labels: np.ndarray, pixels: np.ndarr
         "view": ["PA"] * count,
         "sex": ["F"] * count,
         "age_years": np.full(count, 40, np.float32),
-        "split": ["train" if i % 4 else "valid" for i in range(count)],
+        "split": [splits[i % len(splits)] for i in range(count)],
         "source": ["squares"] * count,
     }
     manifest = pl.DataFrame(columns).with_columns(

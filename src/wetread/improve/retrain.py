@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from wetread.clinic import audit, store
+from wetread.clinic import audit, store, takeup
 from wetread.clinic.archive import Archive
 from wetread.clinic.store import Store
 from wetread.config import Settings
@@ -33,10 +33,11 @@ from wetread.errors import ConfigError
 from wetread.evaluate import gate_command, gates
 from wetread.evaluate.behaviour import worst
 from wetread.evaluate.gate_file import Gates, HardGate
-from wetread.improve import curate, due, staging
+from wetread.improve import curate, due
 from wetread.improve.due import When
 from wetread.improve.policy import Policy
 from wetread.improve.rollout import Rollout
+from wetread.improve.staging import Staging
 from wetread.infer.scorer import open_on
 from wetread.model.package import Package
 from wetread.radiograph.read import Limits
@@ -83,7 +84,7 @@ class Retraining(Policy):
     gate: Gating
     when: When = When()
     curate: Curating = Curating()
-    staging: staging.Staging = staging.Staging()
+    staging: Staging = Staging()
     then: Literal["shadow", "stage", "stop"] = "shadow"
 
 
@@ -188,7 +189,7 @@ def _open(room: Room, policy: Retraining, force: str) -> Attempt:
         found = due.facts(connection, room.site, policy.slot, trained[-1] if trained else None, now)
     judged = due.judge(found, policy.when)
     reasons = [f"asked for: {force}"] * bool(force) + list(judged.reasons)
-    name = f"{now:%Y%m%d-%H%M%S}"
+    name = f"{now:%Y%m%d-%H%M%S}-{store.new_id()[:4]}"
     attempt = Attempt(room.data / FOLDER / name, name, now, values, found.to_dict(), reasons)
     if not (judged.due or force):
         attempt.outcome, attempt.why = "not due", reasons[0]
@@ -376,14 +377,16 @@ def _with_hard(wanted: Gates, dataset: Path, margin: float | None) -> Gates:
 
 def _champion(room: Room, attempt: Attempt) -> Package | None:
     model = attempt.facts["champion"]
-    return staging.find(model, room.data, room.settings) if model else None
+    return takeup.find(model, room.data, room.settings) if model else None
 
 
 def _weights(room: Room, policy: Retraining, attempt: Attempt) -> Path:
     """Return the weights that the champion came from: of the training here that made it, or of the named run."""
     for one in reversed(attempts(room.data)):
-        if one.done.get("package", {}).get("id") == attempt.facts["champion"]:
+        if "package" in one.done and one.done["package"]["id"] == attempt.facts["champion"]:
             return Path(one.done["train"]["run"]) / "best.safetensors"
+    if not attempt.facts["champion"]:
+        raise ConfigError("train.start = 'champion': nothing serves this slot yet; use 'scratch'")
     if not policy.train.run:
         raise ConfigError(
             "train.start = 'champion': the champion was not trained here; name its run as train.run, or use 'scratch'"
@@ -407,7 +410,8 @@ def _close(room: Room, attempt: Attempt) -> None:
     package = attempt.done.get("package", {})
     detail = {"attempt": attempt.id, "outcome": attempt.outcome, "why": attempt.why, "reasons": attempt.reasons}
     with room.database.write() as connection:
-        audit.record(connection, room.site or room.settings.site, room.actor, "model.retrained", package.get("id", attempt.id)[:64], detail)
+        site, what = room.site or room.settings.site, package.get("id", attempt.id)[:64]
+        audit.record(connection, site, room.actor, "model.retrained", what, detail)
 
 
 def words(attempt: Attempt) -> str:
