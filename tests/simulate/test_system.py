@@ -1,0 +1,111 @@
+"""The whole simulation as commands against `wetread serve`: arrivals by HTTP and DICOM, readers, score, load, pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import peers
+import pytest
+from browser import CHROMIUM
+from serving import serving
+from typer.testing import CliRunner
+
+from wetread import cli
+from wetread.clinic import access, accounts
+from wetread.clinic.store import Store
+
+pytestmark = pytest.mark.system
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Serve the phantom model by HTTP and DICOM."""
+    port, folder = peers.free_port(), tmp_path_factory.mktemp("simulation")
+    settings = {"MODELS": "phantom", "DICOM_PORT": str(port), "DICOM_HOST": "127.0.0.1", "DICOM_PEERS": "*@127.0.0.1"}
+    with serving(folder / "data", **{f"WETREAD_{name}": value for name, value in settings.items()}) as opened:
+        opened.dicom = f"WETREAD@127.0.0.1:{port}"
+        yield opened
+
+
+def words(server, command, *options):
+    return ["simulate", command, *map(str, options), "--url", str(server.http.base_url)]
+
+
+def run(server, command, *options, **variables):
+    """Run `wetread simulate` in this process; return what it printed as JSON."""
+    variables = {"WETREAD_TOKEN": server.http.headers["Authorization"].split()[1]} | variables
+    result = CliRunner(env=variables).invoke(cli.app, words(server, command, *options))
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return json.loads(result.stdout)
+
+
+def test_studies_that_arrive_by_http_are_read_meanwhile_and_scored_before_and_after_a_drift(server):
+    truth = server.data.parent / "http.jsonl"
+    command = words(
+        server, "arrivals", "--days", 2, "--per-day", 4, "--speed", 50_000, "--hourly", "day", "--burst", "2@0.6",
+        "--size", 192, "--laterals", 0, "--drift", "exposure", "--drift", "scanner", "--drift-size", 0.5,
+        "--truth", truth, "--seed", 3,
+    )  # fmt: skip
+    token = {"WETREAD_TOKEN": server.http.headers["Authorization"].split()[1]}
+    with subprocess.Popen(
+        [sys.executable, "-m", "wetread", *command], stdout=subprocess.PIPE, text=True, env=os.environ | token
+    ) as arriving:
+        try:
+            while not truth.exists() or not truth.read_text().count("\n"):
+                assert arriving.poll() is None
+                time.sleep(0.05)
+            done = run(
+                server, "readers", truth, "--data", server.data, "--sensitivity", 1, "--specificity", 1,
+                "--hand-over", 0.2, "--idle", 120,
+            )  # fmt: skip
+            sent, _ = arriving.communicate(timeout=60)
+        finally:
+            arriving.kill()
+    assert arriving.returncode == 0
+    assert json.loads(sent)["accepted"] == 10
+    assert set(done) == {"Simulated 1", "Simulated 2"}
+    assert sum(each.get("signed", 0) for each in done.values()) == 10
+    figures = run(server, "score", truth, "--json")
+    assert [figures["studies"][name] for name in ("accepted", "found", "analysed", "signed")] == [10, 10, 10, 10]
+    phases = figures["phases"]
+    assert phases["before"]["studies"] + phases["after"]["studies"] == 10
+    read = phases["all"]["readers"]["abnormal"]
+    for name, of in (("sensitivity", "positives"), ("specificity", "negatives")):
+        assert read[name] is None if not read[of] else read[name][0] == 1.0
+    assert set(phases["all"]["models"]) == {"phantom"}
+
+
+def test_studies_that_arrive_by_dicom_in_batches_are_found_by_their_uid(server):
+    truth = server.data.parent / "dicom.jsonl"
+    sent = run(
+        server, "arrivals", "--dicom", server.dicom, "--batch", 2, "--rate", 6000, "--count", 4, "--size", 128,
+        "--truth", truth, "--seed", 4,
+    )  # fmt: skip
+    assert (sent["accepted"], sent["reasons"]) == (4, {})
+    assert run(server, "score", truth, "--json")["studies"]["found"] == 4
+
+
+def test_the_load_test_prints_its_steps_and_its_exit_code_tells_whether_the_first_was_held(server):
+    options = ("--clinics", 2, "--most", 2, "--seconds", 1, "--size", 128, "--limit", 60, "--json")
+    found = run(server, "load", *options)
+    assert (found["knee"], found["passed"]) == (2, True)
+    assert found["steps"][0]["studies"] >= 2
+    assert found["steps"][0]["errors"] == {}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
+@pytest.mark.skipif(find_spec("playwright") is None, reason="needs playwright, of the extra browser")
+def test_pages_are_opened_as_on_a_tablet(server):
+    database = Store.existing(server.data, "")
+    accounts.create(database, "canary", access.Role.RADIOLOGIST, "default", PASSWORD)
+    database.close()
+    options = ("--name", "canary", "--times", 1, "--profile", "tablet")
+    found = run(server, "browsers", *options, WETREAD_PASSWORD=PASSWORD)["tablet"]
+    assert (found["opened"], found["errors"]) == (1, 0), found
+    assert found["first_image_ms"]["p50"] > 0
