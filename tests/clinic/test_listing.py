@@ -201,10 +201,12 @@ def test_each_order_is_a_plain_sort_of_all_rows(filled: Any, sort: str | None, d
         alike(filled, Query(status="reviewed", sort=sort, descending=descending), 9)
 
 
-@given(QUERIES, st.data(), st.integers(1, 60))
-def test_any_filter_in_any_order_is_a_plain_sort_of_what_fits(filled: Any, query: Query, data: Any, limit: int) -> None:
+@given(QUERIES, st.none() | st.sampled_from(listing.SORTS), st.integers(1, 60))
+def test_any_filter_in_any_order_is_a_plain_sort_of_what_fits(
+    filled: Any, query: Query, sort: str | None, limit: int
+) -> None:
     allowed = store.READ_ORDERS if query.read else listing.SORTS
-    alike(filled, replace(query, sort=data.draw(st.none() | st.sampled_from(allowed))), limit)
+    alike(filled, replace(query, sort=sort if sort in allowed else None), limit)
 
 
 def test_no_page_skips_or_repeats_a_row_while_others_come_and_go(tmp_path: Path) -> None:
