@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
 
 import pytest
 import ward
@@ -14,6 +15,7 @@ from wetread.clinic import access
 from wetread.clinic.access import Role
 from wetread.config import Settings
 from wetread.radiograph import phantom
+from wetread.web import pages
 from wetread.web.app import create_app
 from wetread.web.security import COOKIE, csrf_token
 
@@ -232,6 +234,13 @@ def test_a_browser_keeps_the_front_end_and_asks_whether_it_changed(client):
     assert first.headers["cache-control"] == "no-cache"
     again = client.get("/static/dist/study.js", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+    chunks = sorted((Path(pages.__file__).parent / "static/dist/chunks").glob("*.js"))
+    assert any(chunk.name.startswith("viewer-") for chunk in chunks)
+    for chunk in chunks:  # named by what is in them: asked for once
+        kept = client.get(f"/static/dist/chunks/{chunk.name}").headers["cache-control"]
+        assert kept == "public, max-age=31536000, immutable"
+        # An entry is asked for by its version: imported without, it would be another one, and run its page twice.
+        assert not re.search(r'(?:from|import\()\s*"\.\./\w+\.js', chunk.read_text(encoding="utf-8")), chunk.name
 
 
 class TestLogin:
