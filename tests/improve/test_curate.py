@@ -342,6 +342,27 @@ def test_what_cannot_be_is_said_in_a_line(
         made()
 
 
+@pytest.mark.system
+def test_on_postgresql_the_same_reviews_give_the_same_hash(postgresql: str, base: Dataset, tmp_path: Path) -> None:
+    found = []
+    for folder, url in ((tmp_path / "sqlite", ""), (tmp_path / "postgresql", postgresql)):
+        folder.mkdir()
+        (folder / pseudonyms.FILE).touch(mode=0o600)
+        (folder / pseudonyms.FILE).write_bytes(b"k" * 32)
+        ward = Ward(folder, url=url)
+        signed(ward, 1, answers={"Edema": "disagree"})
+        ward.intake._share = lambda site: 1.0
+        sampled(ward, 2, False, "Edema")
+        ward.take(dicom(3))
+        made = curate.run(ward.database, ward.archive, folder, Request(like=base.path, workers=1))
+        again = curate.run(ward.database, ward.archive, folder, Request())
+        ward.database.close()
+        assert not again.made
+        found.append((opened(made).hash, made.summary["sample"], made.summary["sampling"], made.summary["splits"]))
+    assert found[0] == found[1]
+    assert found[0][1:3] == ({"drawn": 2, "signed": 1}, {"audit": 1, "hard": 1, "routine": 0})
+
+
 KILLED = """
 import importlib, os, sys
 from pathlib import Path

@@ -12,10 +12,8 @@ from typer.testing import CliRunner
 from ward import SITE, Ward, dicom
 
 from wetread.cli import app
-from wetread.clinic import reviews, sample
-from wetread.clinic.store import Store
-from wetread.findings import CHEXPERT
-from wetread.improve import cases, suspects
+from wetread.clinic import reviews
+from wetread.improve import suspects
 
 
 def test_labels_that_were_turned_round_are_found() -> None:
@@ -78,26 +76,3 @@ def test_the_command_lists_them_with_a_link(ward: Ward, turned: dict[str, str], 
         assert [row["study"] for row in csv.DictReader(file)] == [turned["wrong"], turned["differ"]]
     assert f"/studies/{turned['differ']}\tEdema\treaders differ" in run()
     assert json.loads(run("--json", "--site", "elsewhere")) == []
-
-
-@pytest.mark.system
-def test_cases_are_the_same_on_postgresql(postgresql: str, tmp_path: Path) -> None:
-    said = []
-    for number, url in enumerate(("", postgresql)):
-        ward = Ward(tmp_path / str(number), url=url)
-        ward.intake._share = lambda site: 0.5
-        for seed in range(4):
-            study = ward.take(dicom(seed), "edema.dcm").study
-            ward.work()
-            with ward.database.read() as connection:
-                drawn = sample.drawn(connection, [study])
-            if not drawn:
-                reviews.save(ward.database, SITE, study, "dr", answers={"Edema": "disagree"}, sign=True)
-        assert isinstance(ward.database, Store)
-        found = sorted(cases.signed(ward.database), key=lambda case: case.study.study_uid)
-        said.append([(c.study.study_uid, c.labels(CHEXPERT), c.drawn, c.models, len(c.images)) for c in found])
-        ward.database.close()
-    for one, two in zip(*said, strict=True):
-        assert one[:3] == two[:3]
-        assert [m["model"] for m in one[3]] == [m["model"] for m in two[3]] != []
-        assert one[4] == two[4] == 1
