@@ -48,6 +48,22 @@ def test_a_header_is_not_corrected_by_whoever_may_send(client, taken, role: str)
     assert any("a corrected header came whose sender may not correct" in caution for caution in found["cautions"])
 
 
+def test_what_was_kept_apart_takes_effect_when_somebody_who_may_releases_it(client, taken) -> None:
+    seed, study, image = taken
+    file = ("edema.dcm", dicom(seed, PatientName="Doe^Jane"))
+    [apart] = client("POST", "/api/v1/studies", "service", files=[("files", file)]).json()["images"]
+    page = client("GET", "/operations").text
+    assert f'action="/images/{apart["image"]}/release"' in page
+    assert "Doe" not in page
+    assert "/release" not in client("GET", "/operations", "engineer").text
+    assert client("POST", f"/api/v1/images/{image}/release").status_code == 409  # nothing that waits
+    answer = client("POST", f"/api/v1/images/{apart['image']}/release")
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["study"], answer.json()["patient_name"]) == (study, "Doe, Jane")
+    assert client("POST", f"/api/v1/images/{apart['image']}/release").status_code == 404
+    assert apart["image"] not in client("GET", "/operations").text
+
+
 def test_studies_are_merged(client, taken) -> None:
     seed, study, _ = taken
     second = client.send(("x.dcm", dicom(next(_seeds), PatientID=f"P{seed}")))["studies"][0]["study"]

@@ -532,6 +532,8 @@ _signed = sa.text("state = 'signed'")
 Index("ix_review_signed_at", review.c.signed_at, sqlite_where=_signed, postgresql_where=_signed)
 Index("ix_study_site_received_at", study.c.site, study.c.received_at)
 Index("ix_instance_site_received_at", instance.c.site, instance.c.received_at)
+_apart = sa.text("state = 'quarantined'")
+Index("ix_instance_apart", instance.c.site, instance.c.received_at, sqlite_where=_apart, postgresql_where=_apart)
 alert = Table(
     "alert",  # a critical finding, from when it is known until it was told or denied; see `critical`
     metadata,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
+from wetread.clinic import held
 from wetread.web import covering, schemas
 from wetread.web.api import clinic_of
 from wetread.web.security import Administrator, Reviewer
@@ -39,6 +40,14 @@ def reject_image(request: Request, image: str, body: schemas.RejectionIn, caller
     """Take an image out of display and ranking; it stays listed with the reason. The answer is its study."""
     clinic = clinic_of(request)
     key = clinic.corrections.reject(caller.site, image, body.reason, caller.name, body.code)
+    return schemas.study_out(covering.study(clinic, caller, key), clinic.undo)
+
+
+@router.post("/images/{image}/release")
+def release_image(request: Request, image: str, caller: Administrator) -> schemas.StudyOut:
+    """Let a correction take effect that was kept apart because its sender may not correct. The answer is its study."""
+    clinic = clinic_of(request)
+    key = held.release(clinic.intake, caller.site, image, caller.name).study
     return schemas.study_out(covering.study(clinic, caller, key), clinic.undo)
 
 

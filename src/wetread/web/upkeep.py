@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from wetread.clinic import jobs, load, processes, store
+from wetread.clinic import held, jobs, load, processes, store
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.figures import MOST, Period, Spread
 from wetread.clinic.service import Clinic
@@ -119,18 +119,20 @@ def operations_page(request: Request, caller: Annotated[Caller, with_right(Right
     if part != "now":
         shown |= _flow(clinic, caller.site)
     name = f"operations_{part}.html" if part in ("now", "flow") else "operations.html"
-    return render(request, name, caller=caller, **shown)
+    return render(request, name, caller=caller, may_release=caller.may(Right.ADMINISTER), **shown)
 
 
 def _now(clinic: Clinic, site: str) -> dict[str, Any]:
     """Return what changes by the second."""
     state, now = _state(clinic, site), store.now()
     with clinic.database.read() as connection:
+        waiting = held.listing(connection, site)
         queues, owed = load.queues(connection, site, now), load.owed(connection, site)
         came = load.taken_in(connection, site, Period.last(WEEK, now))
     return {
         "state": state,
         "queues": queues,
+        "held": waiting,
         "owed": owed,
         "came": came,
         "days_left": state.free_bytes / (came / WEEK) if came else None,
@@ -148,6 +150,13 @@ def _flow(clinic: Clinic, site: str) -> dict[str, Any]:
         flow = load.flow(connection, site, Period(until - timedelta(days=WEEK), until), load.HOUR)
     day = Spread.of(wait for at, wait in flow.each if at >= flow.steps[-24])
     return {"flow": flow, "day": day, "most": MOST}
+
+
+@pages.post("/images/{image}/release")
+def release_from_page(request: Request, image: str, caller: Annotated[Caller, by_form(Right.ADMINISTER)]) -> Response:
+    """Let a correction take effect that was kept apart."""
+    held.release(clinic_of(request).intake, caller.site, image, caller.name)
+    return RedirectResponse("/operations", 303)
 
 
 @pages.post("/images/{image}/retry")

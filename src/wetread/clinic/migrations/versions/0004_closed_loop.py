@@ -27,8 +27,12 @@ def _sorted() -> None:
 
 
 def _told() -> None:
-    """Know who gave a patient identifier, and look at critical findings that were acknowledged and never signed."""
+    """Know who gave a patient identifier, find what was kept apart, look again at what was acknowledged, not signed."""
     op.add_column("study", sa.Column("patient_issuer", sa.Text()))
+    apart = sa.text("state = 'quarantined'")
+    op.create_index(
+        "ix_instance_apart", "instance", ["site", "received_at"], sqlite_where=apart, postgresql_where=apart
+    )
     op.execute(
         "UPDATE alert SET next_at = acknowledged_at WHERE closed_at IS NULL AND told_at IS NULL"
         " AND confirmed_at IS NULL AND acknowledged_at IS NOT NULL"
