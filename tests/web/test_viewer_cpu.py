@@ -14,13 +14,17 @@ from web.test_viewer import (
     TURNS,
     TWELVE,
     WINDOW,
-    TestGrey,
-    TestPanes,
     TestPlace,  # noqa: F401 (its tests run here, too)
     expected,
     opened,
     picture,
     send,
+)
+from web.test_viewer import (
+    TestGrey as Grey,
+)
+from web.test_viewer import (
+    TestPanes as Panes,
 )
 
 pytestmark = browser.needed
@@ -47,11 +51,11 @@ def page(server: Server, session: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", ["window, MONOCHROME1", "16 bits signed", "table", "8 bits"])
 def test_grey(server: Server, page: Any, name: str) -> None:
-    TestGrey().test_it_is_pydicoms_first_and_after_reset_and_its_negative_inverted(server, page, name)
+    Grey().test_it_is_pydicoms_first_and_after_reset_and_its_negative_inverted(server, page, name)
 
 
 def test_length(server: Server, page: Any) -> None:
-    TestPanes().test_lengths_are_told_in_what_the_file_allows(server, page)
+    Panes().test_lengths_are_told_in_what_the_file_allows(server, page)
 
 
 def test_pixels_that_are_no_squares_on_a_fine_screen(server: Server, session: Any) -> None:
