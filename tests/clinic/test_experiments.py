@@ -16,8 +16,8 @@ from wetread.clinic.experiments import AI, ARRIVAL, Experiment
 from wetread.clinic.triage import Policy
 
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
-SHIFTS = {"shifts": ["07:00", "15:00", "23:00"], "zone": "Europe/Berlin", "block_minutes": 0}
-SHORT = {"shifts": [], "zone": "UTC", "block_minutes": 10}
+SHIFTS = {"shifts": ["07:00", "15:00", "23:00"], "zone": "Europe/Berlin", "block_minutes": 0, "blocks": 9999}
+SHORT = {"shifts": [], "zone": "UTC", "block_minutes": 10, "blocks": 9999}
 
 
 def made(plan: dict[str, Any], salt: str = "s", start: datetime = START) -> Experiment:
@@ -100,3 +100,15 @@ def test_a_list_is_to_be_ordered_anew_when_a_block_ends(ward: Ward) -> None:
         connection.execute(store.experiment.update().values(ended_at=store.now()))
         assert experiments.latest(connection, store.now()) == ()
         assert experiments.running(connection, SITE) is None
+
+
+def test_after_the_planned_blocks_the_list_is_as_before(ward: Ward) -> None:
+    start = store.now() - timedelta(minutes=21)
+    begin(ward, SHORT | {"blocks": 2}, "s", start)
+    key = ward.take(png(), "edema.png").study
+    with ward.database.read() as connection:
+        arms = [experiments.by_arrival(connection, SITE, start + timedelta(minutes=m)) for m in (1, 11, 21, 31, 41)]
+        assert not connection.execute(sa.select(store.assignment).where(store.assignment.c.study == key)).first()
+        assert experiments.latest(connection, store.now()) == ("e over",)
+    assert sorted(arms[:2]) == [False, True]
+    assert arms[2:] == [False, False, False]

@@ -60,6 +60,10 @@ class Experiment:
         """Where its blocks begin."""
         return Plan(tuple(self.plan["shifts"]), self.plan["zone"], float(self.plan["block_minutes"]))
 
+    def over(self, at: datetime) -> bool:
+        """Return whether as many blocks as were planned have passed; then the list is AI's again, by itself."""
+        return self.block(at).number >= int(self.plan["blocks"])
+
     def block(self, at: datetime) -> Block:
         """Return the block that a moment is in."""
         since = _begun(self.blocks, self.started_at, at)
@@ -87,20 +91,21 @@ def running(connection: Connection, site: str) -> Experiment | None:
 def by_arrival(connection: Connection, site: str, now: datetime) -> bool:
     """Return whether an experiment has the list of a site in the order of arrival now."""
     found = running(connection, site)
-    return found is not None and found.block(now).arm == ARRIVAL
+    return found is not None and found.block(now).arm == ARRIVAL and not found.over(now)
 
 
 def latest(connection: Connection, now: datetime) -> tuple[str, ...]:
     """Return which block each experiment that is under way is in: it changes when a list is to be ordered anew."""
     table = store.experiment
     rows = connection.execute(sa.select(table).where(table.c.ended_at.is_(None)).order_by(table.c.id))
-    return tuple(f"{row.id} {Experiment(*row).block(now).number}" for row in rows)
+    found = [Experiment(*row) for row in rows]
+    return tuple(f"{one.id} {'over' if one.over(now) else one.block(now).number}" for one in found)
 
 
 def assign(connection: Connection, site: str, study: str, now: datetime) -> None:
     """Write down to which block a study belongs that just arrived."""
     found = running(connection, site)
-    if found is None:
+    if found is None or found.over(now):
         return
     block = found.block(now)
     values = {"study": study, "kind": KIND, "unit": found.id, "arm": block.arm, "block": f"{block.number:06d}"}

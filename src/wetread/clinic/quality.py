@@ -338,7 +338,10 @@ def _times(connection: Connection, site: str, period: Period) -> Sequence[Any]:
             sa.type_coerce(opened, store.Moment()).label("opened_at"),
             reviews.signed_at,
             reviews.anchored,
-            studies.reason.contains(triage.FIRST_COME, autoescape=True).label("off"),
+            sa.or_(
+                studies.reason.contains(triage.FIRST_COME, autoescape=True),
+                studies.reason.contains(triage.BY_ARRIVAL, autoescape=True),
+            ).label("off"),
         )
         .select_from(store.review.join(store.study, studies.id == reviews.study))
         .where(*_of(site, period))

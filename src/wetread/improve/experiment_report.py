@@ -1,0 +1,251 @@
+"""What an experiment found: the wait of critical studies in either order, and all that belongs beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wetread.clinic.experiments import AI, ARRIVAL, Experiment
+from wetread.clinic.figures import Share, Spread
+from wetread.evaluate import plots
+from wetread.improve.experiment import Plan, Study, guard, saved
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STAGES = {
+    "received to analysed": ("received", "analysed"),
+    "received to opened": ("received", "opened"),
+    "opened to signed": ("opened", "signed"),
+    "received to signed": ("received", "signed"),
+}
+_MOST_READERS = 50
+
+
+def report(experiment: Experiment, found: Sequence[Study], *, over: bool, interim: bool = False) -> dict[str, Any]:
+    """Return the report, ready for JSON.
+
+    Parameters
+    ----------
+    over : bool
+        Whether it has ended; before, effects are left out: who looks at each step sees what is not there.
+    interim : bool
+        Tell them all the same, marked as such.
+    """
+    plan = Plan.model_validate(experiment.plan)
+    counted, critical = [study for study in found if not study.early], set(plan.findings)
+    blocks = {arm: len({study.block for study in counted if study.arm == arm}) for arm in (AI, ARRIVAL)}
+    told = over or interim
+    readers = sorted({study.reader for study in counted if study.reader})[:_MOST_READERS]
+    groups = {
+        "critical, as signed": [study for study in counted if study.truth & critical],
+        "all": counted,
+        "not critical": [study for study in counted if not study.truth & critical],
+        **{
+            f"finding: {f}": [s for s in counted if f in s.truth] for f in sorted({f for s in counted for f in s.truth})
+        },
+        **{f"reader: {name}": [study for study in counted if study.reader == name] for name in readers},
+    }
+    values: dict[str, Any] = {
+        "experiment": experiment.id,
+        "site": experiment.site,
+        "plan": experiment.plan,
+        "started_at": experiment.started_at.isoformat(),
+        "ended_at": experiment.ended_at.isoformat() if experiment.ended_at else None,
+        "ended": experiment.ended,
+        "reason": experiment.reason,
+        "state": "over" if over else "under way",
+        "blocks": {"planned": plan.blocks, "with studies": blocks},
+        "studies": {arm: sum(study.arm == arm for study in counted) for arm in (AI, ARRIVAL)},
+        "left_out": len(found) - len(counted),
+        "guards": guard(experiment, found),
+        "accuracy": {arm: _accuracy([s for s in counted if s.arm == arm], critical) for arm in (AI, ARRIVAL)},
+    }
+    if told:
+        values["interim"] = not over
+        values["waits"] = {name: _waits(chosen) for name, chosen in groups.items()}
+        values["primary"] = _minutes_saved(groups["critical, as signed"])
+        values["complete"] = experiment.ended == "complete" or min(blocks.values()) >= plan.blocks // 2
+    return values
+
+
+def _waits(chosen: Sequence[Study]) -> dict[str, Any]:
+    """Return each stage by arm, and by how much AI's order shortens it."""
+    found: dict[str, Any] = {}
+    for name, ends in STAGES.items():
+        spreads = {arm: Spread.of(_minutes([s for s in chosen if s.arm == arm], *ends)) for arm in (AI, ARRIVAL)}
+        means = {
+            arm: float(np.mean(values)) if (values := _minutes([s for s in chosen if s.arm == arm], *ends)) else None
+            for arm in (AI, ARRIVAL)
+        }
+        found[name] = {
+            arm: {"count": spread.count, "mean": means[arm], "median": spread.median, "p95": spread.p95}
+            for arm, spread in spreads.items()
+        } | {"saved": _interval(saved(chosen, *ends))}
+    return found
+
+
+def _minutes_saved(critical: Sequence[Study]) -> dict[str, Any]:
+    effect = saved(critical)
+    per_day = _a_day([study for study in critical if study.arm == AI])
+    return {
+        "what": "minutes from received to signed of critical studies, order of arrival minus order of AI",
+        "saved": _interval(effect),
+        "critical_a_day": per_day,
+        "saved_a_day": None if math.isnan(effect.value) or per_day is None else effect.value * per_day,
+    }
+
+
+def _a_day(studies: Sequence[Study]) -> float | None:
+    """Return how many came on a day of the arm's own blocks: half of the time was the other arm's."""
+    if len(studies) < 2:
+        return None
+    days = (studies[-1].received - studies[0].received).total_seconds() / 86_400
+    return 2 * len(studies) / days if days > 0 else None
+
+
+def _accuracy(studies: Sequence[Study], critical: set[str]) -> dict[str, Any]:
+    """Return how often AI flagged what readers saw and what they denied; they had its word unless they read blind."""
+    signed = [study for study in studies if study.signed]
+    findings = sorted({finding for study in signed for finding in study.answered & study.flagged | study.truth})
+    each = {}
+    for finding in findings:
+        seen = [study for study in signed if finding in study.truth]
+        denied = [study for study in signed if finding in study.answered - study.truth]
+        each[finding] = {
+            "sensitivity": _share(Share(sum(finding in s.flagged for s in seen), len(seen))),
+            "specificity": _share(Share(sum(finding not in s.flagged for s in denied), len(denied))),
+        }
+    raised = [study for study in signed if study.flagged & critical]
+    return {
+        "findings": each,
+        "false_alerts": _share(Share(sum(not study.truth & critical for study in raised), len(raised))),
+    }
+
+
+def _share(share: Share) -> dict[str, Any]:
+    low, high = share.interval or (None, None)
+    return {"part": share.part, "whole": share.whole, "value": share.value, "low": low, "high": high}
+
+
+def _interval(found: Any) -> dict[str, float | None]:
+    return {
+        name: None if math.isnan(value) else value
+        for name, value in asdict(found).items()
+        if name in ("value", "low", "high")
+    }
+
+
+def _minutes(studies: Iterable[Study], since: str, until: str) -> list[float]:
+    return [value for study in studies if not math.isnan(value := study.minutes(since, until))]
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def words(values: dict[str, Any]) -> str:
+    """Return a report as Markdown."""
+    blocks, planned = values["blocks"]["with studies"], values["blocks"]["planned"]
+    lines = [
+        f"# Experiment at {values['site']}: {values['state']}",
+        "",
+        f"Order of AI against order of arrival, {planned} blocks planned; {blocks['ai']} of AI and {blocks['arrival']} "
+        f"of arrival have studies ({values['studies']['ai']} and {values['studies']['arrival']} studies, "
+        f"{values['left_out']} left out by the wash-out). {values['reason']}".rstrip(),
+        "",
+    ]
+    lines += [f"- **Guard**: {breach}" for breach in values["guards"]]
+    if "primary" not in values:
+        lines += ["Effects are told when it is over.", ""]
+    else:
+        lines += _effects(values)
+    lines += [
+        "## What AI said and readers signed",
+        "",
+        "| order | finding | sensitivity | specificity |",
+        "|---|---|---|---|",
+    ]
+    for arm, found in values["accuracy"].items():
+        for finding, each in found["findings"].items():
+            cells = [_percent(each[name]) for name in ("sensitivity", "specificity")]
+            lines.append(f"| {arm} | {finding} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {arm} | *false alerts* | {_percent(found['false_alerts'])} | |")
+    return "\n".join([*lines, ""])
+
+
+def _effects(values: dict[str, Any]) -> list[str]:
+    primary = values["primary"]
+    marked = " (interim: the experiment is not over, do not conclude)" if values["interim"] else ""
+    if not values["interim"] and not values["complete"]:
+        marked = " (ended before its planned size)"
+    lines = [f"## Minutes saved{marked}", "", f"{primary['what']}: **{_minutes_text(primary['saved'])}**."]
+    if primary["saved_a_day"] is not None:
+        lines.append(
+            f"With {primary['critical_a_day']:.1f} such studies a day that is {primary['saved_a_day']:.0f} min a day."
+        )
+    lines += ["", "| studies | stage | AI: mean, median (n) | arrival | saved, min (95 %) |", "|---|---|---|---|---|"]
+    for name, stages in values["waits"].items():
+        for stage, found in stages.items():
+            cells = [_arm(found[arm]) for arm in (AI, ARRIVAL)]
+            lines.append(f"| {name} | {stage} | {cells[0]} | {cells[1]} | {_minutes_text(found['saved'])} |")
+    return [*lines, ""]
+
+
+def _arm(found: dict[str, Any]) -> str:
+    return f"{found['mean']:.1f}, {found['median']:.1f} ({found['count']})" if found["count"] else "—"
+
+
+def _minutes_text(found: dict[str, float | None]) -> str:
+    if found["value"] is None:
+        return "—"
+    if found["low"] is None:
+        return f"{found['value']:.1f} (too few blocks for an interval)"
+    return f"{found['value']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
+
+
+def _percent(found: dict[str, Any]) -> str:
+    if not found["whole"]:
+        return "—"
+    return f"{found['part']} of {found['whole']}: {found['value']:.0%} ({found['low']:.0%}–{found['high']:.0%})"
+
+
+def chart(found: Sequence[Study], critical: set[str]) -> str:
+    """Return an SVG: which share of critical studies was signed within so many minutes, in either order."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for arm, colour, name in ((AI, "#1f5fa8", "order of AI"), (ARRIVAL, "#b3541e", "order of arrival")):
+            waits = np.sort(_minutes([s for s in found if s.arm == arm and s.truth & critical], "received", "signed"))
+            if waits.size:
+                axes.step(
+                    waits,
+                    np.arange(1, waits.size + 1) / waits.size,
+                    where="post",
+                    color=colour,
+                    label=f"{name} ({waits.size})",
+                )
+        axes.set_xlabel("minutes from received to signed")
+        axes.set_ylabel("share of critical studies")
+        axes.set_ylim(0, 1.02)
+        axes.set_xlim(left=0)
+        if axes.lines:
+            axes.legend(loc="lower right")
+        figure.tight_layout()
+
+    return plots.svg(draw, 6, 3.4)
+
+
+def write(folder: Path, values: dict[str, Any], found: Sequence[Study]) -> None:
+    """Write ``report.json``, ``report.md`` and, where effects are told, ``chart.svg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(words(values), encoding="utf-8")
+    if "primary" in values:
+        counted = [study for study in found if not study.early]
+        (folder / "chart.svg").write_text(chart(counted, set(values["plan"]["findings"])), encoding="utf-8")

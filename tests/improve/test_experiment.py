@@ -1,0 +1,261 @@
+"""Experiments with a known effect: found within its interval, told when over, stopped by their guards."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import uuid
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import department
+import numpy as np
+import pytest
+import scipy.stats
+import sqlalchemy as sa
+from department import HERE, Tables
+from typer.testing import CliRunner
+
+from wetread.cli import app
+from wetread.clinic import audit, experiments, store
+from wetread.clinic.store import Store
+from wetread.errors import ConfigError, ConflictError
+from wetread.improve import experiment, experiment_report, policy
+from wetread.improve.experiment import Plan, blocks_needed, saved, t_quantile
+
+PLAN = Plan(blocks=40, block_minutes=60, findings=("Pneumothorax",))
+MODEL = "a" * 64
+
+
+def open_clinic(folder: Path) -> Store:
+    database = Store(f"sqlite:///{folder}/clinic.db")
+    with database.write() as connection:
+        store.ensure_site(connection, HERE)
+    return database
+
+
+def fill(
+    database: Store, plan: Plan = PLAN, *, effect: float = 30.0, a_block: int = 12, seed: int = 0, begun: float = 0.0,
+    missed: float = 0.0, wait: float = 60.0, signed: bool = True,
+) -> experiments.Experiment:  # fmt: skip
+    """Draw an experiment that began long ago: critical studies wait `effect` minutes less in AI's order."""
+    rng = random.Random(seed)
+    there = experiment.start(database, HERE, plan, "dr")
+    length = timedelta(minutes=plan.block_minutes)
+    start = store.now() - length * plan.blocks - timedelta(minutes=begun)
+    with database.write() as connection:
+        connection.execute(store.experiment.update().values(started_at=start))
+        there = experiment.find(connection, HERE)
+    tables: Tables = {name: [] for name in (*department.ORDER, "assignment")}
+    for n in range(plan.blocks * a_block):
+        at = start + length * (n / a_block)
+        block = there.block(at)
+        shift = random.Random(f"{seed} {block.number}").gauss(0, 8)  # all of a shift wait more, or less
+        ill = rng.random() < 0.25
+        mean = wait - (effect if ill and block.arm == experiments.AI else 0) + shift
+        minutes = max(1.0, rng.gauss(mean, 6))
+        tables_of(tables, n, at, minutes, ill, rng.random() < missed, block, there.id, signed)
+    assigned = tables.pop("assignment")
+    department.put(database, tables)
+    with database.write() as connection:
+        connection.execute(store.assignment.insert(), assigned)
+    return there
+
+
+def tables_of(
+    tables: Tables, n: int, at: datetime, minutes: float, ill: bool, missed: bool, block: experiments.Block, unit: str,
+    signed: bool,
+) -> None:  # fmt: skip
+    key, done = f"study-{n}", at + timedelta(minutes=minutes)
+    p = 0.9 if ill and not missed else 0.1
+    said = [{"finding": "Pneumothorax", "probability": p, "threshold": 0.5, "flagged": p > 0.5, "call": "likely"}]
+    tables["study"].append({
+        "id": key, "site": HERE, "study_uid": f"1.{n}", "patient_id": f"P{n}", "patient_name": "", "views": "PA",
+        "images": 1, "cautions": [], "received_at": at, "analysis": "analysed", "overdue": False,
+        "reading": "signed" if signed else "unread", "floor": "routine", "priority": "routine", "overdue_at": at,
+        "rank": 0, "reason": "",
+    })  # fmt: skip
+    tables["study_result"].append({
+        "id": str(uuid.UUID(int=n)), "study": key, "images": "x", "model": MODEL, "model_name": "one",
+        "findings": said, "at": at + timedelta(seconds=5),
+    })  # fmt: skip
+    tables["assignment"].append({
+        "study": key, "kind": "experiment", "unit": unit, "arm": block.arm, "block": f"{block.number:06d}", "at": at,
+    })  # fmt: skip
+    if not signed:
+        return
+    tables["event"].append({
+        "at": done - timedelta(minutes=0.5), "site": HERE, "study": key, "payload": {}, "kind": "study.claimed",
+    })  # fmt: skip
+    tables["review"].append({
+        "id": f"review-{n}", "study": key, "reader": f"dr{n % 2}", "state": "signed", "normal": not ill, "note": "",
+        "models": [MODEL], "created_at": done, "signed_at": done,
+    })  # fmt: skip
+    answer = ("agree" if not missed else "added") if ill else None
+    if answer:
+        tables["review_finding"].append({
+            "review": f"review-{n}", "finding": "Pneumothorax", "answer": answer, "call": "likely", "model": MODEL,
+        })  # fmt: skip
+
+
+def read(database: Store, there: experiments.Experiment) -> list[experiment.Study]:
+    with database.read() as connection:
+        return experiment.studies(connection, there)
+
+
+def test_a_known_effect_is_recovered_within_its_interval(tmp_path: Path) -> None:
+    database = open_clinic(tmp_path)
+    there = fill(database)
+    found = read(database, there)
+    values = experiment_report.report(there, found, over=True)
+    primary = values["primary"]["saved"]
+    assert primary["low"] < 30 < primary["high"]
+    assert 3 < primary["high"] - primary["low"] < 25
+    all_of_them = values["waits"]["not critical"]["received to signed"]["saved"]
+    assert all_of_them["low"] < 0 < all_of_them["high"]
+    assert values["waits"]["critical, as signed"]["received to analysed"]["ai"]["mean"] == pytest.approx(1 / 12)
+    assert values["waits"]["reader: dr0"]["opened to signed"]["arrival"]["median"] == pytest.approx(0.5)
+    assert values["accuracy"]["ai"]["findings"]["Pneumothorax"]["sensitivity"]["value"] == 1
+    a_day = 40 * 12 * 0.25 / (40 / 24)
+    assert values["primary"]["critical_a_day"] == pytest.approx(a_day, rel=0.3)
+    json.dumps(values, allow_nan=False)
+    database.close()
+
+
+def simulated(rng: np.random.Generator, effect: float, blocks: int = 24) -> list[experiment.Study]:
+    arms = [experiments.AI, experiments.ARRIVAL] * (blocks // 2)
+    now = store.now()
+    none: frozenset[str] = frozenset()
+    return [
+        experiment.Study(
+            f"{b:06d}", arm, now, None, None, now + timedelta(minutes=max(0.1, wait)), None, "routine", None,
+            none, none, none, False,
+        )
+        for b, arm in enumerate(arms)
+        for shift in [rng.normal(0, 10)]
+        for wait in rng.normal(100 + shift - (effect if arm == experiments.AI else 0), 15, rng.integers(3, 12))
+    ]  # fmt: skip
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    found = [saved(simulated(rng, 12.0)) for _ in range(300)]
+    covered = sum(one.low <= 12.0 <= one.high for one in found)
+    assert 270 <= covered <= 297  # 95 % of 300 is 285; clusters of unequal size cost a little
+    assert np.mean([one.value for one in found]) == pytest.approx(12.0, abs=1.0)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 5, 10, 30, 1000])
+def test_quantiles_are_students(freedom: int) -> None:
+    assert t_quantile(0.975, freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=2e-3)
+
+
+def test_the_size_has_the_power_that_it_promises() -> None:
+    blocks = blocks_needed(sd=20, effect=15, power=0.8)
+    rng, half = np.random.default_rng(1), blocks // 2
+    shown = [
+        scipy.stats.ttest_ind(rng.normal(0, 20, half), rng.normal(15, 20, half)).pvalue < 0.05 for _ in range(2000)
+    ]
+    assert blocks % 2 == 0
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.04)
+
+
+def test_effects_are_told_when_it_is_over_and_not_before(tmp_path: Path) -> None:
+    database = open_clinic(tmp_path)
+    there = fill(database, a_block=3)
+    found = read(database, there)
+    assert "primary" not in experiment_report.report(there, found, over=False)
+    early = experiment_report.report(there, found, over=False, interim=True)
+    assert early["interim"]
+    assert "do not conclude" in experiment_report.words(early)
+    cut = Plan(**PLAN.model_dump() | {"washout_minutes": 20})
+    there = experiments.Experiment(**vars(there) | {"plan": cut.model_dump(mode="json")})
+    assert experiment_report.report(there, read(database, there), over=True)["left_out"] == 40
+    database.close()
+
+
+def test_guards_speak_when_findings_are_missed_or_wait(tmp_path: Path) -> None:
+    for name, options, words in (
+        ("missed", {"missed": 0.8}, "AI missed"),
+        ("late", {"wait": 300.0, "effect": 0.0}, "waited more than 240 min"),
+        ("unread", {"signed": False}, "waited more than 240 min"),
+        ("well", {}, ""),
+    ):
+        (tmp_path / name).mkdir()
+        database = open_clinic(tmp_path / name)
+        there = fill(database, begun=-30, **options)  # type: ignore[arg-type]
+        said = experiment.guard(there, read(database, there))
+        assert bool(said) == bool(words), (name, said)
+        assert all(words in one for one in said)
+        ended, reasons = experiment.watch(database, HERE, "cron") or (None, [])
+        assert ended is not None
+        assert (ended.ended, reasons) == (("guard", said) if words else (None, []))
+        with database.read() as connection:
+            assert (experiments.running(connection, HERE) is None) == bool(words)
+        assert audit.verify(database) is None
+        database.close()
+
+
+def test_it_ends_by_itself_and_by_a_person_and_only_one_runs_at_a_site(tmp_path: Path) -> None:
+    database = open_clinic(tmp_path)
+    first = experiment.start(database, HERE, PLAN, "dr")
+    assert experiment.start(database, HERE, PLAN, "dr") == first
+    with pytest.raises(ConflictError, match="stop it first"):
+        experiment.start(database, HERE, Plan(blocks=8, block_minutes=60), "dr")
+    assert experiment.stop(database, HERE, "new scanner", "dr").ended == "person"
+    with pytest.raises(ConflictError, match="no experiment is under way"):
+        experiment.stop(database, HERE, "again", "dr")
+    assert experiment.watch(database, HERE, "cron") is None
+    experiment.start(database, HERE, PLAN, "dr")
+    with database.write() as connection:
+        long_ago = store.now() - timedelta(days=9)
+        going = store.experiment.c.ended_at.is_(None)
+        connection.execute(store.experiment.update().where(going).values(started_at=long_ago))
+    ended, reasons = experiment.watch(database, HERE, "cron") or (None, [])
+    assert ended is not None
+    assert (ended.ended, reasons) == ("complete", ["as many blocks as were planned"])
+    with database.read() as connection:
+        actions = connection.execute(sa.select(store.audit.c.action).order_by(store.audit.c.seq)).scalars().all()
+    assert actions == ["experiment.started", "experiment.ended"] * 2
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("blocks = 5\nblock_minutes = 60", "blocks = 5"),
+        ("blocks = 8", "either shifts"),
+        ("blocks = 8\nshifts = ['07:00']\nblock_minutes = 5", "either shifts"),
+        ("blocks = 8\nshifts = ['7 am']", "write hours and minutes"),
+        ("blocks = 8\nshifts = ['07:00']\nzone = 'Mars'", "not a time zone"),
+        ("block_minutes = 60", "blocks"),
+    ],
+)
+def test_bad_plans_are_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        policy.load(file, Plan)
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WETREAD_SITE", HERE)
+    Store.open(tmp_path / "clinic").close()
+    (tmp_path / "plan.toml").write_text("blocks = 8\nshifts = ['07:00', '19:00']\nzone = 'Europe/Paris'\n")
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, ["experiment", *words])
+
+    assert run("size", "--sd", "20", "--effect", "10").output.strip() == str(blocks_needed(20, 10))
+    assert "8 blocks" in run("start", "plan.toml", "--data", "clinic").output
+    assert "goes on" in run("watch", "--data", "clinic").output
+    assert "Effects are told when it is over" in run("report", "--data", "clinic").output
+    assert "ended" in run("stop", "--reason", "enough", "--data", "clinic").output
+    values = json.loads(run("report", "--data", "clinic", "--json").output)
+    assert (values["ended"], values["complete"], values["primary"]["saved"]["value"]) == ("person", False, None)
+    (folder,) = (tmp_path / "clinic" / "improve" / "experiment").iterdir()
+    assert {file.name for file in folder.iterdir()} == {"report.json", "report.md", "chart.svg"}
+    assert not math.isnan(values["blocks"]["planned"])
