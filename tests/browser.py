@@ -26,7 +26,6 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
-import tiny_package
 
 from wetread.findings import CHEXPERT
 from wetread.radiograph import phantom
@@ -97,7 +96,7 @@ class Server:
 
     def end(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -139,6 +138,8 @@ def serving(folder: Path, models: str, port: int = 0, **settings: str) -> Iterat
 @contextmanager
 def serving_tiny(folder: Path, port: int = 0, **settings: str) -> Iterator[Server]:
     """Serve a package whose scores have a closed form, so that there are findings and maps whatever is shipped."""
+    import tiny_package  # of the tests alone; the pictures of the tour are taken with this module, too
+
     package = tiny_package.write(folder / "tiny", CHEXPERT, population="phantom")
     with serving(folder, str(package.path), port, **settings) as server:
         yield server
