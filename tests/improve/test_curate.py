@@ -240,6 +240,21 @@ def test_who_trained_stays_in_training_even_when_drawn_later(ward: Ward, made: C
 
 
 @pytest.mark.system
+def test_an_older_parent_moves_nobody_either(ward: Ward, made: Callable[..., Outcome]) -> None:
+    signed(ward, 1, PatientID="A")
+    first = opened(made(valid=0.0, test=0.0))
+    signed(ward, 2, PatientID="B")
+    second = opened(made(valid=0.0, test=0.99))
+    signed(ward, 3, PatientID="C")
+    third = opened(made(parent=first.path, valid=0.0, test=0.0))
+    assert (third.path.name, third.info["collection"]["parent"]) == ("0003", first.hash)
+    sides = {image: side for d in (second, third) for image, side in d.manifest.select("image", "split").iter_rows()}
+    assert sides == dict(third.manifest.select("image", "split").iter_rows())
+    assert sorted(third.manifest["split"]) == ["test", "train", "train"]
+    assert made(parent=third.path).made is False
+
+
+@pytest.mark.system
 def test_a_patient_who_turns_out_to_be_on_two_sides_is_on_none(ward: Ward, made: Callable[..., Outcome]) -> None:
     study = signed(ward, 1, PatientID="A")
     opened(made(valid=0.0, test=0.0))

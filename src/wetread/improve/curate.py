@@ -147,7 +147,9 @@ def run(
                 f"{parent.path}: was made with another {pseudonyms.FILE}; restore it, or patients could change sides"
             )
         images, lines = _gather(database, archive, secret, model.task, request, limits or Limits())
-        before = Sides.read(parent.path) if parent else Sides()
+        before = Sides()
+        for path in (*there[-1:], *([parent.path] if parent else [])):  # the newest knows more than an older parent
+            before = before.with_those_of(Sides.read(path))
         lines, after = _sided(lines, before, shares)
         content = b"".join(canonical(line) for line in lines)
         sha256 = hashlib.sha256(content).hexdigest()

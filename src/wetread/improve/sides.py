@@ -61,6 +61,10 @@ class Sides:
         given = {study: found[patient] for study, patient in studies.items() if patient in found}
         return found, Sides({**found, **self.patients}, {**given, **self.studies})
 
+    def with_those_of(self, other: Sides) -> Sides:
+        """Return the sides of both; where they differ, the other's."""
+        return Sides({**self.patients, **other.patients}, {**self.studies, **other.studies})
+
     def write(self, folder: Path) -> None:
         """Write them beside a dataset."""
         values = {"patients": dict(sorted(self.patients.items())), "studies": dict(sorted(self.studies.items()))}
