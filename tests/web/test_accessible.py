@@ -157,6 +157,38 @@ def found(server: Server, session: Any, pages: list[str], study: str) -> Found:
     return found
 
 
+def test_german_is_as_accessible_and_fits_as_well(
+    server: Server, chromium: Any, session: Any, pages: list[str], study: str
+) -> None:
+    """Its words are longer; what axe-core says of the markup is the same, so that names and roles are asked for."""
+    more = {"locale": "de-DE", "storage_state": session.storage_state(), "viewport": {"width": 1366, "height": 768}}
+    context, wrong = chromium.new_context(**more), []
+    with watched(context, server.url, allow="status of 404") as page:
+        for address in pages:
+            page.goto(server.url + address)
+            assert page.evaluate("document.documentElement.lang") == "de"
+            for width, height in ((1366, 768), (768, 1024), (683, 384)):
+                page.set_viewport_size({"width": width, "height": height})
+                if (over := page.evaluate("document.documentElement.scrollWidth - innerWidth")) > 0:
+                    wrong.append(f"{address} at {width}: {over} px too wide")
+            page.set_viewport_size({"width": 1366, "height": 768})
+            wrong += [f"{address}: clipped: {words}" for words in page.evaluate(CLIPPED)]
+        page.goto(f"{server.url}/studies/{study}")
+        until(page, "document.body.dataset.shown")
+        assert page.inner_text("#findings h2") == "Warum sie hier steht"
+        page.keyboard.press("?")
+        page.get_by_text("Untersuchung ist unauffällig").wait_for()  # the front end's own words
+        wrong += violations(page)
+    context.close()
+    assert not wrong, "\n".join(wrong)
+
+
+# Words of ours that do not fit where they stand.
+CLIPPED = """[...document.querySelectorAll('button, a.button, th, dt, h1, h2, h3, legend, label, summary, .mark')]
+    .filter(e => e.clientWidth > 1 && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== 'visible')
+    .map(e => e.textContent.trim().slice(0, 60))"""
+
+
 def test_axe_finds_no_violation_on_any_page(found: Found) -> None:
     assert not found.axe, "\n".join(found.axe)
 
