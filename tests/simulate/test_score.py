@@ -30,7 +30,8 @@ def drawn(count=120, *, named=True):
         at = (BEGAN + timedelta(seconds=n)).isoformat()
         key, phase = f"s{n}", "after" if n >= count // 2 else "before"
         labels = {"Edema": edema, "Fracture": fracture, "No Finding": 1 - ill}
-        cases.append(Case(f"1.{n}", key if named else "", f"p{n}", at, at, phase, "accepted", ill, labels))
+        came = (CLOCK.start + timedelta(hours=5 * n)).isoformat()
+        cases.append(Case(f"1.{n}", key if named else "", f"p{n}", came, at, phase, "accepted", ill, labels))
         said = [
             {"finding": name, "model": "m", "probability": chance[name], "flagged": chance[name] > 0.5,
              "call": "likely" if chance[name] > 0.6 else "unlikely"}
@@ -92,6 +93,21 @@ def test_figures_are_those_of_scikit_learn_in_each_phase():
         ill = [case.abnormal for case in cases]
         area = figures["phases"][phase]["models"]["m"]["abnormal"]["auroc"][0]
         assert area == pytest.approx(roc_auc_score(ill, [one["abnormal"]["m"] for one in found]), abs=1e-4)
+
+
+def test_the_curve_has_each_simulated_day_and_all_studies_once():
+    truth, studies = drawn(90)
+    days = score(truth, fetch(client(studies), truth))["days"]
+    by_day = {}
+    for case in truth.cases[:-1]:
+        by_day.setdefault(case.at[:10], []).append(case)
+    assert [row["day"] for row in days] == sorted(by_day)
+    for row in days:
+        cases = by_day[row["day"]]
+        assert (row["studies"], row["abnormal"]) == (len(cases), sum(case.abnormal for case in cases))
+        assert row["mean_score"]["m"] == pytest.approx(
+            np.mean([studies[case.study]["abnormal"]["m"] for case in cases]), abs=1e-4
+        )
 
 
 def test_readers_are_scored_by_what_they_signed():

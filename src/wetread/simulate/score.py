@@ -140,7 +140,8 @@ def score(truth: Truth, found: Sequence[Found]) -> dict[str, Any]:
     -------
     dict
         `studies` counts; `phases` has, for all studies and for those before and after a drift, each model's figures
-        by finding (`abnormal` first), the readers' by finding and by reader, and the waits in simulated minutes.
+        by finding (`abnormal` first), the readers' by finding and by reader, and the waits in simulated minutes. `days`
+        has the curve over simulated days.
     """
     outcomes: dict[str, int] = defaultdict(int)
     for case in truth.cases:
@@ -158,7 +159,33 @@ def score(truth: Truth, found: Sequence[Found]) -> dict[str, Any]:
         for phase in ("before", "after")
         if any(each.case.phase == phase for each in found)
     }
-    return {"studies": studies, "phases": {name: _phase(truth, members) for name, members in phases.items()}}
+    return {
+        "studies": studies,
+        "phases": {name: _phase(truth, members) for name, members in phases.items()},
+        "days": _days(truth, found),
+    }
+
+
+def _days(truth: Truth, found: Sequence[Found]) -> list[dict[str, Any]]:
+    """Return for each simulated day what came, what the models said of it on the average, and how long it waited."""
+    by_day: dict[str, list[Found]] = defaultdict(list)
+    for each in found:
+        by_day[each.case.at[:10]].append(each)
+    rows = []
+    for day, members in sorted(by_day.items()):
+        scores: dict[str, list[float]] = defaultdict(list)
+        for each in members:
+            for model, chance in each.study["abnormal"].items():
+                scores[model].append(float(chance))
+        rows.append({
+            "day": day,
+            "studies": len(members),
+            "abnormal": sum(each.case.abnormal for each in members),
+            "mean_score": {model: round(float(np.mean(chances)), 4) for model, chances in sorted(scores.items())},
+            "signed": sum(each.study["review"] is not None for each in members),
+            "wait_minutes": _waits(truth, members),
+        })  # fmt: skip
+    return rows
 
 
 def _phase(truth: Truth, found: Sequence[Found]) -> dict[str, Any]:
