@@ -526,3 +526,19 @@ def test_an_open_job_of_what_was_rolled_back_is_gone(tmp_path: Path) -> None:
         assert list(connection.execute(sa.select(store.job.c.model)).scalars()) == [old.id]
     assert ward.intake.backfill() == 0  # loaded, and no longer asked
     ward.database.close()
+
+
+def test_what_a_challenger_still_owes_is_hurried_when_it_is_promoted(tmp_path: Path) -> None:
+    old, new = NameReader("names", "1"), NameReader("names", "2")
+    ward = Ward(tmp_path, [old, new])
+    with ward.database.write() as connection:
+        store.ensure_site(connection, SITE)
+    deploy(ward, "first", old)
+    deploy(ward, "shadow", new)
+    ward.take(png(0), "edema.png")
+    deploy(ward, "promote")
+    with ward.database.read() as connection:
+        jobs = connection.execute(sa.select(store.job.c.model, store.job.c.floor)).all()
+    assert [job.model for job in jobs] == [new.id]  # the old one's are not wanted any more
+    assert jobs[0].floor < deployments.LATER
+    ward.database.close()

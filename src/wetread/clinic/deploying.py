@@ -21,6 +21,7 @@ from wetread.clinic.deployments import (
     CANARY,
     CHAMPION,
     EVERYWHERE,
+    LATER,
     PROMOTED,
     REPLACED,
     RETIRED,
@@ -227,6 +228,7 @@ def promote(connection: Connection, slot: Slot, actor: str, reason: str, *, home
     new = _begin(connection, row.site, _of(row), CHAMPION, actor, reason, previous=_model(champion))
     if champion is not None:
         _forget(connection, champion)
+    _hurry(connection, new.model)
     _tell(connection, home, actor, "model.promoted", new)
     return Change("promoted", new, f"{new.label} is the champion of {slot.name}")
 
@@ -268,6 +270,7 @@ def rollback(connection: Connection, slot: Slot, actor: str, reason: str, *, hom
     elsewhere = _slot(connection, row.site, slot.name).champion
     if elsewhere is None or elsewhere.model != before.model:
         _begin(connection, row.site, _of(before), CHAMPION, actor, f"{row.label} was rolled back: {reason}")
+        _hurry(connection, before.model)
     done = _read(connection, row.id)
     _tell(connection, home, actor, "model.rolled_back", done)
     return Change("rolled_back", done, f"{row.label} was rolled back; {before.label} is the champion again")
@@ -393,6 +396,13 @@ def _forget(connection: Connection, row: Deployment) -> None:
     connection.execute(
         jobs.delete().where(sa.text("job.state != 'done'"), jobs.c.model == row.model, jobs.c.instance.in_(owed))
     )
+
+
+def _hurry(connection: Connection, model: str) -> None:
+    """Put what a package owes where it is waited for: it did nothing but challenge until now."""
+    jobs = store.job
+    late = sa.text("job.state != 'done'"), jobs.c.model == model, jobs.c.floor >= LATER
+    connection.execute(jobs.update().where(*late).values(floor=jobs.c.floor - LATER))
 
 
 def _detail(row: Deployment) -> dict[str, Any]:

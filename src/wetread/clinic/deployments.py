@@ -239,6 +239,11 @@ def unawaited(model: sa.ColumnElement[str], study: sa.ColumnElement[str], site: 
     return sa.and_(challenging.correlate_except(table).exists(), ~champions.correlate_except(own).exists())
 
 
+def shadows() -> sa.Select[Any]:
+    """Return the query for the packages that are in shadow somewhere."""
+    return sa.select(_rows.model).where(_rows.until.is_(None), _rows.stage == SHADOW)
+
+
 # ---------------------------------------------------------------------- who analyses what
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import store
+from wetread.clinic import deployments, store
 from wetread.clinic.figures import MOST, Period, Spread, at_site, by_step, step_of, walk
 
 HOUR = timedelta(hours=1)
@@ -146,6 +146,7 @@ def _waits(connection: Connection, site: str, period: Period) -> Sequence[tuple[
     rows = connection.execute(
         sa.select(newest.c.received_at, last.label("done"))
         .join(store.image_result, results.instance == newest.c.id)
+        .where(results.model.not_in(deployments.shadows()))  # nobody waits for them
         .group_by(newest.c.id, newest.c.received_at)
     ).all()
     return [(row.received_at, (row.done - row.received_at).total_seconds()) for row in rows]

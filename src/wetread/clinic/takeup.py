@@ -60,9 +60,10 @@ class TakeUp:
         """Make the models of the settings champions, at the start; `others` serve these packages already."""
         ai = self._ai
         named = [candidate(each.predictor.package) for each in ai.models.values() if isinstance(each, Served)]
-        with ai.database.write() as connection:
-            for row in deploying.first(connection, ai.settings.site, named, others, whole=ai.whole):
-                log.info("model %s is the champion of %s, as the settings say", row.label, row.slot)
+        if named:
+            with ai.database.write() as connection:
+                for row in deploying.first(connection, ai.settings.site, named, others, whole=ai.whole):
+                    log.info("model %s is the champion of %s, as the settings say", row.label, row.slot)
         self.look()
 
     def look(self) -> bool:
