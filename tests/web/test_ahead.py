@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+import browser
 import pytest
+from browser import until, wait_for, watched
 from ward import SITE, dicom
 
 from wetread.clinic import access, audit, claims, history
@@ -69,3 +73,37 @@ def test_a_cached_picture_is_given_again_only_to_who_may_see_it(client, studies)
     for more in ({}, AHEAD):
         assert client.http.get(f"/api/v1/images/{image}/values", headers=other | more).status_code == 404
         assert client.http.get(f"/api/v1/images/{image}/values", headers=tag | more).status_code == 401
+
+
+class TestBrowser:
+    """What Chromium asks for before the next study is opened."""
+
+    pytestmark = browser.needed
+
+    def test_only_the_picture_comes_ahead_and_another_reader_gets_nothing_of_it(self, server, session):
+        for seed in (5, 6):
+            server.send(dicom(seed, PatientID=f"NX-{seed}"), f"{seed}.dcm")
+        with watched(session, server.url) as page:
+            asked = []
+            page.on("request", lambda request: asked.append(request))
+            page.goto(server.url + "/studies/next")
+            until(page, "document.body.dataset.drawn")
+            own = page.evaluate("document.body.dataset.study")
+            wait_for(page, lambda: any("wetread-ahead" in request.headers for request in asked), "the next picture")
+            ahead = [request for request in asked if "wetread-ahead" in request.headers]
+            assert [request.url.rsplit("/", 1)[1] for request in ahead] == ["values"]
+            opened = {key for request in asked for key in re.findall(r"/studies/([0-9a-f-]{36})", request.url)}
+            assert opened == {own}
+
+            # Somebody else logs in, in another tab: the page is loaded whole, and what the first had is gone.
+            def other(route):
+                answer = route.fetch()
+                text = answer.text()
+                assert 'data-reader="' in text
+                route.fulfill(response=answer, body=text.replace('data-reader="', 'data-reader="other '))
+
+            page.evaluate("window.same = true")
+            page.route("**/studies/next?*", other)
+            page.keyboard.press("n")
+            until(page, "was => document.body?.dataset.drawn && document.body.dataset.study !== was", own)
+            assert page.evaluate("window.same") is None
