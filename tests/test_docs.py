@@ -94,3 +94,11 @@ def test_every_make_target_that_is_named_exists(page):
         r"^[\s$]*(?:- run: )?(?:[A-Z_]+=\S+ )*make ([a-z][a-z-]*)|`make ([a-z][a-z-]*)", text, re.MULTILINE
     )
     assert {a or b for a, b in named} <= targets
+
+
+def test_the_tour_shows_every_picture_in_both_themes_and_they_are_small():
+    text = (DOCS / "tour.md").read_text(encoding="utf-8")
+    pictures = {file.name: file.stat().st_size for file in (DOCS / "images/tour").iterdir()}
+    assert set(re.findall(r"images/tour/([\w.-]+)", text)) == set(pictures)
+    assert {name.replace("-dark.", "-light.") for name in pictures} == {n for n in pictures if "-light." in n}
+    assert max(pictures.values()) <= 60_000
