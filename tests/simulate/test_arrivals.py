@@ -291,3 +291,23 @@ def test_an_error_in_a_thread_is_told_and_not_swallowed():
 
     with pytest.raises(ClinicError, match="ZeroDivisionError"):
         arrivals.send(PATIENTS, repeat(0.0), Broken())
+
+
+def test_ctrl_c_gives_up_what_the_server_puts_off_and_records_it():
+    cases, sent = [], threading.Event()
+
+    def answer(request):
+        sent.set()
+        return httpx.Response(503)
+
+    def interrupted():
+        yield PATIENTS[0]
+        assert sent.wait(30)
+        raise KeyboardInterrupt
+
+    patient_for_ever = Patience(tries=10**6, first_s=3600, longest_s=3600)
+    summary = arrivals.send(
+        interrupted(), repeat(0.0), Upload(client(answer)), patience=patient_for_ever, record=lambda *c: cases.append(c)
+    )
+    assert summary.to_dict()["reasons"] == {"HTTP 503": 1}
+    assert len(cases) == 1

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,19 +139,22 @@ def send(
     crew = _Crew(way, stop, patience, record)
     start = due = time.monotonic()
     together: list[tuple[Patient, float]] = []
-    with ThreadPoolExecutor(senders, "arrivals") as pool, suppress(KeyboardInterrupt):
-        for patient, gap in zip(patients, gaps, strict=False):
-            due += gap
-            late = time.monotonic() - due
-            crew.summary.behind_s = max(crew.summary.behind_s, late)
-            if stop.wait(max(0.0, due - time.monotonic())):
-                break
-            together.append((patient, due + max(0.0, late)))
-            if len(together) == batch:
+    with ThreadPoolExecutor(senders, "arrivals") as pool:
+        try:
+            for patient, gap in zip(patients, gaps, strict=False):
+                due += gap
+                late = time.monotonic() - due
+                crew.summary.behind_s = max(crew.summary.behind_s, late)
+                if stop.wait(max(0.0, due - time.monotonic())):
+                    break
+                together.append((patient, due + max(0.0, late)))
+                if len(together) == batch:
+                    pool.submit(crew.post, together)
+                    together = []
+            if together and not stop.is_set():
                 pool.submit(crew.post, together)
-                together = []
-        if together and not stop.is_set():
-            pool.submit(crew.post, together)
+        except KeyboardInterrupt:
+            stop.set()  # what was put off is given up, and recorded so
     if crew.fatal:
         raise crew.fatal[0]
     crew.summary.seconds = time.monotonic() - start
