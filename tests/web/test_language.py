@@ -150,9 +150,9 @@ def test_numbers_and_counts_are_written_as_the_language_does() -> None:
     with language.using("de"):
         assert language.number("12,345.67 %") == "12.345,67 %"
         assert [language.ngettext("%(num)s image", "%(num)s images", n) for n in (0, 1, 1200)] == [
-            "0 Aufnahmen",
-            "1 Aufnahme",
-            "1.200 Aufnahmen",
+            "0 Bilder",
+            "1 Bild",
+            "1.200 Bilder",
         ]
     assert language.number("12,345.67 %") == "12,345.67 %"
 
