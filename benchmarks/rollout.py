@@ -46,8 +46,9 @@ def main() -> None:
 
 
 def measure(folder: Path, studies: int, url: str) -> None:
+    # Both flag what they see, so that each ranks everything.
     old = tiny_package.write(folder / "old", seed=3, code_version="1")
-    new = tiny_package.write(folder / "new", seed=4, code_version="2")
+    new = tiny_package.write(folder / "new", seed=9, code_version="2")
     (folder / "rollout.toml").write_text(LENIENT)
     policy.load(folder / "rollout.toml", rollout.RolloutPolicy)
     environment = {"WETREAD_MODELS": str(old.path), "WETREAD_RUNTIME": "onnxruntime", "WETREAD_DATABASE": url}
@@ -107,7 +108,7 @@ def measure(folder: Path, studies: int, url: str) -> None:
             ended = time.monotonic()
             safe = until(lambda gone=gone: f"tiny {gone}" not in said()) if gone else ended
             ranked = until(lambda right=right: all_by(right))
-            print(f"{name:<34}" + "".join(f"{at - start:>7.2f} s" for at in (ended, safe, ranked)))
+            print(f"{name:<34}" + "".join(f"{at - start:>7.2f} s" for at in (ended, safe, ranked)), flush=True)
         stop.set()
         sending.join()
         with database.read() as connection:
