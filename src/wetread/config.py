@@ -53,7 +53,7 @@ class Settings(BaseModel):
     models: list[str] = Field(
         ["pneumonia"],
         description="Model packages to serve (name, path or `v2+https://host/NAME`); each image goes to those that "
-        "suit it.",
+        "suit it. What was rolled out goes before them.",
     )
     point: Literal["screen", "balanced"] = Field("screen", description="Operating point that flags a finding.")
     ai: bool = Field(True, description="Off means first come, first served, with a banner that says so.")
