@@ -122,7 +122,7 @@ def _review(tables: Tables, rng: random.Random, n: int, at: datetime, finding: s
 
 ORDER = (
     *("study", "series", "instance", "job", "image_result", "image_trait", "study_result"),
-    *("review", "review_finding", "event", "delivery"),
+    *("review", "review_finding", "event", "delivery", "draw"),
 )
 
 

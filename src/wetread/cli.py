@@ -18,8 +18,15 @@ import typer
 from wetread import __version__
 from wetread.clinic import access_command, correct_command
 from wetread.errors import WetreadError
-from wetread.improve import curate_command, drift_command, experiment_command, retrain_command, rollout_command
-from wetread.infer import bench_command
+from wetread.improve import (
+    curate_command,
+    drift_command,
+    experiment_command,
+    quality_command,
+    retrain_command,
+    rollout_command,
+)
+from wetread.infer import bench_command, triton_command
 from wetread.simulate import command as simulate_command
 from wetread.simulate import reading_room_command
 
@@ -842,6 +849,7 @@ def score(
 
 
 app.add_typer(bench_command.bench, name="bench")
+app.command("export-triton")(triton_command.export_triton)
 
 
 @app.command()
@@ -1089,6 +1097,7 @@ def demo(
 app.add_typer(curate_command.curate, name="curate")
 app.add_typer(drift_command.drift, name="drift")
 app.add_typer(experiment_command.experiment, name="experiment")
+app.command()(quality_command.quality)
 app.command()(retrain_command.retrain)
 app.add_typer(rollout_command.rollout, name="rollout")
 simulate_command.simulate.command("reading-room")(reading_room_command.reading_room)

@@ -74,12 +74,16 @@ def area(positive: BoolArray, score: FloatArray, chosen: BoolArray, patient: NDA
     value = float(by_positive.mean())
     influence[rows[y]] = (by_positive - value) / by_positive.size
     influence[rows[~y]] = (by_negative - value) / by_negative.size
-    error = standard_error(influence, patient)
+    return Estimate(value, influence, 0, _wald(value, standard_error(influence, patient)))
+
+
+def _wald(value: float, error: float) -> Interval:
+    """Return the interval in log-odds, which stays between 0 and 1; none at either end or without an error."""
     if not error or not 0 < value < 1:
-        return Estimate(value, influence, 0, Interval(value, NAN, NAN))
+        return Interval(value, NAN, NAN)
     half = Z * error / (value * (1 - value))
     low, high = (float(sigmoid(logit(value) + sign * half)) for sign in (-1, 1))
-    return Estimate(value, influence, 0, Interval(value, low, high))
+    return Interval(value, low, high)
 
 
 def share(hit: BoolArray, chosen: BoolArray, patient: NDArray[np.intp]) -> Estimate:
@@ -99,6 +103,17 @@ def share(hit: BoolArray, chosen: BoolArray, patient: NDArray[np.intp]) -> Estim
     effective = min(count, value * (1 - value) / error**2) if error else patients
     low, high = wilson(value * effective, effective)
     return Estimate(value, influence, patients, Interval(value, float(low), float(high)))
+
+
+def f1(hit: BoolArray, positive: BoolArray, flagged: BoolArray, patient: NDArray[np.intp]) -> Estimate:
+    """Return F1, ``2 hits / (positives + flagged)``, of images [N]; its interval is Wald's in log-odds."""
+    whole = positive.astype(np.float64) + flagged
+    total = float(whole.sum())
+    if not total:
+        return Estimate(NAN, np.zeros(hit.size), 0, Interval(NAN, NAN, NAN, 0.0))
+    value = float(2 * hit.sum() / total)
+    influence: FloatArray = (2.0 * hit - value * whole) / total
+    return Estimate(value, influence, 0, _wald(value, standard_error(influence, patient)))
 
 
 def contrast(one: Estimate, other: Estimate, patient: NDArray[np.intp]) -> Contrast:

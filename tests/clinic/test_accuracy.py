@@ -1,0 +1,155 @@
+"""How right models are, against scikit-learn on the same drawn readings, on both databases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import department
+import numpy as np
+import pytest
+from department import ELSEWHERE, HERE, MODELS, NOW
+from sklearn import metrics
+
+from wetread.clinic import accuracy, export
+from wetread.clinic.accuracy import ANY, READS, Accuracy
+from wetread.clinic.figures import Period
+from wetread.evaluate import intervals
+from wetread.findings import TASKS
+
+PERIOD = Period.last(28, NOW)
+NOTHING = {"Support Devices"} | {task.normal for task in TASKS.values()}
+
+
+def _drawn() -> department.Tables:
+    """Return a department in which models spoke of studies before and after the signature, of some patients twice."""
+    tables = department.draw(400)
+    rng = np.random.default_rng(0)
+    reviews = {row["study"]: row for row in tables["review"] if row["state"] == "signed" and row["parent"] is None}
+    tables["study_result"], tables["draw"] = [], []
+    for n, study in enumerate(tables["study"]):
+        study["patient_id"] = f"P{n // 2}" if n % 5 else ""
+        if n % 3:
+            tables["draw"].append({"study": study["id"], "share": 0.5, "chosen": bool(n % 2), "at": NOW})
+        signed = reviews[study["id"]]["signed_at"] if study["id"] in reviews else NOW
+        for model, name in MODELS.items():
+            ways = ((), (-20, -10, 5), (5, 10), (-20, -10, 5), (-5,), (5,), (-3, -2))
+            for m, minutes in enumerate(ways[n % 7]):
+                said = [
+                    {"finding": f, "probability": (p := round(float(rng.random()), 2)), "flagged": p > 0.5}
+                    for f in department.FINDINGS
+                ]
+                tables["study_result"].append({
+                    "id": f"{name}-{n}-{m}", "study": study["id"], "images": str(m), "model": model,
+                    "model_name": name, "abnormal": None if n % 4 else float(rng.random()), "findings": said,
+                    "at": signed + timedelta(minutes=minutes),
+                })  # fmt: skip
+    return tables
+
+
+TABLES = _drawn()
+
+
+@pytest.fixture(scope="module")
+def found(connection: Any) -> list[Accuracy]:
+    return accuracy.accuracy(connection, HERE, PERIOD)
+
+
+def cases(model: str, finding: str, reads: str) -> list[tuple[bool, bool, float, str, int]]:
+    """Return what is compared, row by row: truth, flag, score, patient, week."""
+    studies = {row["id"]: row for row in TABLES["study"]}
+    chosen = {row["study"] for row in TABLES["draw"] if row["chosen"]}
+    rows = []
+    for review in TABLES["review"]:
+        study = studies[review["study"]]
+        if study["site"] != HERE or review["state"] != "signed" or review["parent"]:
+            continue
+        if not PERIOD.since <= review["signed_at"] < PERIOD.until:
+            continue
+        kind = "anchored" if review["anchored"] else "audit" if study["id"] in chosen else "blind"
+        answers = {
+            row["finding"]: (row["answer"], row["call"])
+            for row in TABLES["review_finding"] if row["review"] == review["id"]
+        }  # fmt: skip
+        labels = export.labels_of({"normal": review["normal"], "answers": answers})
+        words = [row for row in TABLES["study_result"] if row["study"] == study["id"] and row["model"] == model]
+        before = [row for row in words if row["at"] <= review["signed_at"]]
+        if kind != reads or not words:
+            continue
+        word = max(before, key=lambda row: row["at"]) if before else min(words, key=lambda row: row["at"])
+        said = {one["finding"]: one for one in word["findings"] if one["finding"] != "No Finding"}
+        week = (review["signed_at"] - PERIOD.since) // timedelta(days=7)
+        patient = study["patient_id"] or study["id"]
+        if finding == ANY:
+            seen = any(v == 1 for f, v in labels.items() if f not in NOTHING)
+            if seen != (review["normal"] or labels.get("No Finding") == 1):
+                score = max(o["probability"] for o in said.values()) if word["abnormal"] is None else word["abnormal"]
+                rows.append((seen, any(o["flagged"] for o in said.values()), score, patient, week))
+        elif labels.get(finding) in (0, 1):
+            rows.append((labels[finding] == 1, said[finding]["flagged"], said[finding]["probability"], patient, week))
+    return rows
+
+
+MEASURES: dict[str, Callable[..., float]] = {
+    "sensitivity": lambda truth, flag, score: metrics.recall_score(truth, flag, zero_division=np.nan),
+    "specificity": lambda truth, flag, score: metrics.recall_score(~truth, ~flag, zero_division=np.nan),
+    "precision": lambda truth, flag, score: metrics.precision_score(truth, flag, zero_division=np.nan),
+    "f1": lambda truth, flag, score: metrics.f1_score(truth, flag, zero_division=np.nan),
+    "auroc": lambda truth, flag, score: (
+        metrics.roc_auc_score(truth, score) if truth.any() and not truth.all() else np.nan
+    ),
+}
+
+
+@pytest.mark.parametrize("finding", [ANY, "Edema", "Pneumothorax"])
+@pytest.mark.parametrize("reads", READS)
+def test_each_number_is_that_of_the_rows(found: list[Accuracy], finding: str, reads: str) -> None:
+    for model, name in MODELS.items():
+        mine = [one for one in found if (one.model, one.finding, one.reads) == (model, finding, reads)]
+        assert [one.name for one in mine] == 5 * [name]
+        rows = cases(model, finding, reads)
+        for one in mine:
+            n = None if one.week is None else (one.week - PERIOD.since).days // 7
+            chosen = [row for row in rows if n in (None, row[4])]
+            truth, flag = (np.array([row[i] for row in chosen], bool) for i in (0, 1))
+            score = np.array([row[2] for row in chosen])
+            assert (one.studies, one.present, one.patients) == (len(chosen), truth.sum(), len({r[3] for r in chosen}))
+            for measure, expected in MEASURES.items():
+                interval = getattr(one.measures, measure)
+                assert interval.value == pytest.approx(expected(truth, flag, score) if chosen else np.nan, nan_ok=True)
+                if not math.isnan(interval.low):
+                    assert -2e-9 < interval.low - 1e-9 < interval.value < interval.high + 1e-9 < 1 + 1e-8
+        assert sum(one.studies for one in mine) == 2 * len(rows)
+
+
+def test_the_interval_of_f1_is_that_of_a_bootstrap_over_patients(found: list[Accuracy]) -> None:
+    model = next(iter(MODELS))
+    rows = cases(model, ANY, "anchored")
+    truth, flag = (np.array([row[i] for row in rows], float) for i in (0, 1))
+    _, sample = intervals.bootstrap(
+        lambda w: 2 * (w @ (truth * flag)) / (w @ (truth + flag)), [row[3] for row in rows], count=2000
+    )
+    one = next(o for o in found if (o.model, o.finding, o.reads, o.week) == (model, ANY, "anchored", None))
+    low, high = np.quantile(sample, [0.025, 0.975])
+    assert one.measures.f1.low == pytest.approx(low, abs=0.02)
+    assert one.measures.f1.high == pytest.approx(high, abs=0.02)
+
+
+def test_it_is_of_one_site_one_model_and_bounded(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = accuracy.accuracy(connection, HERE, PERIOD, model="b" * 64, finding="Edema", weeks=False)
+    assert {(row.model, row.finding, row.week) for row in one} == {("b" * 64, "Edema", None)}
+    there = accuracy.accuracy(connection, ELSEWHERE, PERIOD, finding=ANY, weeks=False)
+    assert 0 < sum(row.studies for row in there) < sum(len(cases(m, ANY, r)) for m in MODELS for r in READS)
+    assert accuracy.accuracy(connection, "nowhere", PERIOD) == []
+    monkeypatch.setattr(accuracy, "MOST", 10)
+    newest = accuracy.accuracy(connection, HERE, PERIOD, model="a" * 64, finding=ANY, weeks=False)
+    assert 0 < sum(row.studies for row in newest) <= 10
+
+
+def test_undefined_is_null_and_not_zero(found: list[Accuracy]) -> None:
+    empty = [one.to_dict() for one in found if one.week and not one.studies] + [
+        one.to_dict() for one in found if one.studies == 1
+    ]
+    assert all(one["auroc"] == {"value": None, "low": None, "high": None} for one in empty)
