@@ -18,10 +18,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ward import SITE, NameReader, Ward, png
 
-from wetread.clinic import audit, deploying, deployments, store
+from wetread.clinic import audit, deploying, deployments, reviews, store, triage, worklist
+from wetread.clinic.ai import Ai
 from wetread.clinic.deploying import Candidate, Change
 from wetread.clinic.deployments import CANARY, CHALLENGER, CHAMPION, SHADOW, Deployment, Voices
+from wetread.clinic.jobs import Job
+from wetread.clinic.priority import Rules
 from wetread.clinic.store import Store
+from wetread.config import Settings
 from wetread.errors import ConflictError, NotFoundError
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -490,8 +494,6 @@ def test_unawaited_by_the_database_is_as_by_study(tmp_path: Path) -> None:
 
 
 def test_what_a_reader_answered_stays_when_it_is_rolled_back(tmp_path: Path) -> None:
-    from wetread.clinic import reviews, triage, worklist
-
     old, new = NameReader("names", "1"), NameReader("names", "2")
     ward = Ward(tmp_path, [old, new])
     with ward.database.write() as connection:
@@ -541,4 +543,41 @@ def test_what_a_challenger_still_owes_is_hurried_when_it_is_promoted(tmp_path: P
         jobs = connection.execute(sa.select(store.job.c.model, store.job.c.floor)).all()
     assert [job.model for job in jobs] == [new.id]  # the old one's are not wanted any more
     assert jobs[0].floor < deployments.LATER
+    ward.database.close()
+
+
+def test_an_analysis_that_breaks_off_with_its_process_again_is_told_before_it_is_tried_again(tmp_path: Path) -> None:
+    ward, told = Ward(tmp_path), []
+    ward.worker.broke = lambda job: told.append(job.tries)
+    ward.take(png(0), "edema.png")
+    for _ in range(2):
+        assert ward.lease()  # … and killed
+        ward.worker.queue.take_back()
+        assert not told
+    assert ward.work() == 1
+    assert told == [3]
+    ward.database.close()
+
+
+def test_a_challenger_that_ends_the_process_is_rolled_back_and_a_champion_is_not(tmp_path: Path) -> None:
+
+    old, new = NameReader("names", "1"), NameReader("names", "2")
+    ward = Ward(tmp_path, [old, new])
+    with ward.database.write() as connection:
+        store.ensure_site(connection, SITE)
+    deploy(ward, "first", old)
+    deploy(ward, "shadow", new)
+    ai = Ai(ward.database, Settings(), Rules(), tmp_path)
+    ai.open([old, new])
+    with ward.database.read() as connection:
+        ai.challenging = deployments.challenging(deployments.history(connection))
+    for model in (old, new):
+        ai.broke(Job(1, "i", "s", SITE, "f" * 64, "f", model.id, 3))
+    with ward.database.read() as connection:
+        rows = deployments.history(connection)
+        off = connection.execute(sa.select(store.ai_switch)).all()
+    assert [(r.model, r.ended, r.why) for r in rows if r.until] == [
+        (new.id, "rolled_back", "crash: its analysis broke off 2 times")
+    ]
+    assert off == []
     ward.database.close()
