@@ -345,3 +345,10 @@ def test_the_token_is_not_shown(package) -> None:
     settings = Settings(remote_token="hush-hush")
     assert "hush" not in repr(settings)
     assert json.loads(settings.model_dump_json())["remote_token"]
+
+
+def test_what_triton_gives_as_a_column_is_taken_as_one_number_an_image(server) -> None:
+    server.change = lambda o: o._asdict() | {"abnormal": o.abnormal[:, None], "familiarity": o.familiarity[:, None]}
+    made, here, _ = connect(server)
+    right(made.run(pixels()), pixels())
+    assert here.calls == 0

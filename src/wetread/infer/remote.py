@@ -268,6 +268,8 @@ class Remote:
         wanted = self.package.golden.outputs
         for name, like in wanted._asdict().items():
             values = given.get(name)
+            if values is not None and like.ndim == 1 and values.shape == (len(pixels), 1):
+                given[name] = values = values[:, 0]  # Triton knows no empty shape
             if values is None or values.dtype != np.float32 or values.shape != (len(pixels), *like.shape[1:]):
                 raise RemoteError(f"an answer whose {name} is missing or of another shape")
             if not np.isfinite(values).all():
