@@ -173,7 +173,7 @@ def nan(outputs: Outputs) -> dict[str, np.ndarray]:
         drop("familiarity"),
         nan,
         lambda outputs: outputs._replace(probability=outputs.probability[:1])._asdict(),
-        lambda outputs: outputs._replace(abnormal=outputs.abnormal[:, None])._asdict(),
+        lambda outputs: outputs._replace(abnormal=outputs.abnormal[None])._asdict(),
         lambda outputs: outputs._asdict() | {"features": outputs.features > 0},
     ],
 )
