@@ -14,7 +14,7 @@ INPUTS := pyproject.toml $(wildcard hatch_build.py) \
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system faults fuzz check bench docs clean
+.PHONY: help demo test test-system faults fuzz check bench loop docs clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -44,6 +44,9 @@ check: $(VENV)/.system  ## lint, format, types, and the order of the stages
 
 bench: $(VENV)/.system  ## list the benchmarks; `make bench NAME=packing` runs one
 	$(BIN)/python -m benchmarks $(NAME)
+
+loop: $(VENV)/.system  ## the closed loop from phantoms, into build/loop: about an hour (LOOP_SIZE=small: minutes)
+	WETREAD=$(abspath $(BIN))/wetread PYTHON=$(abspath $(BIN))/python runs/loop.sh build/loop
 
 docs: $(VENV)/.docs  ## build the documentation site into site/
 	$(BIN)/typer wetread.cli utils docs --name wetread --title "Command line" --output docs/cli.md >/dev/null
