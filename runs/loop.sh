@@ -21,8 +21,8 @@ mkdir -p "$out" && cd "$out"
 clinic=clinic
 
 say() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
-# Remember what a command's exit code was: a gate that fails and an alarm that goes are parts of the story.
-code() { local rc=0; "$@" || rc=$?; echo "$rc"; }
+# code FILE COMMAND…: keep what a command says and print its exit code: an alarm and a gate that fails are parts of the story.
+code() { local file=$1 rc=0; shift; "$@" >"$file" || rc=$?; echo "$rc"; }
 share() { "$python" -c "print($1)"; }
 
 # The month is compressed; what the policies call days is real time. One reader is busy for about 85 % of it.
@@ -77,14 +77,14 @@ $wetread experiment report --data $clinic --interim --json >experiment.json
 $wetread experiment stop --reason "the month is over" --data $clinic || true
 
 say "is anything else than it was?"
-drift=$(code $wetread drift check --policy drift.toml --until "$ended" --data $clinic >drift.txt); cat drift.txt
+drift=$(code drift.txt $wetread drift check --policy drift.toml --until "$ended" --data $clinic); cat drift.txt
 
 say "the champion on fixed test data, before"
 $wetread evaluate champion base --quick --resamples 200 --out before-base --json >before-base.json
 $wetread evaluate champion exposed --quick --resamples 200 --out before-exposed --json >before-exposed.json
 
 say "trained anew"
-retrain=$(code $wetread retrain retrain.toml --data $clinic >retrain.txt); cat retrain.txt
+retrain=$(code retrain.txt $wetread retrain retrain.toml --data $clinic); cat retrain.txt
 challenger=$($python "$here/loop/change.py" id $clinic/improve/retrain/*/package)
 
 seed=20
@@ -92,7 +92,7 @@ for stage in shadow canary; do
   seed=$((seed + 1))
   say "$stage: $batch patients"
   patients $stage "$batch" $((days * batch / month)) --seed $seed --drift exposure --drift-at 0 --drift-size 1
-  declare "$stage=$(code $wetread rollout verdict --apply --policy rollout.toml --data $clinic >$stage.txt)"; cat $stage.txt
+  declare "$stage=$(code $stage.txt $wetread rollout verdict --apply --policy rollout.toml --data $clinic)"; cat $stage.txt
 done
 $wetread rollout status --data $clinic
 
@@ -105,12 +105,12 @@ say "a candidate whose labels of one finding were flipped"
 $python "$here/loop/change.py" flipped base sabotaged "Pleural Effusion"
 $wetread train recipe.toml sabotaged bad
 $wetread package bad sabotaged sabotage --recipe recipe.toml --name sabotage
-gate=$(code $wetread gate sabotage base --gates gates.toml --champion "$new" >gate.txt); tail -25 gate.txt
+gate=$(code gate.txt $wetread gate sabotage base --gates gates.toml --champion "$new"); tail -25 gate.txt
 say "put beside the champion all the same: $batch patients"
 $wetread rollout stage sabotage --policy rollout.toml --data $clinic
 $wetread rollout shadow sabotage --reason "to see whether it is caught" --data $clinic
 patients sabotaged "$batch" $((days * batch / month)) --seed 77 --drift exposure --drift-at 0 --drift-size 1
-caught=$(code $wetread rollout verdict --apply --policy rollout.toml --data $clinic >caught.txt); cat caught.txt
+caught=$(code caught.txt $wetread rollout verdict --apply --policy rollout.toml --data $clinic); cat caught.txt
 $wetread rollout status --json --data $clinic >status.json
 
 say "what happened"
