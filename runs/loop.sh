@@ -21,7 +21,7 @@ mkdir -p "$out" && cd "$out"
 clinic=clinic
 
 say() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
-# code FILE COMMAND…: keep what a command says and print its exit code: an alarm and a gate that fails are parts of the story.
+# code FILE COMMAND: keep what it says, print its exit code; an alarm and a failing gate are part of the story.
 code() { local file=$1 rc=0; shift; "$@" >"$file" || rc=$?; echo "$rc"; }
 share() { "$python" -c "print($1)"; }
 
