@@ -45,16 +45,6 @@ def test_no_workflow_puts_text_of_strangers_into_a_script(file):
             assert "${{" not in step.get("run", "")
 
 
-def test_what_the_container_copies_exists_and_is_not_ignored():
-    allowed = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE))
-    lines = re.findall(
-        r"^COPY (?!--from)(.+)$", (ROOT / "deploy/Containerfile").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    sources = {source for line in lines for source in line.split()[:-1]}
-    assert sources <= allowed
-    assert all((ROOT / source).exists() for source in sources)
-
-
 def test_the_matrix_begins_with_the_oldest_python_that_the_package_promises():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     matrix = load(ROOT / ".github/workflows/tests.yml")["jobs"]["quick"]["strategy"]["matrix"]["python"]

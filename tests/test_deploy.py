@@ -1,0 +1,280 @@
+"""What is in deploy/ is what its readers understand: Compose, Kubernetes, systemd, Docker, and Wetread's own settings.
+
+Linters are of the dev extra or of the machine; none needs a container engine or the network.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from wetread import config
+from wetread.cli import app
+from wetread.config import Settings
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+BASE = DEPLOY / "kubernetes/base"
+KUSTOMIZATIONS = sorted((DEPLOY / "kubernetes").rglob("kustomization.yaml"))
+MANIFESTS = sorted(set((DEPLOY / "kubernetes").rglob("*.yaml")) - set(KUSTOMIZATIONS))
+UNITS = sorted((DEPLOY / "systemd").glob("*"))
+
+
+def load(file):
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def documents(*files):
+    return [d for file in files for d in yaml.safe_load_all(file.read_text(encoding="utf-8"))]
+
+
+def tool(name):
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"needs {name}, of the dev extra or the system")
+    return found
+
+
+def run(*command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def known_command(words):
+    """Whether `wetread WORDS` names a command, whatever options follow."""
+    command = get_command(app)
+    for word in words:
+        if not hasattr(command, "commands"):
+            return True
+        if word not in command.commands:
+            return False
+        command = command.commands[word]
+    return not hasattr(command, "commands")
+
+
+# Containers
+
+
+@pytest.mark.parametrize("name", ["Containerfile", "Containerfile.train"])
+def test_container_files_are_as_hadolint_wants_them(name):
+    run(tool("hadolint"), DEPLOY / name)
+
+
+@pytest.mark.parametrize("name", ["Containerfile", "Containerfile.train"])
+def test_what_a_container_copies_is_there_and_not_ignored_and_runs_as_nobody_special(name):
+    text = (DEPLOY / name).read_text(encoding="utf-8")
+    allowed = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE))
+    sources = {s for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE) for s in line.split()[:-1]}
+    assert sources <= allowed
+    assert all((ROOT / source).exists() for source in sources)
+    extras = re.search(r'"\.\[(.+?)\]"', text)
+    assert extras
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+    assert ("train" in extras[1]) == name.endswith("train")
+    assert "USER 10001:10001" in text
+
+
+# Compose
+
+
+def test_compose_understands_its_file():
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml")
+
+
+def test_a_clinic_starts_with_two_services_and_publishes_nothing_beyond_this_machine():
+    services = load(DEPLOY / "compose.yaml")["services"]
+    assert {name for name, service in services.items() if not service.get("profiles")} == {"wetread", "postgres"}
+    assert {p for s in services.values() for p in s.get("profiles", [])} == {"work", "pacs", "learn", "watch", "s3"}
+    for name, service in services.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] or name == "orthanc", name
+        lives = service.get("restart") != "no" and name not in (
+            "wetread",
+            "work",
+        )  # the image has its own; none listens
+        assert ("healthcheck" in service) >= lives, name
+
+
+def test_every_secret_of_compose_is_asked_for_and_made_by_the_script(tmp_path):
+    text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
+    used = set(re.findall(r"\$\{(\w+)", text))
+    demanded = set(re.findall(r"\$\{(\w+):\?", text))
+    assert demanded == {name for name in used if re.search(r"_PASSWORD$|_KEY$", name)}
+    for name in ("secrets.sh", ".env.example"):
+        shutil.copy(DEPLOY / name, tmp_path)
+    run("sh", tmp_path / "secrets.sh")
+    made = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if re.match(r"\w+=", line))
+    assert used <= set(made)
+    assert all(re.fullmatch("[0-9a-f]{48}", made[name]) for name in demanded)
+    assert len({made[name] for name in demanded}) == len(demanded)
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+    with pytest.raises(AssertionError, match="is there already"):
+        run("sh", tmp_path / "secrets.sh")
+
+
+def test_what_compose_mounts_is_there():
+    services = load(DEPLOY / "compose.yaml")["services"]
+    mounted = {v.split(":")[0] for s in services.values() for v in s.get("volumes", []) if v.startswith("./")}
+    assert mounted
+    assert [path for path in mounted if not (DEPLOY / path).exists()] == []
+
+
+def environments():
+    for name, service in load(DEPLOY / "compose.yaml")["services"].items():
+        yield f"compose {name}", service.get("environment", {})
+    base = load(BASE / "kustomization.yaml")["configMapGenerator"][0]["literals"]
+    for file in KUSTOMIZATIONS:
+        own = load(file)["configMapGenerator"][0]["literals"]
+        yield file.parent.name, dict(line.split("=", 1) for line in [*base, *own])
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"), list(environments()), ids=lambda value: value if type(value) is str else ""
+)
+def test_the_settings_that_deployments_make_are_settings(name, environment, monkeypatch, tmp_path):
+    fields = {f"WETREAD_{field.upper()}" for field in Settings.model_fields}
+    ours = {k: v for k, v in environment.items() if k.startswith("WETREAD_")}
+    assert set(ours) <= fields, name
+    for key, value in ours.items():
+        monkeypatch.setenv(key, re.sub(r"\$\{\w+(?::-([^}]*)|:\?[^}]*)?\}", lambda found: found[1] or "", value))
+    config.load(tmp_path / "wetread.toml")
+
+
+def test_orthanc_sends_to_where_wetread_listens_and_back():
+    orthanc = json.loads((DEPLOY / "orthanc/wetread.json").read_text(encoding="utf-8"))
+    ours = load(DEPLOY / "compose.yaml")["services"]["wetread"]["environment"]
+    there = orthanc["DicomModalities"]["wetread"]
+    assert there["AET"] == Settings().dicom_ae_title
+    assert (there["Host"], str(there["Port"])) == ("wetread", ours["WETREAD_DICOM_PORT"])
+    assert ours["WETREAD_DICOM_PEERS"] == f"{orthanc['DicomAet']}@orthanc:{orthanc['DicomPort']}"
+    assert orthanc["AuthenticationEnabled"]
+
+
+# Kubernetes
+
+
+def patches():
+    return {f.parent / p["path"] for f in KUSTOMIZATIONS for p in load(f).get("patches", []) if "path" in p}
+
+
+def test_kubernetes_understands_every_manifest():
+    whole = [file for file in MANIFESTS if file not in patches()]
+    run(tool("kubernetes-validate"), "--strict", *whole)
+
+
+def test_every_file_of_kubernetes_is_used_and_every_patch_has_its_target():
+    there = {(d["kind"], d["metadata"]["name"]) for d in documents(*BASE.glob("*.yaml")) if "metadata" in d}
+    used = set()
+    for file in KUSTOMIZATIONS:
+        wanted = load(file)
+        used |= {(file.parent / name).resolve() for name in wanted.get("resources", [])}
+        for patch in wanted.get("patches", []):
+            if "path" in patch:
+                used.add(file.parent / patch["path"])
+            targets = [patch["target"]] if "target" in patch else []
+            for document in [] if targets else documents(file.parent / patch["path"]):
+                targets.append({"kind": document["kind"], "name": document["metadata"]["name"]})
+            assert all((target["kind"], target["name"]) in there for target in targets), file
+            for step in yaml.safe_load(patch.get("patch", "[]")):
+                assert _has(step, *targets), (file, step)
+        for made in wanted.get("configMapGenerator", []):
+            assert all((file.parent / name).is_file() for name in made.get("files", []))
+    assert set(MANIFESTS) <= used
+
+
+def _has(step, target):
+    """Whether what a patch replaces is there, or the place where it adds."""
+    wanted = target["kind"], target["name"]
+    place = next(d for d in documents(*BASE.glob("*.yaml")) if (d["kind"], d.get("metadata", {}).get("name")) == wanted)
+    keys = step["path"].strip("/").split("/")
+    for key in keys if step["op"] == "replace" else keys[:-1]:
+        place = place[int(key) if isinstance(place, list) else key]
+    return True
+
+
+def pods():
+    for document in documents(*(BASE / name for name in ("serve.yaml", "work.yaml", "jobs.yaml", "retrain.yaml"))):
+        if document["kind"] in ("Deployment", "CronJob"):
+            spec = document["spec"]
+            yield document["metadata"]["name"], spec.get("jobTemplate", document)["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(("name", "pod"), list(pods()), ids=lambda value: value if type(value) is str else "")
+def test_no_pod_may_more_than_it_needs(name, pod):
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert "memory" in container["resources"]["limits"]
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    assert (container["image"] == "wetread-train") == (name == "retrain")
+
+
+def test_serving_pods_are_asked_whether_they_start_live_and_are_ready():
+    (container,) = dict(pods())["serve"]["containers"]
+    paths = {probe: container[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
+
+
+def test_jobs_run_commands_that_there_are_and_take_an_answer_for_no_failure(tmp_path):
+    jobs = {name: pod["containers"][0] for name, pod in pods() if name not in ("serve", "work")}
+    assert set(jobs) == {"drift", "verdict", "experiment", "backup", "verify", "retrain"}
+    assert all(known_command(container["args"]) for container in jobs.values())
+    # A program that ends with its argument stands in for `wetread`, which ends with 1 or 3 to answer.
+    script = tmp_path / "ends"
+    script.write_text("#!/bin/sh\nexit $1\n")
+    script.chmod(0o755)
+    wrapped = [c["command"] for c in jobs.values() if "command" in c]
+    assert len(wrapped) == 4
+    for command, (code, wanted) in itertools.product(wrapped, {0: 0, 1: 0, 3: 0, 2: 1, 137: 1}.items()):
+        assert subprocess.run([*command[:-1], script, str(code)], check=False).returncode == wanted
+
+
+def test_the_policies_that_are_shipped_are_policies():
+    from wetread.evaluate import gate_file
+    from wetread.improve import policy as policies
+    from wetread.improve.retrain import Retraining
+
+    rule = policies.load(BASE / "retrain.toml", Retraining)
+    assert rule.gate.gates == "gates.toml"
+    assert gate_file.load(BASE / "gates.toml").critical == {"Pneumonia": 0.02}
+
+
+def test_everything_is_denied_first():
+    first = documents(BASE / "network-policy.yaml")[0]
+    assert first["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+# Workflows, and YAML as such
+
+
+def test_github_understands_the_workflows():
+    files = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", *files)
+
+
+def test_yaml_is_as_yamllint_wants_it():
+    rules = (
+        "{extends: default, rules: {line-length: disable, document-start: disable, braces: {max-spaces-inside: 1}, "
+        "comments: {min-spaces-from-content: 1}, truthy: {check-keys: false}, octal-values: disable, "
+        "indentation: {indent-sequences: whatever}, comments-indentation: disable}}"
+    )
+    run(tool("yamllint"), "--strict", "-d", rules, DEPLOY, ROOT / ".github/workflows")
