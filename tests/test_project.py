@@ -34,14 +34,14 @@ def test_workflows_start_without_rights_and_end_in_time(file):
     workflow = load(file)
     assert workflow["permissions"] == {}
     for name, job in workflow["jobs"].items():
-        assert 0 < job["timeout-minutes"] <= 90, name
+        assert "uses" in job or 0 < job["timeout-minutes"] <= 90, name  # a workflow that is called has its own limits
         assert "write-all" not in str(job["permissions"])
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
 def test_no_workflow_puts_text_of_strangers_into_a_script(file):
     for job in load(file)["jobs"].values():
-        for step in job["steps"]:
+        for step in job.get("steps", []):
             assert "${{" not in step.get("run", "")
 
 
