@@ -25,7 +25,7 @@ demo: $(VENV)/.base  ## a synthetic department in your browser, with the shipped
 test: $(VENV)/.dev  ## the quick tests: no torch, no browser, minutes
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not system and not train"
 
-test-system: $(VENV)/.system  ## the rest: training, servers, browser (Debian: chromium, postgresql)
+test-system: $(VENV)/.system  ## the rest: training, servers, browser (Debian: chromium, postgresql, prometheus)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "system or train" --durations=15
 
 faults: $(VENV)/.system  ## kill the service fifty times under load; print what was lost (nothing)
@@ -73,7 +73,7 @@ $(VENV)/.dev: $(INPUTS) | $(BIN)/python
 
 $(VENV)/.system: $(INPUTS) | $(BIN)/python
 	@echo "Installing Wetread with PyTorch into $(VENV) (minutes, about 6 GB)"
-	$(PIP) -e '.[dev,train,txrv,cluster,postgres,s3]' 'torchmetrics>=1.4'
+	$(PIP) -e '.[dev,train,txrv,cluster,postgres,s3,otel]' 'torchmetrics>=1.4'
 	@touch $@ $(VENV)/.dev $(VENV)/.base
 
 $(VENV)/.docs: $(INPUTS) | $(BIN)/python

@@ -269,6 +269,12 @@ class Settings(BaseModel):
     )
     report_paper: Literal["A4", "Letter"] = Field("A4", description="Paper of reports as PDF.")
     report_font: str = Field("", description="TrueType font for letters that DejaVu lacks, such as Chinese ones.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How the log is written: lines of text, or one JSON object a line, with every request."
+    )
+    otel_endpoint: Annotated[str, Field(pattern=r"^(https?://[^\s]+)?$")] = Field(
+        "", description="Where traces go, OTLP over HTTP: `http://collector:4318/v1/traces`; empty means nowhere."
+    )
     demo: bool = Field(False, description="Synthetic department: the page says that patients are phantoms.")
 
 

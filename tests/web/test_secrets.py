@@ -24,10 +24,10 @@ from ward import SITE, NameReader, dicom
 from web.test_oidc import BASE, Browser, settings
 
 from wetread import config
-from wetread.clinic import access, accounts, audit, store
+from wetread.clinic import access, accounts, audit, logs, store
 from wetread.clinic.access import Role
 from wetread.errors import ConfigError
-from wetread.web import oidc, security, serve
+from wetread.web import oidc, security
 from wetread.web.app import create_app
 
 pytestmark = pytest.mark.system
@@ -100,7 +100,7 @@ def test_nothing_in_clear(tmp_path: Path, webhook: tuple[str, list[Any]], caplog
     )
     caplog.set_level(logging.INFO)
     caplog.set_level(logging.DEBUG, logger="wetread")
-    serve.quieten()
+    logs.quieten()
     data = tmp_path / "clinic"
     with identity_provider.running(tmp_path) as provider:
         known = settings(
@@ -239,7 +239,7 @@ def test_a_bad_setting_that_is_a_secret_is_not_said() -> None:
 def test_the_log_of_libraries_would_say_too_much(caplog: pytest.LogCaptureFixture) -> None:
     """Why they are kept quiet: httpx logs addresses, and ours may hold a login code."""
     caplog.set_level(logging.INFO)
-    serve.quieten()
+    logs.quieten()
     transport = httpx.MockTransport(lambda request: httpx.Response(200))
     with httpx.Client(transport=transport) as client:
         client.get("http://127.0.0.1/login?code=hush")

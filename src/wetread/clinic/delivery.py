@@ -20,7 +20,18 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, critical, deployments, destinations, statement, store, superseding, switches, telling
+from wetread.clinic import (
+    audit,
+    critical,
+    deployments,
+    destinations,
+    statement,
+    store,
+    superseding,
+    switches,
+    telling,
+    tracing,
+)
 from wetread.clinic.archive import Archive
 from wetread.clinic.destinations import Destination, SendError
 from wetread.clinic.evidence import NotDicomError
@@ -218,7 +229,8 @@ class Outbox:
         if row is None:
             return False
         try:
-            self._send(to, row)
+            with tracing.span("delivery", study=row["study"], kind=row["kind"]):
+                self._send(to, row)
         except (OutdatedError, NotDicomError, NotFoundError) as error:
             self._finish(row, "nothing", str(error))
         except SendError as error:

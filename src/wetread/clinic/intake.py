@@ -30,6 +30,7 @@ from wetread.clinic import (
     priority,
     retention,
     store,
+    tracing,
     triage,
 )
 from wetread.clinic.archive import Archive, Stored
@@ -151,6 +152,21 @@ class Intake:
         ClinicError
             For a bad `study` or `requested`, or when the disk refuses.
         """
+        with tracing.span("intake") as span:
+            received = self._take(source, name, site, actor, corrects, study, requested)
+            span.say(study=received.study, image=received.image)
+            return received
+
+    def _take(
+        self,
+        source: BinaryIO,
+        name: str,
+        site: str,
+        actor: str,
+        corrects: bool,
+        study: str | None,
+        requested: str | None,
+    ) -> Received:
         floor = priority.parse(requested) if requested is not None else None
         if study is not None and not 0 < len(study) <= 64:
             raise ClinicError(f"study {study[:80]!r}: must be the id of a study or a label of 1 to 64 characters")

@@ -81,6 +81,14 @@ def alive(database: Store) -> list[dict[str, Any]]:
         return [dict(row) for row in rows.mappings()]
 
 
+def counted(connection: Connection) -> list[tuple[str, int]]:
+    """Return how many processes of each kind are alive."""
+    table = store.process.c
+    since = _now(connection) - ALIVE
+    found = sa.select(table.kind, sa.func.count()).where(table.seen_at > since).group_by(table.kind)
+    return [(kind, count) for kind, count in connection.execute(found)]
+
+
 class Leader:
     """The one process among several that does what must not be done twice at a time.
 

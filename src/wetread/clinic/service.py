@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from wetread.clinic import (
+    accuracy,
     adt,
     completion,
     destinations,
@@ -93,6 +95,8 @@ class Clinic:
         self.claim_life = timedelta(minutes=settings.claim_minutes)
         self.days: quality.Kept = {}  # figures of days that are over
         self._counted: date | None = None
+        self.accuracy: dict[str, list[accuracy.Accuracy]] = {}  # site → what Prometheus is told
+        self._judged = -math.inf
         self.undo = timedelta(seconds=settings.undo_seconds)  # a signature is final only after it
         self.leader, self.watcher = Leader(self.database, "upkeep"), Leader(self.database, "watch")
         self.orderer = Leader(self.database, "order")
@@ -312,11 +316,13 @@ class Clinic:
                 log.info("%d studies were removed: their time after the signature is over", gone)
 
     def _count(self) -> None:
-        """Count the days that are over once a day, before anybody waits for the page of figures."""
+        """Count the days that are over once a day, before anybody waits for the page of figures; and for Prometheus."""
         now = store.now()
         if self._counted != now.date():
             quality.ahead(self.database, self.days, now)
             self._counted = now.date()
+        if self.kind == "serve" and time.monotonic() > self._judged + ROUND_S:
+            self.accuracy, self._judged = accuracy.ahead(self.database, now), time.monotonic()
 
     def _set_right(self, careful: bool) -> None:
         """Put away what a crash left; `careful` leaves alone what another process may be writing just now."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from wetread.clinic import logs, tracing
 from wetread.clinic.service import Clinic
 from wetread.config import Settings
 
@@ -30,9 +30,8 @@ def run(data: Path, settings: Settings, *, say: Callable[[str], None]) -> None:
     ConfigError, ClinicError
         When the folder or the database cannot be used.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logs.begin(settings)
+    tracing.begin(settings)
     told = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -47,3 +46,4 @@ def run(data: Path, settings: Settings, *, say: Callable[[str], None]) -> None:
         told.wait()
     finally:
         clinic.stop()
+        tracing.end()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from wetread.clinic import completion, merging, store, traits, triage
+from wetread.clinic import completion, merging, store, tracing, traits, triage
 from wetread.clinic.archive import Archive
 from wetread.clinic.jobs import BROKEN, LEASE, READ_ONLY, Gate, Job, Queue
 from wetread.clinic.merging import Merging
@@ -191,7 +191,8 @@ class Worker:
         start, watchdog = time.perf_counter(), self.watchdog
         watchdog.began(job)
         try:
-            analyses = self._analyse(job)
+            with tracing.span("analysis", study=job.study, image=job.image, model=job.model[:12]):
+                analyses = self._analyse(job)
         except ReadError as error:
             watchdog.left(job)
             analyses = self._refusal(job, error.code, str(error))

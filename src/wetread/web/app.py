@@ -147,7 +147,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     app.include_router(tryout.pages)
     app.include_router(tryout.router)
     app.mount("/static", pages.Static(directory=Path(__file__).parent / "static"), name="static")
-    app.add_middleware(Timing, metrics=metrics)
+    app.add_middleware(Timing, metrics=metrics, log=settings.log_format == "json")
     if settings.dicomweb_origins:
         app.add_middleware(Cors, origins=settings.dicomweb_origins, path=f"{wado.ROOT}/")
     app.add_middleware(

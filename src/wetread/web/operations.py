@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from typing import Any
 
@@ -20,15 +22,18 @@ from prometheus_client import (
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wetread.clinic import delivery, store, switches
+from wetread.clinic import store, tracing
 from wetread.clinic.jobs import Job
 from wetread.clinic.service import Clinic, Served
 from wetread.infer.predict import Analysis
-from wetread.web import deployments
+from wetread.web import deployments, gauges
 from wetread.web.api import clinic_of
 from wetread.web.problems import problem
 
+access = logging.getLogger("wetread.access")
 router = APIRouter(tags=["operations"])
+
+_SILENT = ("/healthz", "/readyz", "/metrics", "/static")  # asked for all the time, or of no interest
 
 
 class Metrics:
@@ -36,6 +41,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.lock = threading.Lock()  # who asks while another does must not see numbers half taken
         ProcessCollector(registry=self.registry)
         more: dict[str, Any] = {"registry": self.registry}
         self.requests = Histogram(
@@ -43,23 +49,13 @@ class Metrics:
         )
         self.analyses = Counter("wetread_analyses", "Images analysed or refused.", ("model", "outcome"), **more)
         self.seconds = Histogram("wetread_analysis_seconds", "Time to read and analyse one image.", ("model",), **more)
-        self.unread = Gauge("wetread_unread", "Unread studies.", ("priority", "analysis", "overdue"), **more)
-        self.waiting = Gauge("wetread_longest_wait_seconds", "Wait of the oldest unread study.", **more)
-        self.jobs = Gauge("wetread_jobs", "Analyses not yet done, and those set aside.", ("state",), **more)
         self.free = Gauge("wetread_disk_free_bytes", "Room until the reserve of the disk; negative beyond it.", **more)
         self.has_room = Gauge("wetread_has_room", "1 when more can be taken in, 0 when the disk is full.", **more)
         self.serving = Gauge(
             "wetread_model_serving", "1 when the model serves, 0 when it does not.", ("model",), **more
         )
-        self.ai_off = Gauge(
-            "wetread_ai_off", "1 while a model, or all of a site's AI (model empty), is off; by whom: person, system.",
-            ("site", "model", "by"), **more,
-        )  # fmt: skip
         self.deliveries = Counter("wetread_deliveries", "Tries to send an output.", ("kind", "outcome"), **more)
-        self.undelivered = Gauge(
-            "wetread_undelivered", "Outputs that have not arrived: queued, failed (tried again), given up.",
-            ("kind", "state"), **more,
-        )  # fmt: skip
+        self.known = gauges.Gauges(self.registry)
         self.deployed = deployments.Gauges(self.registry)
         self.remote = Counter(
             "wetread_remote",
@@ -83,43 +79,12 @@ class Metrics:
         self.deliveries.labels(kind, outcome).inc()
 
     def measure(self, clinic: Clinic) -> None:
-        """Take the numbers that the database knows."""
-        table = store.study.c
-        unread = sa.and_(sa.text("study.reading != 'signed'"), sa.text("study.listed"))  # as the indexes say it
-        keys = (table.priority, table.analysis, table.overdue)
+        """Take the numbers that the database knows, and those of this machine."""
         with clinic.database.read() as connection:
-            groups = connection.execute(sa.select(*keys, sa.func.count()).where(unread).group_by(*keys)).all()
-            oldest = connection.execute(sa.select(sa.func.min(table.received_at)).where(unread)).scalar()
-            states = connection.execute(
-                sa.select(store.job.c.state, sa.func.count().label("jobs"))
-                .where(sa.text("job.state != 'done'"))
-                .group_by(store.job.c.state)
-            ).all()
-            owed = connection.execute(
-                sa.select(store.delivery.c.kind, store.delivery.c.state, sa.func.count())
-                .where(store.delivery.c.state.in_(delivery.UNSENT))
-                .group_by(store.delivery.c.kind, store.delivery.c.state)
-            ).all()
-            off = switches.everywhere(connection)
+            self.known.measure(connection, store.now(), clinic.accuracy)
             self.deployed.measure(connection)
-            aside = connection.execute(
-                sa.select(sa.func.count(store.job.c.id)).where(sa.text("job.state = 'done' AND job.error IS NOT NULL"))
-            ).scalar_one()
-        self.ai_off.clear()
-        for each in off:
-            self.ai_off.labels(each.site, each.model, "system" if each.by_itself else "person").set(1)
-        self.undelivered.clear()
-        for kind, state, count in owed:
-            self.undelivered.labels(kind, state).set(count)
-        self.unread.clear()
-        for priority, analysis, overdue, count in groups:
-            self.unread.labels(priority, analysis, str(overdue).lower()).set(count)
-        self.waiting.set((store.now() - oldest).total_seconds() if oldest else 0)
-        counts = {"queued": 0, "running": 0} | {row.state: row.jobs for row in states} | {"aside": aside}
         self.free.set(clinic.free())
         self.has_room.set(clinic.has_room())
-        for state, count in counts.items():
-            self.jobs.labels(state).set(count)
         for model in clinic.ai(clinic.settings.site).models:
             self.serving.labels(model.name).set(model.state in ("serving", "local"))
         for served in clinic.models.values():
@@ -130,10 +95,10 @@ class Metrics:
 
 
 class Timing:
-    """ASGI middleware that times each request, by the route's template and never by its address."""
+    """ASGI middleware that times each request, by the route's template and never by its address, and may log it."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, log: bool = False) -> None:
+        self.app, self.metrics, self.log = app, metrics, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and note how long it took."""
@@ -148,12 +113,18 @@ class Timing:
                 status = message["status"]
             await send(message)
 
-        try:
-            await self.app(scope, receive, sending)
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE", "HEAD") else "other"
-            self.metrics.requests.labels(method, route, str(status)).observe(time.perf_counter() - start)
+        with tracing.span("request") as span:
+            try:
+                await self.app(scope, receive, sending)
+            finally:
+                route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE", "HEAD") else "other"
+                seconds = time.perf_counter() - start
+                self.metrics.requests.labels(method, route, str(status)).observe(seconds)
+                span.say(method=method, route=route, status=status)
+                if self.log and route not in _SILENT:
+                    said = {"method": method, "route": route, "status": status, "seconds": round(seconds, 4)}
+                    access.info("%s %s: %d", method, route, status, extra=said)
 
 
 @router.get("/healthz")
@@ -187,6 +158,7 @@ def metrics(request: Request) -> Response:
     """Return the numbers for Prometheus."""
     found: Metrics = request.app.state.metrics
     clinic = clinic_of(request)
-    found.measure(clinic)
-    text = generate_latest(found.registry) + generate_latest(clinic.intake.tally.registry)
+    with found.lock:
+        found.measure(clinic)
+        text = generate_latest(found.registry) + generate_latest(clinic.intake.tally.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})

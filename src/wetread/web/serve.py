@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from wetread.clinic import access, audit
+from wetread.clinic import access, audit, logs, tracing
 from wetread.clinic.service import Clinic
 from wetread.config import Settings
 from wetread.errors import ConfigError
@@ -57,8 +57,8 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
     ConfigError, ClinicError
         When the address is taken, would be reached without TLS, or the folder cannot be used.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    quieten()
+    logs.begin(settings)
+    tracing.begin(settings)
     secure = tls.context(settings)
     listener = _listen(host, port, settings)
     app = create_app(data, settings)
@@ -73,7 +73,8 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
     config = uvicorn.Config(
         app,
         http=Protocol,
-        access_log=False,  # addresses may hold a login code
+        access_log=False,  # addresses may hold a login code; see `operations.Timing`
+        log_config=None,  # it logs as all do
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=FAREWELL_S,
@@ -88,12 +89,7 @@ def run(data: Path, host: str, port: int, settings: Settings, *, say: Callable[[
     signal.signal(signal.SIGTERM, lambda *_: None)
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
-
-
-def quieten() -> None:
-    """Keep libraries from logging what they do: addresses and headers hold secrets, and headers of files names."""
-    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2", "authlib", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    tracing.end()
 
 
 def _listen(host: str, port: int, settings: Settings) -> socket.socket:
