@@ -11,6 +11,9 @@ interface Of {
   say: (words: string) => void;
 }
 
+/** Where the model is unsure there is nothing to agree with: the reader says whether it is there. */
+const THERE: Record<string, string> = { agree: "present", disagree: "absent" };
+
 export class Answers {
   private readonly findings: HTMLElement[];
   private verdict: Content["model_verdict"];
@@ -172,7 +175,8 @@ export class Answers {
   private mark(finding: string, word: Answer | ""): void {
     for (const same of this.findings.filter(({ dataset }) => dataset.finding === finding)) {
       same.dataset.answer = word;
-      same.querySelector(".answer")!.textContent = said(word, "answer");
+      const words: Record<string, string> = same.dataset.call === "unsure" ? THERE : {};
+      same.querySelector(".answer")!.textContent = said(words[word] ?? word, "answer");
       for (const button of same.querySelectorAll<HTMLElement>("[data-answer-word]")) {
         button.setAttribute("aria-pressed", String(button.dataset.answerWord === word));
       }

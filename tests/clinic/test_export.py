@@ -257,6 +257,12 @@ def test_labels_are_what_the_reader_said(ward: Ward, tmp_path: Path) -> None:
     assert "reader" not in text
 
 
+def test_where_the_model_is_unsure_the_reader_says_whether_it_is_there() -> None:
+    answers = {"Edema": ("agree", "unsure"), "Fracture": ("disagree", "unsure"), "Pneumonia": ("unsure", "unsure")}
+    found = export.labels_of({"normal": False, "answers": answers})
+    assert {finding: found[finding] for finding in answers} == {"Edema": 1, "Fracture": 0, "Pneumonia": -1}
+
+
 def test_an_export_can_be_packed_and_a_patient_stays_one_in_every_export(ward: Ward, tmp_path: Path) -> None:
     sign(ward, dicom(1, PatientID="A"), answers={"Edema": "agree"})
     middle = datetime.now(UTC)

@@ -81,6 +81,7 @@ def test_agreement_is_that_of_the_rows(found: dict[int, Quality], days: int) -> 
     assert found[days].signed == readings(days).height
     called = answers(days).filter(pl.col("call").is_not_null())
     answer, call = pl.col("answer"), pl.col("call")
+    sure = call != "unsure"
     seen = (
         ((call != "unlikely") & (answer == "agree"))
         | (answer == "added")
@@ -91,7 +92,7 @@ def test_agreement_is_that_of_the_rows(found: dict[int, Quality], days: int) -> 
         missed = (call == "unlikely") & answer.is_in(["disagree", "added"])
         # The model did not call it likely, and the reader adds it: seen, missed only where it said unlikely.
         expected[model, finding] = (
-            share(group, answer == "agree", answer.is_in(["agree", "disagree"])),
+            share(group, sure & (answer == "agree"), sure & answer.is_in(["agree", "disagree"])),
             group.filter(answer == "unsure").height,
             share(group, missed, seen) if finding != "No Finding" else Share(0, 0),
             share(
@@ -104,7 +105,9 @@ def test_agreement_is_that_of_the_rows(found: dict[int, Quality], days: int) -> 
     assert len(expected) >= 9 or days == 7
     for arm, anchored in (("anchored", True), ("blind", False)):
         group = called.filter(pl.col("anchored") == anchored)
-        assert found[days].by_arm[arm] == share(group, answer == "agree", answer.is_in(["agree", "disagree"]))
+        assert found[days].by_arm[arm] == share(
+            group, sure & (answer == "agree"), sure & answer.is_in(["agree", "disagree"])
+        )
     unnamed = answers(days).filter(call.is_null())
     assert dict(found[days].unnamed) == {name: group.height for (name,), group in unnamed.group_by("finding")}
 

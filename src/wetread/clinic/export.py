@@ -4,8 +4,10 @@ A folder holds ``images/`` (de-identified DICOM files, and pictures as PNG), ``l
 view, sex, age and what the reader said of each finding), ``refused.csv`` (what was left out, and why) and
 ``export.json``. Labels are 1 present, 0 absent, -1 uncertain, empty not mentioned:
 
-- *agree* takes what the model had called: likely is present, unlikely absent, unsure uncertain;
-- *disagree* takes the opposite, and says nothing where the model was unsure itself;
+- *agree* takes what the model had called: likely is present, unlikely absent;
+- *disagree* takes the opposite;
+- where the model was unsure itself there is nothing to agree with: *agree* is present and *disagree* absent, as the
+  page words it;
 - *unsure* is uncertain, *added* is present;
 - a finding nobody touched stays empty, unless the reader called the study normal: then it is absent.
 """
@@ -191,8 +193,8 @@ def images_of(connection: Connection, study: str) -> list[tuple[Row[Any], set[st
 
 def labels_of(review: Mapping[str, Any]) -> dict[str, int]:
     """Return what the reader said of each finding; see the text of the module."""
-    called = {"likely": PRESENT, "unlikely": ABSENT, "unsure": UNCERTAIN}
-    opposite = {"likely": ABSENT, "unlikely": PRESENT}
+    called = {"likely": PRESENT, "unlikely": ABSENT, "unsure": PRESENT}
+    opposite = {"likely": ABSENT, "unlikely": PRESENT, "unsure": ABSENT}
     labels: dict[str, int] = {}
     for finding, (answer, call) in review["answers"].items():
         value = {

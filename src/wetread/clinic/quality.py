@@ -45,7 +45,7 @@ class Agreement:
         SHA-256 of the package; None when it was not kept, or when no model names the finding.
     finding : str
     agreed : Share
-        Answers *agree* among *agree* and *disagree*.
+        Answers *agree* among *agree* and *disagree*, to calls that are not *unsure*.
     unsure : int
         Answers *unsure*, which are in no share.
     missed : Share
@@ -269,7 +269,7 @@ def _agreement(rows: Iterable[Any]) -> list[Agreement]:
 def _agreed(rows: Iterable[Any]) -> Share:
     counts: Counter[str] = Counter()
     for row in rows:
-        if row.call is not None:
+        if row.call in ("likely", "unlikely"):  # with unsure nobody can agree
             counts[row.answer] += row.times
     return Share(counts["agree"], counts["agree"] + counts["disagree"])
 

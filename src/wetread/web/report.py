@@ -43,8 +43,9 @@ _PDF: dict[int | str, dict[str, Any]] = {
 }
 _ANSWERED = {
     ("agree", "likely"): N_("present"),
-    ("agree", "unsure"): N_("uncertain"),
+    ("agree", "unsure"): N_("present"),
     ("agree", "unlikely"): N_("absent"),
+    ("disagree", "unsure"): N_("absent"),
     ("disagree", "likely"): N_("absent"),
     ("disagree", "unlikely"): N_("present"),
 }
