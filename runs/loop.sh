@@ -11,8 +11,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 wetread=${WETREAD:-wetread} python=${PYTHON:-python3} size=${LOOP_SIZE:-full}
 case $size in
-  small) phantoms=900 month=160 batch=70 seconds=120 epochs=4 limit=0.45 margin=0.1 ;;
-  full) phantoms=6000 month=1500 batch=400 seconds=1200 epochs=8 limit=0.15 margin=0.03 ;;
+  small) phantoms=900 month=160 batch=100 seconds=120 epochs=4 positives=12 limit=0.55 margin=0.1 ;;
+  full) phantoms=5000 month=1200 batch=400 seconds=1200 epochs=8 positives=30 limit=0.3 margin=0.05 ;;
   *) echo "LOOP_SIZE=$size: use small or full" >&2; exit 2 ;;
 esac
 out=${1:-build/loop}
@@ -32,7 +32,7 @@ window=$(share "$seconds / 86400 * 7 / 30") reference=$(share "$seconds / 86400 
 shift=$(share "$seconds / 60 / 30")
 for file in "$here"/loop/*.toml; do
   sed -e "s/@WINDOW@/$window/; s/@REFERENCE@/$reference/; s/@SHIFT@/$shift/; s/@EPOCHS@/$epochs/" \
-      -e "s/@LIMIT@/$limit/; s/@MARGIN@/$margin/" \
+      -e "s/@LIMIT@/$limit/; s/@MARGIN@/$margin/; s/@POSITIVES@/$positives/" \
       -e "s/@LEAST@/$((month / 8))/; s/@REVIEWS@/$((month / 4))/; s/@STUDIES@/$((batch / 3))/" "$file" >"$(basename "$file")"
 done
 
@@ -46,7 +46,7 @@ $wetread package first base champion --recipe recipe.toml
 first=$($python "$here/loop/change.py" id champion)
 
 say "served"
-export WETREAD_MODELS="$PWD/champion" WETREAD_SAMPLE_SHARE=0.15 WETREAD_UNDO_SECONDS=0 WETREAD_CRITICAL_ACK_MINUTES=600
+export WETREAD_MODELS="$PWD/champion" WETREAD_PRIORITY="$PWD/rule.toml" WETREAD_SAMPLE_SHARE=0.15 WETREAD_UNDO_SECONDS=0 WETREAD_CRITICAL_ACK_MINUTES=600
 $wetread serve --data $clinic --port 0 >serve.log 2>&1 &
 server=$!
 trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true' EXIT
@@ -58,7 +58,7 @@ export WETREAD_TOKEN=$($wetread token create loop --role administrator --data $c
 patients() {
   local name=$1 count=$2 over=$3; shift 3
   $wetread simulate arrivals --url "$url" --days "$over" --count "$count" --speed $speed --size 256 --laterals 0 \
-    --prevalence 0.6 --hourly day --truth "$name.jsonl" "$@" >"$name-sent.json" &
+    --prevalence 0.8 --hourly day --truth "$name.jsonl" "$@" >"$name-sent.json" &
   local sending=$!
   for _ in $(seq 600); do [ -s "$name.jsonl" ] && break; sleep 0.1; done
   $wetread simulate readers "$name.jsonl" --url "$url" --data $clinic --readers 1 --sensitivity 0.95 --specificity 0.98 \
@@ -102,7 +102,7 @@ $wetread evaluate "$new" base --quick --resamples 200 --out after-base --json >a
 $wetread evaluate "$new" exposed --quick --resamples 200 --out after-exposed --json >after-exposed.json
 
 say "a candidate whose labels of one finding were flipped"
-$python "$here/loop/change.py" flipped base sabotaged "Pleural Effusion"
+$python "$here/loop/change.py" flipped base sabotaged Cardiomegaly
 $wetread train recipe.toml sabotaged bad
 $wetread package bad sabotaged sabotage --recipe recipe.toml --name sabotage
 gate=$(code gate.txt $wetread gate sabotage base --gates gates.toml --champion "$new"); tail -25 gate.txt

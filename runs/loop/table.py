@@ -58,8 +58,8 @@ def main() -> None:
     print("\n| AUROC on fixed test data | before | after |\n|---|---|---|")
     for name, where in (("as in the beginning", "base"), ("exposed otherwise", "exposed")):
         print(f"| mean, {name} | {auroc(f'before-{where}.json')} | {auroc(f'after-{where}.json')} |")
-        effusion = [auroc(f"{when}-{where}.json", "Pleural Effusion") for when in ("before", "after")]
-        print(f"| Pleural Effusion, {name} | {effusion[0]} | {effusion[1]} |")
+        cardiomegaly = [auroc(f"{when}-{where}.json", "Cardiomegaly") for when in ("before", "after")]
+        print(f"| Cardiomegaly, {name} | {cardiomegaly[0]} | {cardiomegaly[1]} |")
     arrival, ai, saved = waits()
     print("\n| critical studies, received to signed | by arrival | by AI | saved |\n|---|---|---|---|")
     print(f"| mean, in real seconds of a month of {o.seconds} s (studies) | {arrival} | {ai} | {saved} |")
