@@ -39,6 +39,7 @@ export const ACTIONS = [
   { id: "study.add", keys: ["f"], label: _("add a finding"), scope: "study" },
   { id: "study.note", keys: ["m"], label: _("write a note; Esc leaves the field"), scope: "study" },
   { id: "study.communicate", keys: ["c"], label: _("critical finding: acknowledge it, or record who was told"), scope: "study" },
+  { id: "study.refuse", keys: ["Shift+x"], label: _("refuse an image: another patient's, no chest, not readable"), scope: "study" },
   { id: "study.sign", keys: ["Enter"], label: _("sign; once it is signed, next study"), scope: "study" },
   { id: "study.undo", keys: ["z"], label: _("undo the last answer; after signing, take the signature back"), scope: "study" },
   { id: "study.addendum", keys: ["t"], label: _("addendum to a signed study"), scope: "study" },

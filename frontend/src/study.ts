@@ -8,6 +8,7 @@ import { on, run, type ActionId } from "./keys";
 import { _, ngettext } from "./language";
 import { start } from "./page";
 import { Picture } from "./picture";
+import { refusing } from "./refusing";
 import { Signature } from "./signature";
 import { ahead, turn, turns } from "./turn";
 
@@ -50,6 +51,8 @@ function open(leaving: AbortSignal): void {
   const signed = () => void ahead();
   const signature = new Signature({ page, answers, draft, seen, say, bring, next, signed });
   const claim = new Claim(page, editable, say, leaving);
+  const refresh = () => void draft.settle().then(() => location.reload());
+  refusing(() => picture.image, refresh);
   communication(leaving);
 
   /** Put what arrived unseen beside the other images and show the first of it; all that was typed and answered stays. */
@@ -102,7 +105,7 @@ function open(leaving: AbortSignal): void {
     "study.undo": () => signature.undo(),
     "study.addendum": () => signature.addendum(),
     "study.worklist": () => find<HTMLAnchorElement>("#back")!.click(),
-    "study.refresh": () => void draft.settle().then(() => location.reload()),
+    "study.refresh": refresh,
     "study.cancel": () => {
       signature.armed = false;
       say("");

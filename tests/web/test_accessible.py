@@ -119,6 +119,10 @@ STATES = {
         ("document.querySelectorAll('.finding details').forEach(d => d.open = true)", ".finding details[open]"),
         ("key h", "#legend:not([hidden])"),
         ("key ?", "dialog#keys[open]"),
+        (
+            "document.querySelector('#keys').close(), document.querySelector('[data-action=\"study.refuse\"]').click()",
+            "dialog#refusing[open]",
+        ),
     ],
 }
 SHIFTS = """new PerformanceObserver(list => {

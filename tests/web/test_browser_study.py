@@ -245,6 +245,44 @@ class TestReview:
             (review,) = server.api.get(f"/studies/{study}").json()["reviews"]
             assert (review["state"], review["note"]) == ("signed", "every typed word")
 
+    def test_an_image_is_refused_and_taken_back_by_keys(self, server, page):
+        film = phantom.make(13, size=128)
+        study = server.send(phantom.dicom(film), "13.dcm")
+        server.send(phantom.dicom(phantom.make(13, size=128, view="LATERAL"), number=2), "13-lateral.dcm")
+
+        def images() -> list[tuple[str, str]]:
+            return [
+                (image["state"], image["reason"] or "")
+                for image in server.api.get(f"/studies/{study}").json()["images"]
+            ]
+
+        open_study(page, server, study)
+        page.keyboard.press("Shift+X")
+        page.wait_for_selector("dialog#refusing[open]")
+        page.keyboard.press("Enter")  # says no reason yet
+        assert page.locator("dialog#refusing[open]").count() == 1
+        page.keyboard.press("ArrowUp")  # from the first reason to the last: in words
+        page.keyboard.press("Enter")  # and there are none
+        assert page.locator("#refused-words:invalid").count() == 1
+        assert [state for state, _ in images()] == ["stored", "stored"]
+        page.locator("#refused-words").focus()
+        page.keyboard.type("the exposure failed")
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        until(page, "document.body?.dataset.shown")
+        assert images() == [("rejected", "the exposure failed"), ("stored", "")]
+        assert page.locator("[data-image]:enabled").count() == 1
+        page.goto(f"{server.url}/studies/{study}/history")
+        page.get_by_text("rejected 13.dcm: the exposure failed").wait_for()
+
+        open_study(page, server, study)
+        page.keyboard.press("Shift+X")
+        page.get_by_role("button", name="Take the refusal back").focus()
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+        until(page, "document.body?.dataset.shown")
+        assert [state for state, _ in images()] == ["stored", "stored"]
+
     def test_opening_claims_and_leaving_gives_back(self, server, page):
         study = server.send(phantom.dicom(phantom.make(12, size=SIZE)), "12.dcm")
         open_study(page, server, study)

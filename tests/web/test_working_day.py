@@ -43,7 +43,8 @@ FINDINGS = {
     "normal 3": [],
     "handed over": [],
 }
-DENIED, COMMENTED, REFUSED = "an old pleural scar, no fluid", "compare with the film of May", "read by eye"
+DENIED, COMMENTED, REFUSED = "an old pleural scar, no fluid", "compare with the film of May", "taken anew tomorrow"
+MIXED_UP = "the plate of the bed beside"
 BEFORE, WHILE, AFTER = "heart enlarged", ", as the line went dead", ", and after it came back"
 
 
@@ -132,7 +133,7 @@ class Day:
             case "compared":
                 self.compare()
             case "denied":
-                self.press("d")
+                self.press("d", "x")
                 write(self.page, DENIED)
             case "added to":
                 self.press("f")
@@ -142,8 +143,8 @@ class Day:
                 self.press("u")
                 write(self.page, COMMENTED)
             case "refused":
-                self.press("x")
                 write(self.page, REFUSED)
+                self.refuse()
             case "interrupted":
                 self.lose_the_connection()
             case _:
@@ -168,6 +169,22 @@ class Day:
         self.press("i")
         wait_for(page, lambda: all(map(np.array_equal, pictures(page), before)), "both as they were")
         self.press("a")
+
+    def refuse(self) -> None:
+        """Say that the only image is another patient's; what is written stays, and the study can be closed."""
+        page = self.page
+        self.press("Shift+X")
+        page.wait_for_selector("dialog#refusing[open]")
+        assert page.locator("#refused-images :checked").count() == 1  # the image that is looked at
+        self.press(" ", "Tab")
+        page.keyboard.type(MIXED_UP)
+        with page.expect_navigation():
+            self.press("Enter")
+        until(page, "document.querySelector('#message')?.textContent.includes('All images are refused')")
+        assert page.locator("[data-image]:enabled").count() == 0
+        assert page.input_value("#note") == REFUSED
+        self.press("Enter")
+        until(page, "document.querySelector('#message').textContent.includes('Press Enter again')")
 
     def lose_the_connection(self) -> None:
         """Have the server go while a sentence is typed, and come back while it goes on."""
@@ -234,8 +251,10 @@ def recorded(server: Server, department: dict[str, str]) -> None:
     assert {name: review["note"] for name, review in signed.items() if review["note"]} == {
         "denied": DENIED, "commented": COMMENTED, "refused": REFUSED, "interrupted": BEFORE + WHILE + AFTER,
     }  # fmt: skip
-    assert {name for name, review in signed.items() if review["model_verdict"]} == {"refused"}
-    assert signed["refused"]["model_verdict"] == "wrong"
+    assert {name for name, review in signed.items() if review["model_verdict"]} == {"denied"}
+    assert signed["denied"]["model_verdict"] == "wrong"
+    (image,) = found["refused"]["images"]
+    assert (image["state"], image["reason"]) == ("rejected", f"another patient's: {MIXED_UP}")
     assert {name for name, review in signed.items() if review["normal"]} == {
         "lateral", "normal 1", "normal 2", "normal 3"
     }  # fmt: skip
@@ -248,6 +267,7 @@ def recorded(server: Server, department: dict[str, str]) -> None:
     of = {action: [what for deed, what in deeds if deed == action] for action in {deed for deed, _ in deeds}}
     assert sorted(of["review.signed"]) == sorted(study["study"] for study in found.values())
     assert of["study.handed_over"] == [department["handed over"]]
+    assert of["image.rejected"] == [department["refused"]]
     assert (len(of["session.opened"]), len(of["session.closed"])) == (1, 1)
 
 

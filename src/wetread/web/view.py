@@ -38,6 +38,8 @@ CODES = {
     Code.MODEL_FAILED: N_("the model failed"),
     Code.REJECTED: N_("all its images were rejected"),
 }
+# Why a reader refuses an image, with the code of a rejection note (IHE IOCM) that says it.
+REFUSE_BECAUSE = {"another patient's": "113037", "no radiograph of a chest": "BY_HAND", "not readable": "113001"}
 
 
 def waiting(since: datetime, now: datetime | None = None) -> str:
@@ -353,6 +355,7 @@ def reading(
                 "view": image.view or "",
                 "maps": [result.model for result in image.results if result.suitable and result.box],
                 "shown": image.state == "stored",
+                "rejected": image.state == "rejected",
             }
             for image in study.images
             if image.state not in ("copy", "superseded")
@@ -374,14 +377,20 @@ def reading(
         "undo_until": until if until and until > (now or datetime.now(UTC)) else None,
         "vocabulary": [f for f in CHEXPERT.findings if f not in named and f != CHEXPERT.normal],
         "signed": signed,
-        "message": _told(signed, addendum),
+        "message": _told(signed, addendum, study),
+        "refuse_because": REFUSE_BECAUSE,
     }
 
 
-def _told(signed: bool, addendum: bool) -> str:
+def _told(signed: bool, addendum: bool, study: Study) -> str:
     if addendum:
         return _("Your addendum, not signed yet.")
-    return _("Signed. A new image opens the study again.") if signed else ""
+    if signed:
+        return _("Signed. A new image opens the study again.")
+    states = {image.state for image in study.images}
+    if "rejected" in states and "stored" not in states:
+        return _("All images are refused. Sign to close the study; unsigned it stays in the list.")
+    return ""
 
 
 def _view(view: str | None) -> str:
