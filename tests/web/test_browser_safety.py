@@ -53,7 +53,8 @@ def test_a_critical_finding_is_acknowledged_signed_and_told_by_keyboard_and_ai_t
                 "communicated", "Sister M", "phone", True
             )  # fmt: skip
 
-            other = server.send(phantom.dicom(phantom.make(2, size=256)), "next.dcm")  # and the strip tells it by itself
+            # And the strip tells it by itself.
+            other = server.send(phantom.dicom(phantom.make(2, size=256)), "next.dcm")
             page.wait_for_selector(f"#critical a[href='/studies/{other}']")
 
             page.goto(f"{server.url}/settings/ai")
