@@ -135,5 +135,7 @@ def test_what_cannot_be_is_one_line(new: Package) -> None:
         assert refused.exception is not None
         assert said in str(refused.exception)
         assert "\n" not in str(refused.exception)
+    done = wetread("verdict", "--apply")
+    assert (done.exit_code, done.output) == (0, "nothing challenges a champion; there is nothing to do\n")
     Path("odd.toml").write_text("sahre = 0.1\n")
     assert "sahre" in str(wetread("verdict", "--policy", "odd.toml").exception)

@@ -181,8 +181,8 @@ def verdict(
 ) -> None:
     """Weigh the challenger against the champion on the studies that both analysed; say it, or do it.
 
-    Exit code 0: promote, 1: roll back, 3: hold. The record is in `DATA/improve/rollout`. Example:
-    `wetread rollout verdict --apply --policy rollout.toml --data clinic`
+    Exit code 0: promote, or with `--apply` nothing to do; 1: roll back, 3: hold. The record is in
+    `DATA/improve/rollout`. Example: `wetread rollout verdict --apply --policy rollout.toml --data clinic`
     """
     import json
 
@@ -192,6 +192,9 @@ def verdict(
 
     rules = policies.load(policy, RolloutPolicy)
     with _open(data, database, site) as opened:
+        if apply and not any(found.challenger for found in opened.status() if slot in ("", found.name)):
+            typer.echo("nothing challenges a champion; there is nothing to do")  # as a timer finds it on most days
+            return
         said = opened.judge(rules.verdict, slot=slot)
         change = opened.act(said, rules) if apply else None
     if as_json:
