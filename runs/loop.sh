@@ -50,8 +50,8 @@ export WETREAD_MODELS="$PWD/champion" WETREAD_PRIORITY="$PWD/rule.toml" WETREAD_
 $wetread serve --data $clinic --port 0 >serve.log 2>&1 &
 server=$!
 trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true' EXIT
-for _ in $(seq 600); do grep -q 'http://127' serve.log && break; sleep 0.1; done
-url=$(grep -om1 'http://127[^/ ]*' serve.log)
+for _ in $(seq 900); do grep -q 'http://127' serve.log && break; kill -0 $server 2>/dev/null || break; sleep 0.1; done
+url=$(grep -om1 'http://127[^/ ]*' serve.log) || { cat serve.log >&2; exit 1; }
 export WETREAD_TOKEN=$($wetread token create loop --role administrator --data $clinic)
 
 # patients NAME COUNT DAYS [OPTIONS]: they come and are read, until all of them are signed.
