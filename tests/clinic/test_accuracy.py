@@ -115,7 +115,10 @@ def test_each_number_is_that_of_the_rows(found: list[Accuracy], finding: str, re
             chosen = [row for row in rows if n in (None, row[4])]
             truth, flag = (np.array([row[i] for row in chosen], bool) for i in (0, 1))
             score = np.array([row[2] for row in chosen])
-            assert (one.studies, one.present, one.patients) == (len(chosen), truth.sum(), len({r[3] for r in chosen}))
+            assert (one.studies, one.present, one.flagged) == (len(chosen), truth.sum(), flag.sum())
+            assert one.patients == len({row[3] for row in chosen})
+            assert one.basis("specificity") == (~truth).sum()
+            assert one.basis("auroc") <= one.basis("sensitivity") <= one.basis("f1")
             for measure, expected in MEASURES.items():
                 interval = getattr(one.measures, measure)
                 assert interval.value == pytest.approx(expected(truth, flag, score) if chosen else np.nan, nan_ok=True)

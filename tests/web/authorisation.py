@@ -59,6 +59,8 @@ TABLE: dict[tuple[str, str], Rule] = {
     ("GET", "/models/{model}"): Rule(VIEW, page=True),
     ("GET", "/settings/ai"): Rule(ADMINISTER, page=True),
     ("POST", "/settings/ai"): Rule(ADMINISTER),
+    ("GET", "/drift"): Rule(OPERATE, page=True),
+    ("GET", "/drift/report"): Rule(OPERATE, page=True),
     ("GET", "/operations"): Rule(OPERATE, page=True),
     ("POST", "/images/{image}/retry"): Rule(OPERATE),
     ("POST", "/images/{image}/release"): Rule(ADMINISTER),

@@ -105,7 +105,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, frozenset[
     known = gauges.Gauges(registry)
     found = {
         HERE: [
-            accuracy.Accuracy(MODEL, "one", accuracy.ANY, "audit", None, 30, 10, 29, accuracy.Measures(
+            accuracy.Accuracy(MODEL, "one", accuracy.ANY, "audit", None, 30, 10, 12, 29, accuracy.Measures(
                 *(accuracy.Interval(v, v - 0.1, float("nan")) for v in (0.9, 0.8, 0.7, 0.6, 0.95))))
         ]
     }  # fmt: skip

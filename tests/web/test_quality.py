@@ -63,3 +63,13 @@ def test_its_charts_have_what_their_tables_say(answered: Any) -> None:
     assert row is not None
     assert [float(value) for value in row.groups()] == pytest.approx([9 / 11, 0.5230, 0.9486], abs=1e-4)
     assert len(re.findall(r"<figure", html)) == len(re.findall(r"<summary>as a table", html)) >= 3
+
+
+def test_what_readers_signed_is_told_by_kind_of_reads(answered: Any) -> None:
+    text = words(answered("GET", "/quality?days=7").text)
+    assert "Readers are no ground truth" in text
+    assert "anchored: after the model's word" in text
+    assert "names 10 9 —, n 9 —, n 1 0.90 (0.58–0.98), n 10 0.95 (0.67–0.99), n 10 —, n 1" in text
+    assert "audit: drawn by lot" not in text
+    page = words(answered("GET", f"/models/{MODEL.id}").text)
+    assert "Edema 12 9 —, n 9 —, n 3 0.75 (0.46–0.91), n 12" in page

@@ -67,8 +67,8 @@ class Accuracy:
     reads : {"audit", "blind", "anchored"}
     week : datetime or None
         When the week begins; None: the whole period.
-    studies, present : int
-        That the reader answered, and of these, in which they saw it.
+    studies, present, flagged : int
+        That the reader answered; of these, in which they saw it, and in which the model had flagged it.
     patients : int
     measures : Measures
     """
@@ -80,8 +80,20 @@ class Accuracy:
     week: datetime | None
     studies: int
     present: int
+    flagged: int
     patients: int
     measures: Measures
+
+    def basis(self, measure: str) -> int:
+        """Return how many studies a measure rests on: an AUROC on as many as there are of the rarer kind."""
+        absent = self.studies - self.present
+        return {
+            "sensitivity": self.present,
+            "specificity": absent,
+            "precision": self.flagged,
+            "f1": max(self.present, self.flagged),
+            "auroc": min(self.present, absent),
+        }[measure]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it: null where undefined."""
@@ -141,8 +153,9 @@ def accuracy(
             for n, week in [(None, None), *enumerate(starts)]:
                 part = mine if n is None else mine.of(mine.week == n)
                 if n is not None or len(part.truth):
-                    counts = len(part.truth), int(part.truth.sum()), len(np.unique(part.patient))
-                    found.append(Accuracy(key, name, what, reads, week, *counts, part.measures()))
+                    counts = (int(one) for one in (len(part.truth), part.truth.sum(), part.flagged.sum()))
+                    patients = len(np.unique(part.patient))
+                    found.append(Accuracy(key, name, what, reads, week, *counts, patients, part.measures()))
                 if n is None and not len(mine.truth):
                     break
     return found

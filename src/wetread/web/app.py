@@ -23,6 +23,7 @@ from wetread.web import (
     critical,
     deployments,
     dicomweb,
+    drift,
     events,
     history,
     images,
@@ -132,7 +133,7 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     for module in (
         api, lists, corrections, images, dicomweb, events, operations, outputs, worklist, pages, inference, signin,
         upkeep, users, pulls, rule, settings_pages, preferences, quality, model_pages,
-        deployments,
+        deployments, drift,
     ):  # fmt: skip
         app.include_router(module.router)
     app.include_router(language.router)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 
+from wetread.clinic.accuracy import Accuracy
 from wetread.clinic.figures import FEW, Rate, Share, Spread
+from wetread.evaluate.intervals import Interval
 from wetread.web import view
 from wetread.web.language import gettext as _
 from wetread.web.language import number
@@ -76,11 +79,30 @@ def median(found: Spread, unit: str = "minutes") -> str:
     return f"{write(found.median)} ({write(found.interval[0])}–{write(found.interval[1])})"
 
 
+def measure(found: Accuracy, name: str) -> str:
+    """Return e.g. ``0.90 (0.81–0.95), n 40``; below `FEW` only n, and a dash of none."""
+    interval: Interval = getattr(found.measures, name)
+    n = found.basis(name)
+    if math.isnan(interval.value) or n < FEW:
+        return f"{UNDEFINED}, n {n}"
+    between = "" if math.isnan(interval.low) else f" ({interval.low:.2f}–{interval.high:.2f})"
+    return number(f"{interval.value:.2f}{between}, n {n:,}")
+
+
+def drawn(found: Accuracy, name: str) -> tuple[float | None, tuple[float, float] | None]:
+    """Return what a chart has of it: value and interval, None where there is none or it rests on too few."""
+    interval: Interval = getattr(found.measures, name)
+    if math.isnan(interval.value) or found.basis(name) < FEW:
+        return None, None
+    return interval.value, None if math.isnan(interval.low) else (interval.low, interval.high)
+
+
 def size(value: float) -> str:
     """Return bytes in GiB or MiB."""
     return number(f"{value / 2**30:,.1f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB")
 
 
 templates.env.filters |= {
-    "share": share, "rate": rate, "minutes": minutes, "seconds": seconds, "median": median, "size": size
+    "share": share, "rate": rate, "minutes": minutes, "seconds": seconds, "median": median, "size": size,
+    "measure": measure, "drawn": drawn,
 }  # fmt: skip

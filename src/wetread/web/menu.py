@@ -23,6 +23,7 @@ PAGES = (
     Entry("/quality", N_("Quality"), Right.VIEW),
     Entry("/models", N_("Models"), Right.VIEW),
     Entry("/try", N_("Try it"), Right.UPLOAD),
+    Entry("/drift", N_("Drift"), Right.OPERATE),
     Entry("/operations", N_("Operations"), Right.OPERATE),
     Entry("/settings", N_("Settings")),
 )

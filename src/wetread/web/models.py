@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from wetread.clinic import model_figures, processes, quality, store
+from wetread.clinic import accuracy, model_figures, processes, quality, store
 from wetread.clinic.deployments import Deployment
 from wetread.clinic.figures import FEW, Period
 from wetread.clinic.model_figures import Seen
@@ -116,10 +116,12 @@ def model_page(request: Request, caller: Reader, model: str) -> Response:
     with clinic.database.read() as connection:
         numbers = model_figures.numbers(connection, caller.site, model, period)
         agreement = quality.agreement(connection, caller.site, period, model)
+        right = accuracy.accuracy(connection, caller.site, period, model=model)
     return render(
         request, "model.html", caller=caller, model=one, numbers=numbers, agreement=agreement, weeks=WEEKS, few=FEW,
         card=card(one.package.card) if one.package else "", golden=_golden(one.package), ai=clinic.ai(caller.site),
         point=clinic.settings.point, serving=_serving(clinic, model),
+        accuracy=right, newest=accuracy.MOST, by="finding",
         sample=model_figures.SAMPLE, deployed=_deployed(clinic, caller.site, model),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from wetread.clinic import quality, store
+from wetread.clinic import accuracy, quality, store
 from wetread.clinic.figures import FEW, MOST, Period
 from wetread.clinic.priority import Priority
 from wetread.web import figures  # noqa: F401  its filters
@@ -25,11 +25,12 @@ def quality_page(
     period = Period.last(chosen, store.now())
     with clinic.database.read() as connection:
         found = quality.quality(connection, caller.site, period, clinic.days)
+        right = accuracy.accuracy(connection, caller.site, period, finding=accuracy.ANY)
     by_model: dict[str | None, list[quality.Agreement]] = {}
     for one in found.agreement:
         by_model.setdefault(one.model, []).append(one)
     return render(
         request, "quality.html", caller=caller, found=found, by_model=by_model, names=names(clinic), days=chosen,
         waits={(one.priority, one.arm): one for one in found.waits}, classes=[None, *Priority],
-        periods=quality.PERIODS, few=FEW, most=MOST,
+        periods=quality.PERIODS, few=FEW, most=MOST, accuracy=right, newest=accuracy.MOST, by="model",
     )  # fmt: skip

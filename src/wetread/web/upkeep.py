@@ -15,7 +15,7 @@ from wetread.clinic import held, jobs, load, processes, store
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.figures import MOST, Period, Spread
 from wetread.clinic.service import Clinic
-from wetread.web import figures, security  # noqa: F401  the filters of figures
+from wetread.web import drift, figures, security  # noqa: F401  the filters of figures
 from wetread.web.api import clinic_of
 from wetread.web.pages import by_form, render, with_right
 from wetread.web.pulls import PullOut
@@ -129,10 +129,12 @@ def _now(clinic: Clinic, site: str) -> dict[str, Any]:
         waiting = held.listing(connection, site)
         queues, owed = load.queues(connection, site, now), load.owed(connection, site)
         came = load.taken_in(connection, site, Period.last(WEEK, now))
+        drifting = drift.alarms(connection, site)
     return {
         "state": state,
         "queues": queues,
         "held": waiting,
+        "drifting": drifting,
         "owed": owed,
         "came": came,
         "days_left": state.free_bytes / (came / WEEK) if came else None,
