@@ -32,6 +32,7 @@ export class Pane {
   tone = 0;
   inverted = false;
   private wanted = "";
+  private closed = false;
   private busy: Promise<void> = Promise.resolve();
   /** What is to the right and above on screen, in image coordinates (x rightwards, y downwards). */
   private right: Vector = [1, 0];
@@ -68,13 +69,16 @@ export class Pane {
     this.say("");
     shown.delete(this.image);
     try {
-      this.frame = await fetchFrame(image);
+      const frame = await fetchFrame(image);
+      if (this.closed) return;
+      this.frame = frame;
       shown.add(image);
       this.image = image;
       this.tone = 0;
       await this.viewport.setStack([this.drawnId()]);
       this.reset();
     } catch (error) {
+      if (this.closed) return;
       this.frame = null;
       this.image = "";
       this.say(_("The image cannot be shown: %(reason)s", { reason: (error as Error).message }));
@@ -90,8 +94,12 @@ export class Pane {
     }
   }
 
+  /** Give the graphics back. What is still on its way then finds no frame, and touches nothing. */
   close(): void {
+    this.closed = true;
     shown.delete(this.image);
+    this.frame = null;
+    this.image = this.wanted = "";
     this.engine.disableElement(this.id);
   }
 
@@ -118,6 +126,7 @@ export class Pane {
   }
 
   set range(voiRange: Range) {
+    if (this.closed) return;
     this.viewport.setProperties({ voiRange, invert: this.inverted });
     this.viewport.render();
   }
@@ -126,7 +135,7 @@ export class Pane {
   async choose(tone: number): Promise<void> {
     if (!this.frame) return;
     await this.draw(() => (this.tone = ((tone % this.frame!.tones.length) + this.frame!.tones.length) % this.frame!.tones.length));
-    this.range = this.meant();
+    if (this.frame) this.range = this.meant();
   }
 
   /** A window by what a reader looks for; it is one of values, not of a table's greys. */

@@ -93,6 +93,8 @@ def page(server, session):
         yield page
 
 
+BOTH_KEYS = """for (const key of '5p')
+    document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}))"""
 COUNT = itertools.count(1)
 
 
@@ -178,6 +180,22 @@ class TestGrey:
             until(page, "name => document.querySelector('#level').textContent.includes(name)", name)
             shows(page, expected(content, index % 3), name)
             page.keyboard.press("5")
+
+    def test_a_pane_that_goes_while_it_is_drawn_anew_is_left_alone(self, server, page):
+        tables = {"VOILUTSequence": [voi(CURVE), voi(CURVE)]}
+        send(server, TWELVE, patient="closing", **tables)
+        study, _ = send(server, TWELVE, patient="closing", **tables)
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        opened(page, server, study)
+        for _ in range(2):
+            page.keyboard.press("p")
+            until(page, "document.querySelectorAll('.pane:not(.coming)').length === 2")
+            # The next window of both, and the prior away at once: its values are still on their way.
+            page.evaluate(BOTH_KEYS)
+            until(page, "document.querySelectorAll('.pane').length === 1")
+        until(page, "document.querySelector('#level').textContent.includes('window 1 of')")
+        assert not wrong
 
     def test_what_the_window_cut_off_is_there(self, server, page):
         study, content = send(server, TWELVE, WindowCenter="2000", WindowWidth="100")
