@@ -3,6 +3,7 @@
 Linters are of the dev extra or of the machine; none needs a container engine or the network.
 """
 
+import importlib.util
 import itertools
 import json
 import os
@@ -282,3 +283,27 @@ def test_yaml_is_as_yamllint_wants_it():
         "indentation: {indent-sequences: whatever}, comments-indentation: disable}}"
     )
     run(tool("yamllint"), "--strict", "-d", rules, DEPLOY, ROOT / ".github/workflows")
+
+
+# What the system is made of
+
+
+@pytest.fixture(scope="module")
+def libraries():
+    spec = importlib.util.spec_from_file_location("libraries", DEPLOY / "libraries.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_system_names_every_library_with_the_licence_that_it_states(libraries):
+    told, true = libraries.read(libraries.PAGE.read_text(encoding="utf-8")), libraries.rows()
+    assert {name: where for name, (where, _) in told.items()} == {name: where for name, (where, _) in true.items()}
+    families = ("Apache", "MIT", "BSD", "LGPL", "Python", "Zlib")
+    for name, (_, licence) in true.items():
+        assert told[name][1], name
+        if licence:  # it is installed; one version words its licence otherwise than the next
+            named = [f for f in families if f in licence]
+            assert any(f in told[name][1] for f in named) or told[name][1] == licence, name
