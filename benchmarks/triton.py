@@ -60,7 +60,10 @@ def triton_python(environment: Path) -> dict[str, str]:
 def started(command: list[str], environment: dict[str, str], cwd: Path, ready: str) -> Iterator[subprocess.Popen[str]]:
     """Run a server until the end, from when it says that it is ready."""
     log = cwd / "server.log" if os.access(cwd, os.W_OK) else Path(os.devnull)
-    with log.open("w") as out, subprocess.Popen(command, env=environment, cwd=cwd, stdout=out, stderr=out) as server:
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, env=environment, cwd=cwd, stdout=out, stderr=out, text=True) as server,
+    ):
         try:
             until = time.monotonic() + 60
             while not _answers(ready):
