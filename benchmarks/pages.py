@@ -15,22 +15,25 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from prometheus_client import CollectorRegistry
 
 from benchmarks.worklist import SITE, fill, timed
 from tests.peers import postgresql
-from wetread.clinic import load, model_figures, quality, store
+from wetread.clinic import accuracy, load, model_figures, quality, store
 from wetread.clinic.figures import Period
 from wetread.clinic.store import Store
 from wetread.findings import CHEXPERT
+from wetread.web import gauges
 
 DAYS = 100  # of which there are images, results and events; reviews are of all the years
 MODEL = "b" * 64
-TABLES = ("series", "instance", "job", "image_result", "review", "review_finding", "event")
+TABLES = ("series", "instance", "job", "image_result", "study_result", "review", "review_finding", "event")
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -61,6 +64,11 @@ def rows(studies: Iterator[Any], now: datetime, model: str, name: str, seed: int
                 "state": "queued" if study.analysis == "received" else "done",
             }  # fmt: skip
             refused = study.analysis == "not_analysed"
+            if study.analysis == "analysed":
+                yield "study_result", {
+                    "id": f"t{key[1:]}", "study": key, "images": "", "model": model, "model_name": name, "at": at,
+                    "findings": dumps([{"finding": f, "probability": p, "flagged": p > 0.5} for f, p in said.items()]),
+                }  # fmt: skip
             found = [
                 {"finding": f, "probability": p, "threshold": 0.5, "flagged": p > 0.5, "call": calls[f]}
                 for f, p in said.items()
@@ -139,6 +147,8 @@ def more(database: Store, now: datetime, model: str = MODEL, name: str = "bench"
 def measure(database: Store, now: datetime, repeats: int) -> dict[str, list[float]]:
     """Time what each page calls, in ms."""
 
+    known = gauges.Gauges(CollectorRegistry())
+
     def call(which: Any, *arguments: Any) -> None:
         with database.read() as connection:
             which(connection, SITE, *arguments)
@@ -152,6 +162,15 @@ def measure(database: Store, now: datetime, repeats: int) -> dict[str, list[floa
         **{f"quality: {days} days": (quality.quality, Period.last(days, now)) for days in (7, 28, 90)},
         "models: list of 4 weeks": (model_figures.seen, Period.last(28, now)),
         "models: one, 4 weeks": (model_figures.numbers, MODEL, Period.last(28, now)),
+    }
+    of_right = Period.last(28, now)
+    cases |= {
+        "quality: how right, 28 days, any finding by week": (
+            partial(accuracy.accuracy, finding=accuracy.ANY),
+            of_right,
+        ),
+        "models: how right one was, 4 weeks": (partial(accuracy.accuracy, model=MODEL), of_right),
+        "metrics: what the database knows": (lambda connection, _: known.measure(connection, now),),
     }
     kept: quality.Kept = {}
     found = {"quality: 90 days, the first time, at the start": [timed(quality.ahead, database, kept, now)]}

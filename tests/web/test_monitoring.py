@@ -16,6 +16,7 @@ import department
 import httpx
 import peers
 import pytest
+import sqlalchemy as sa
 import yaml
 from department import HERE, NOW
 from prometheus_client import CollectorRegistry, generate_latest
@@ -178,6 +179,35 @@ def test_experiments_and_live_quality_are_told(told: Any) -> None:
     assert told["wetread_live", of(**labels, measure="sensitivity", bound="low")] == pytest.approx(0.8)
     assert told["wetread_live", of(**labels, measure="specificity", bound="studies")] == 20
     assert ("wetread_live", of(**labels, measure="auroc", bound="high")) not in told
+
+
+def test_nothing_is_read_but_along_an_index_of_what_waits(tmp_path: Path) -> None:
+    database, asked = Store.open(tmp_path), list[tuple[str, Any]]()
+    department.put(database, TABLES)
+    with database.read() as connection:
+
+        @sa.event.listens_for(connection, "before_cursor_execute")
+        def note(_: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+            asked.append((statement, parameters))
+
+        gauges.Gauges(CollectorRegistry()).measure(connection, NOW)
+        sa.event.remove(connection, "before_cursor_execute", note)
+        plans = {
+            statement: [
+                row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            ]
+            for statement, parameters in asked
+        }
+    database.close()
+    assert len(plans) > 10
+    # Tables that grow with the history are searched, or one of the indexes of what is left to do is walked.
+    grows = r"SCAN (study|instance|job|delivery|review|alert|event)\b"
+    partial = (
+        r"INDEX (ix_study_unread\w*|ix_job_open|ix_job_aside|ix_delivery_unsent|ix_delivery_missing|\w+alert_open\w*)"
+    )
+    for statement, plan in plans.items():
+        for step in plan:
+            assert not re.match(grows, step) or re.search(partial, step), f"{step}: {statement}"
 
 
 def test_no_label_names_anybody(told: Any) -> None:
