@@ -232,3 +232,25 @@ def test_all_that_has_a_key_has_a_button_that_a_finger_hits(server: Server, sess
         before = seen(page)
         page.locator('[data-action="viewer.invert"]').tap()
         wait_for(page, lambda: np.abs(seen(page) - (255 - before)).max() <= 2, "inverted by its button")
+
+
+def test_an_upright_tablet_gives_two_pictures_room(server: Server, session: Any) -> None:
+    study = server.send(phantom.dicom(phantom.make(8, size=128)), "8.dcm")
+    server.send(phantom.dicom(phantom.make(8, size=128, view="LATERAL"), number=2), "8-lateral.dcm")
+    with watched(session, server.url) as page:
+        opened(page, server, study)
+        page.set_viewport_size({"width": 820, "height": 1180})
+        page.locator('[data-action="viewer.beside"]').tap()
+        until(page, "document.querySelectorAll('.pane:not(.coming)').length === 2")
+        for film in page.locator(".film").all():
+            box = film.bounding_box()
+            assert min(box["width"], box["height"]) > 330
+        # The tools are one line, which slides; what lies beyond its end is reached, and never hides what it has to say.
+        tools = page.locator(".tools").bounding_box()
+        assert tools["height"] < 60
+        said = page.locator(".research").bounding_box()
+        assert said["x"] + said["width"] <= 830
+        page.locator("details.rarer summary").tap()
+        last = page.locator('[data-action="viewer.full-screen"]')
+        last.click(trial=True)
+        assert last.bounding_box()["y"] > tools["y"] + tools["height"] - 5
