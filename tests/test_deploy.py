@@ -159,6 +159,14 @@ def test_the_settings_that_deployments_make_are_settings(name, environment, monk
     config.load(tmp_path / "wetread.toml")
 
 
+def test_prometheus_understands_what_compose_gives_it(tmp_path):
+    text = load(DEPLOY / "compose.yaml")["configs"]["prometheus"]["content"]
+    (tmp_path / "prometheus.yml").write_text(text)
+    for name in yaml.safe_load(text)["rule_files"]:
+        shutil.copy(DEPLOY / "prometheus" / name, tmp_path)
+    run(tool("promtool"), "check", "config", tmp_path / "prometheus.yml")
+
+
 def test_orthanc_sends_to_where_wetread_listens_and_back():
     orthanc = json.loads((DEPLOY / "orthanc/wetread.json").read_text(encoding="utf-8"))
     ours = load(DEPLOY / "compose.yaml")["services"]["wetread"]["environment"]

@@ -11,8 +11,11 @@ import wetread
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "ray", "pandas", "onnx", "optuna", "nncf", "s3fs", "authlib")
-# Training, what runs when it is imported, what only Alembic can run, and what needs the extra `s3`.
-LEFT_OUT = tuple(f"wetread.{name}" for name in ("train", "cluster", "__main__", "clinic.migrations", "clinic.bucket"))
+# Training, what runs when it is imported, what only Alembic or Triton can run, and what needs the extra `s3`.
+LEFT_OUT = tuple(
+    f"wetread.{name}"
+    for name in ("train", "cluster", "__main__", "clinic.migrations", "clinic.bucket", "infer.triton_model")
+)
 
 
 def served_modules():
