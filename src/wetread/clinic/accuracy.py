@@ -150,14 +150,16 @@ def accuracy(
     for (key, name, what), cases in _cases(connection, site, period, model, finding):
         for reads in READS:
             mine = cases.of(cases.reads == reads)
-            for n, week in [(None, None), *enumerate(starts)]:
-                part = mine if n is None else mine.of(mine.week == n)
-                if n is not None or len(part.truth):
-                    counts = (int(one) for one in (len(part.truth), part.truth.sum(), part.flagged.sum()))
-                    patients = len(np.unique(part.patient))
-                    found.append(Accuracy(key, name, what, reads, week, *counts, patients, part.measures()))
-                if n is None and not len(mine.truth):
-                    break
+            if not len(mine.truth):
+                continue
+            parts = [(None, mine), *((week, mine.of(mine.week == n)) for n, week in enumerate(starts))]
+            found += [
+                Accuracy(
+                    key, name, what, reads, week, len(part.truth), int(part.truth.sum()), int(part.flagged.sum()),
+                    len(np.unique(part.patient)), part.measures(),
+                )
+                for week, part in parts
+            ]  # fmt: skip
     return found
 
 
