@@ -246,9 +246,9 @@ class TestReview:
             assert (review["state"], review["note"]) == ("signed", "every typed word")
 
     def test_an_image_is_refused_and_taken_back_by_keys(self, server, page):
-        film = phantom.make(13, size=128)
-        study = server.send(phantom.dicom(film), "13.dcm")
-        server.send(phantom.dicom(phantom.make(13, size=128, view="LATERAL"), number=2), "13-lateral.dcm")
+        film = phantom.make(47, size=128)
+        study = server.send(phantom.dicom(film), "47.dcm")
+        server.send(phantom.dicom(phantom.make(47, size=128, view="LATERAL"), number=2), "47-lateral.dcm")
 
         def images() -> list[tuple[str, str]]:
             return [
@@ -273,7 +273,7 @@ class TestReview:
         assert images() == [("rejected", "the exposure failed"), ("stored", "")]
         assert page.locator("[data-image]:enabled").count() == 1
         page.goto(f"{server.url}/studies/{study}/history")
-        page.get_by_text("rejected 13.dcm: the exposure failed").wait_for()
+        page.get_by_text("rejected 47.dcm: the exposure failed").wait_for()
 
         open_study(page, server, study)
         page.keyboard.press("Shift+X")
