@@ -44,7 +44,8 @@ def project(features: NDArray[np.float32], model: str) -> NDArray[np.float16]:
 
 def unpack(blob: bytes) -> NDArray[np.float32]:
     """Return the features of a row, float32 [at most `DIMENSIONS`]."""
-    return np.frombuffer(blob, np.float16).astype(np.float32)
+    kept: NDArray[np.float32] = np.frombuffer(blob, np.float16).astype(np.float32)
+    return kept
 
 
 @lru_cache(8)

@@ -142,5 +142,5 @@ def _experiment() -> None:
         sa.ForeignKeyConstraint(["site"], ["site.name"], name=op.f("fk_experiment_site")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_experiment")),
     )
-    where = {"sqlite_where": going, "postgresql_where": going}
-    op.create_index("uq_experiment_going", "experiment", ["site"], unique=True, **where)
+    name, columns = "uq_experiment_going", ["site"]
+    op.create_index(name, "experiment", columns, unique=True, sqlite_where=going, postgresql_where=going)
