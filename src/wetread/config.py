@@ -272,6 +272,10 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = Field(
         "text", description="How the log is written: lines of text, or one JSON object a line, with every request."
     )
+    metrics_port: int = Field(
+        0, description="Port on which `wetread work` tells Prometheus what it did; 0 means none.", ge=0, le=65535
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address on which it does.")
     otel_endpoint: Annotated[str, Field(pattern=r"^(https?://[^\s]+)?$")] = Field(
         "", description="Where traces go, OTLP over HTTP: `http://collector:4318/v1/traces`; empty means nowhere."
     )

@@ -16,6 +16,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 import tiny_package
+from peers import free_port
+from prometheus_client.parser import text_string_to_metric_families
 from ward import SITE, NameReader, Ward, png
 
 from wetread.clinic import access, audit, processes, store, verify
@@ -180,6 +182,12 @@ class Process:
         return code
 
 
+def counted(port: int) -> float:
+    """Return how many analyses a process tells Prometheus of."""
+    families = text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+    return sum(s.value for one in families for s in one.samples if s.name == "wetread_analyses_total")
+
+
 @pytest.mark.system
 def test_two_servers_and_a_worker_of_which_one_is_killed(
     database: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -193,7 +201,8 @@ def test_two_servers_and_a_worker_of_which_one_is_killed(
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         serves = [Process("serve", data, **settings) for _ in range(2)]
-        worker = Process("work", data, **settings)
+        port = free_port()
+        worker = Process("work", data, **settings, WETREAD_METRICS_PORT=str(port))
         for each in (*serves, worker):
             stack.callback(each.stop)
         addresses = [each.said().split("/login")[0] for each in serves]
@@ -237,6 +246,10 @@ def test_two_servers_and_a_worker_of_which_one_is_killed(
         assert set(images) < {row.instance for row in results}
         assert not any(row.code == "MODEL_FAILED" for row in results)
         assert len(workers) >= 2
+        (one,) = (row["id"] for row in processes.alive(base) if row["kind"] == "work")
+        with base.read() as connection:
+            mine = connection.execute(sa.select(sa.func.count()).where(store.job.c.worker == one)).scalar_one()
+        wait_for(lambda: counted(port) == mine)
         assert audit.verify(base) is None
         assert [each.stop() for each in (serves[1], worker)] == [0, 0]
         assert verify.verify(base, Archive(data / "archive"), grace_s=0.0).whole

@@ -1,4 +1,4 @@
-"""What is counted of what comes in, for Prometheus: associations, answers to C-STORE and STOW, pulled studies.
+"""What a process counts for Prometheus of what comes in, and of what it does with it.
 
 Labels are words of this code and codes of the standard, never what a sender says. Each process counts its own and
 begins at nothing; whoever wants the sum over several adds them, as Prometheus does over its targets.
@@ -6,7 +6,10 @@ begins at nothing; whoever wants the sum over several adds them, as Prometheus d
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from wetread.clinic.jobs import Job
+from wetread.infer.predict import Analysis
 
 
 class Tally:
@@ -36,3 +39,29 @@ class Tally:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
+
+
+class Done:
+    """What a process did, in a registry: analyses by outcome and how long they took, and tries to deliver."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.analyses = Counter(
+            "wetread_analyses", "Images analysed or refused.", ("model", "outcome"), registry=registry
+        )
+        self.seconds = Histogram(
+            "wetread_analysis_seconds", "Time to read and analyse one image.", ("model",), registry=registry
+        )
+        self.deliveries = Counter(
+            "wetread_deliveries", "Tries to send an output.", ("kind", "outcome"), registry=registry
+        )
+
+    def analysed(self, job: Job, analysis: Analysis | None, seconds: float) -> None:
+        """Count one finished job."""
+        if analysis is not None:
+            outcome = str(analysis.code) if analysis.code else "analysed"
+            self.analyses.labels(analysis.model, outcome).inc()
+            self.seconds.labels(analysis.model).observe(seconds)
+
+    def delivered(self, kind: str, outcome: str) -> None:
+        """Count one try to send something."""
+        self.deliveries.labels(kind, outcome).inc()

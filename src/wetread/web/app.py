@@ -96,8 +96,8 @@ def create_app(data: Path, settings: Settings | None = None, *, models: Sequence
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(clinic.start)
         if clinic.worker is not None:
-            clinic.worker.observe = metrics.analysed
-        clinic.outbox.observe = metrics.delivered
+            clinic.worker.observe = metrics.done.analysed
+        clinic.outbox.observe = metrics.done.delivered
         yield
         await run_in_threadpool(clinic.stop)
 

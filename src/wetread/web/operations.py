@@ -23,9 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wetread.clinic import store, tracing
-from wetread.clinic.jobs import Job
 from wetread.clinic.service import Clinic, Served
-from wetread.infer.predict import Analysis
+from wetread.clinic.tally import Done
 from wetread.web import deployments, gauges
 from wetread.web.api import clinic_of
 from wetread.web.problems import problem
@@ -47,14 +46,12 @@ class Metrics:
         self.requests = Histogram(
             "wetread_http_seconds", "Time to answer, by route.", ("method", "route", "status"), **more
         )
-        self.analyses = Counter("wetread_analyses", "Images analysed or refused.", ("model", "outcome"), **more)
-        self.seconds = Histogram("wetread_analysis_seconds", "Time to read and analyse one image.", ("model",), **more)
+        self.done = Done(self.registry)
         self.free = Gauge("wetread_disk_free_bytes", "Room until the reserve of the disk; negative beyond it.", **more)
         self.has_room = Gauge("wetread_has_room", "1 when more can be taken in, 0 when the disk is full.", **more)
         self.serving = Gauge(
             "wetread_model_serving", "1 when the model serves, 0 when it does not.", ("model",), **more
         )
-        self.deliveries = Counter("wetread_deliveries", "Tries to send an output.", ("kind", "outcome"), **more)
         self.known = gauges.Gauges(self.registry)
         self.deployed = deployments.Gauges(self.registry)
         self.remote = Counter(
@@ -66,17 +63,6 @@ class Metrics:
         self.remote_state = Gauge(
             "wetread_remote_breaker", "Breaker of a remote model: 0 closed, 1 half-open, 2 open.", ("model",), **more
         )
-
-    def analysed(self, job: Job, analysis: Analysis | None, seconds: float) -> None:
-        """Count one finished job."""
-        if analysis is not None:
-            outcome = str(analysis.code) if analysis.code else "analysed"
-            self.analyses.labels(analysis.model, outcome).inc()
-            self.seconds.labels(analysis.model).observe(seconds)
-
-    def delivered(self, kind: str, outcome: str) -> None:
-        """Count one try to send something."""
-        self.deliveries.labels(kind, outcome).inc()
 
     def measure(self, clinic: Clinic) -> None:
         """Take the numbers that the database knows, and those of this machine."""
