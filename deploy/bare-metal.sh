@@ -55,8 +55,11 @@ accounts() {
 program() { # FOLDER PACKAGE
   [ -n "$2" ] || return 0
   step "$2"
-  [ -x "$1/bin/python" ] || python3 -m venv "$1"
-  "$1/bin/pip" install --quiet --disable-pip-version-check --upgrade "$2"
+  ( # everybody may run it
+    umask 022
+    [ -x "$1/bin/python" ] || python3 -m venv "$1"
+    "$1/bin/pip" install --quiet --disable-pip-version-check --upgrade "$2"
+  )
 }
 
 database() {
@@ -136,7 +139,7 @@ upgrade() {
   # A newer schema is not read by an older program: the program goes back together with the data.
   echo "not ready; $old comes back, with the backup of before" >&2
   systemctl stop wetread.service
-  "$home/bin/pip" install --quiet --disable-pip-version-check "$old"
+  program "$home" "$old"
   kept=$data.failed-$(date +%Y%m%dT%H%M%S)
   mv "$data" "$kept"
   owned 700 "$data"

@@ -20,6 +20,7 @@ from typer.main import get_command
 
 from wetread import config
 from wetread.cli import app
+from wetread.clinic.senders import Senders
 from wetread.config import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +157,7 @@ def test_the_settings_that_deployments_make_are_settings(name, environment, monk
     assert set(ours) <= fields, name
     for key, value in ours.items():
         monkeypatch.setenv(key, re.sub(r"\$\{\w+(?::-([^}]*)|:\?[^}]*)?\}", lambda found: found[1] or "", value))
-    config.load(tmp_path / "wetread.toml")
+    Senders(config.load(tmp_path / "wetread.toml"))  # which reads `dicom_peers`
 
 
 def test_prometheus_understands_what_compose_gives_it(tmp_path):
