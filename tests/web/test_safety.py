@@ -97,7 +97,7 @@ def test_a_critical_finding_is_worked_off_by_the_api(client: Any, browser: Any) 
         assert said in answer.text
     assert client("POST", path, "engineer", json={"kind": "acknowledged"}).status_code == 403
     said = client("POST", path, "radiologist", json={"kind": "acknowledged"}).json()
-    assert (said["alert"]["stage"], said["communications"][0]["actor"]) == (None, "radiologist")
+    assert (said["alert"]["stage"], said["communications"][0]["actor"]) == ("sign", "radiologist")
     signed = {"state": "signed", "findings": [{"finding": "Pneumothorax", "answer": "agree"}]}
     assert client("POST", f"/api/v1/studies/{study}/reviews", "radiologist", json=signed).status_code == 201
     assert client("GET", path).json()["alert"]["stage"] == "tell"

@@ -337,7 +337,7 @@ def _conditions(way: Stretch, site: str, now: datetime, shared: bool) -> list[sa
         found.append(table.id.in_(held.where(claims.reader == query.reader)))
     elif query.status == "claimed":
         found.append(table.id.in_(held))
-    elif way.held is False or (query.status is not None and not query.read):
+    if way.held is False or (query.status not in (None, "claimed") and not query.read):  # who holds it has claimed it
         found.append(~held.where(claims.study == table.id).correlate(store.study).exists())
     if query.status in ("received", "analysed", "not_analysed"):
         found.append((table.analysis if _default(query) else kept("analysis")) == query.status)

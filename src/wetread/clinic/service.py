@@ -99,6 +99,7 @@ class Clinic:
         self._judged = -math.inf
         self.undo = timedelta(seconds=settings.undo_seconds)  # a signature is final only after it
         self.leader, self.watcher = Leader(self.database, "upkeep"), Leader(self.database, "watch")
+        self.turner = Leader(self.database, "turn")  # each is asked by one thread only
         self.orderer = Leader(self.database, "order")
         self.critical = Criticals(self.database, settings, self.rules)
         self.outbox = Outbox(self.database, self.archive, settings)
@@ -209,6 +210,7 @@ class Clinic:
                 self.presence.leave()
         self.leader.resign()
         self.watcher.resign()
+        self.turner.resign()
         self.orderer.resign()
         self.database.close()
         self._lock.close()
@@ -343,8 +345,11 @@ class Clinic:
         """Order the lists anew where an experiment has come to its next block, or has begun or ended."""
         with self.database.read() as connection:
             latest = experiments.latest(connection, store.now())
-        if latest != self._turned and self.leader.leads():
-            self.switches.reorder()
+        if latest != self._turned:
+            if self.turner.leads():
+                self.switches.reorder()
+            elif not self.switches.ordered():
+                return  # whoever leads is at it
             self._turned = latest
 
     def _sweep(self) -> None:
