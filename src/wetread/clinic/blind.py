@@ -11,8 +11,10 @@ anchored by the model.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -27,8 +29,10 @@ REASON = "read blind: the model's word is shown after your own call"
 
 def applies(settings: Settings, site: str, study: str) -> bool:
     """Return whether a study is read blind; the same for every reader."""
-    if site in settings.blind_sites:
-        return True
+    return site in settings.blind_sites or _by_lot(settings, study)
+
+
+def _by_lot(settings: Settings, study: str) -> bool:
     share = int.from_bytes(hashlib.sha256(f"blind {study}".encode()).digest()[:8], "big") / 2**64
     return share < settings.blind_share
 
@@ -55,6 +59,32 @@ def hidden(connection: Connection, settings: Settings, site: str, studies: Seque
     """Return those of these studies whose results are kept from this reader."""
     chosen = {study for study in studies if applies(settings, site, study)} | sample.drawn(connection, studies)
     return unopened(connection, sorted(chosen), reader) if chosen else set()
+
+
+def covered(connection: Connection, settings: Settings, site: str, reader: str) -> sa.Select[Any] | None:
+    """Return the query for the unread studies of a site whose results are kept from this reader, as `hidden` has it.
+
+    None when no study there is read blind. However many there are, they are no list of parameters.
+    """
+    table, calls, draws = store.study.alias("kept").c, store.review.c, store.draw.c
+    called = sa.select(calls.id).where(calls.study == table.id, calls.reader == reader, calls.own_call_at.is_not(None))
+    unread = table.site == site, sa.text("kept.reading != 'signed'"), sa.text("kept.listed")
+    wanted = sa.select(table.id).where(*unread, ~sa.exists(called))
+    if site in settings.blind_sites:
+        return wanted
+    sampled = sa.select(draws.study).where(draws.chosen)
+    by_lot = []
+    if settings.blind_share > 0:
+        there = connection.execute(sa.select(table.id).where(*unread)).scalars()
+        by_lot = [study for study in there if _by_lot(settings, study)]
+    if not by_lot and connection.execute(sampled.limit(1)).first() is None:
+        return None
+    listed: Any = sa.literal(json.dumps(by_lot), sa.Text)
+    if connection.dialect.name == "postgresql":
+        listed = sa.func.json_array_elements_text(sa.cast(listed, sa.JSON)).table_valued("value")
+    else:
+        listed = sa.func.json_each(listed).table_valued("value")
+    return wanted.where(sa.or_(table.id.in_(sampled), table.id.in_(sa.select(listed.c.value))))
 
 
 def cover(row: Row) -> Row:

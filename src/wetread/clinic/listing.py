@@ -206,6 +206,7 @@ def page(
     after: str | None = None,
     limit: int = PAGE,
     now: datetime | None = None,
+    covered: sa.Select[Any] | None = None,
     **chosen: Any,
 ) -> Page:
     """Return a page of the worklist.
@@ -222,6 +223,8 @@ def page(
         Most rows, 1 to 500.
     now : datetime, optional
         Decides which claims are still in force.
+    covered : select of studies, optional
+        Those of which is not told what ranked them: in the order of findings they stand among those without one.
 
     Raises
     ------
@@ -232,9 +235,10 @@ def page(
     ways = stretches(query)
     found: list[tuple[int, dict[str, Any]]] = []  # in which stretch, and what
     with database.read() as connection:
-        first, start = (0, None) if after is None else _cursor(connection, site, query, after)
+        first, start = (0, None) if after is None else _cursor(connection, site, query, after, covered)
         for number in range(first, len(ways)):
-            wanted = statement(ways[number], site, start, limit + 1 - len(found), now, shared=database.shared)
+            some = limit + 1 - len(found)
+            wanted = statement(ways[number], site, start, some, now, shared=database.shared, covered=covered)
             found += [(number, dict(row)) for row in connection.execute(wanted).mappings()]
             start = None
             if len(found) > limit:
@@ -290,16 +294,23 @@ def stretches(query: Query) -> tuple[Stretch, ...]:
 
 
 def statement(
-    way: Stretch, site: str, start: tuple[Any, ...] | None, limit: int, now: datetime, *, shared: bool
+    way: Stretch,
+    site: str,
+    start: tuple[Any, ...] | None,
+    limit: int,
+    now: datetime,
+    *,
+    shared: bool,
+    covered: sa.Select[Any] | None = None,
 ) -> sa.Select[Any]:
     """Return the SELECT of a page: the walk that finds its rows, and around it what they show."""
     table, claims, backwards = store.study.c, store.claim.c, way.backwards
     columns = [claims.reader if name == "reader" else table[name] for name in way.along]
     # PostgreSQL does not see by itself that what has no finding lies together.
-    sorted_by = [table.finding, *columns] if way.ranked is False else columns
+    sorted_by = [table.finding, *columns] if way.ranked is False and covered is None else columns
     order = [column.desc() if backwards else column for column in sorted_by]
     held = sa.and_(claims.study == table.id, claims.expires_at > now)
-    walk = sa.select(table.id).where(*_conditions(way, site, now, shared)).order_by(*order).limit(limit)
+    walk = sa.select(table.id).where(*_conditions(way, site, now, shared, covered)).order_by(*order).limit(limit)
     if way.held:
         taken = sa.and_(_passing(claims.study, shared) == table.id, claims.expires_at > now)
         walk = walk.select_from(store.claim.join(store.study, taken))
@@ -323,7 +334,9 @@ def _passing(column: Any, shared: bool) -> Any:
     return column if shared else sa.UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
 
-def _conditions(way: Stretch, site: str, now: datetime, shared: bool) -> list[sa.ColumnElement[bool]]:
+def _conditions(
+    way: Stretch, site: str, now: datetime, shared: bool, covered: sa.Select[Any] | None
+) -> list[sa.ColumnElement[bool]]:
     query, table, claims = way.query, store.study.c, store.claim.alias("taken").c
 
     def kept(name: str) -> Any:
@@ -344,7 +357,9 @@ def _conditions(way: Stretch, site: str, now: datetime, shared: bool) -> list[sa
     if query.priority is not None:
         found.append((table.priority if _default(query) else kept("priority")) == query.priority)
     if way.ranked is not None:
-        found.append(table.finding.is_not(None) if way.ranked else table.finding.is_(None))
+        told = sa.true() if covered is None else table.id.not_in(covered)
+        ranked = sa.and_(table.finding.is_not(None), told)
+        found.append(ranked if way.ranked else table.finding.is_(None) if covered is None else ~ranked)
     if query.finding is not None:
         found.append((table.finding if _default(query) or way.ranked else kept("finding")) == query.finding)
     if query.overdue:
@@ -493,7 +508,9 @@ def _next(query: Query, number: int, last: Mapping[str, Any]) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 
-def _cursor(connection: Connection, site: str, query: Query, after: str) -> tuple[int, tuple[Any, ...]]:
+def _cursor(
+    connection: Connection, site: str, query: Query, after: str, covered: sa.Select[Any] | None
+) -> tuple[int, tuple[Any, ...]]:
     """Return in which stretch a page begins, and after what."""
     broken = ClinicError("after: not a place in this list; take it from `next` of the page before")
     ways = stretches(query)
@@ -507,7 +524,10 @@ def _cursor(connection: Connection, site: str, query: Query, after: str) -> tupl
         raise broken from None
     for unsaid in set(names) & set(_UNSAID):
         table = store.study.c
-        key = connection.execute(sa.select(table[unsaid]).where(table.id == found[-1], table.site == site)).scalar()
+        wanted = sa.select(table[unsaid]).where(table.id == found[-1], table.site == site)
+        if covered is not None:  # a forged place would tell where the finding of such a study stands
+            wanted = wanted.where(table.id.not_in(covered))
+        key = connection.execute(wanted).scalar()
         if key is None:
             raise broken
         found[names.index(unsaid)] = key

@@ -7,11 +7,16 @@ who the patient is (`clinic.unnamed`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
 
 from wetread.clinic import blind, unnamed, worklist
 from wetread.clinic.access import Caller, Right
 from wetread.clinic.service import Clinic
-from wetread.clinic.worklist import Query, Row, Study
+from wetread.clinic.worklist import PAGE, Page, Query, Row, Study
 from wetread.errors import ConflictError, DeniedError
 from wetread.web import schemas
 
@@ -29,13 +34,37 @@ def hides(clinic: Clinic, caller: Caller, study: str) -> bool:
     return study in hidden(clinic, caller, [study])
 
 
-def rows(clinic: Clinic, caller: Caller, found: Sequence[Row], query: Query | None = None) -> list[Row]:
-    """Return lines of the list as this caller may see them; to ask for or by a finding does not tell who has it."""
+def select(clinic: Clinic, caller: Caller) -> sa.Select[Any] | None:
+    """Return the query for all unread studies whose results are kept from this caller; None when there are none."""
+    if not caller.may(Right.REVIEW):
+        return None
+    with clinic.database.read() as connection:
+        return blind.covered(connection, clinic.settings, caller.site, caller.name)
+
+
+def page(
+    clinic: Clinic,
+    caller: Caller,
+    query: Query,
+    *,
+    after: str | None = None,
+    limit: int = PAGE,
+    now: datetime | None = None,
+) -> Page:
+    """Return a page of the list as this caller may see it; to ask for or by a finding does not tell who has it."""
+    covered = select(clinic, caller) if query.order == "why" else None
+    found = worklist.page(clinic.database, caller.site, query, after=after, limit=limit, now=now, covered=covered)
+    told = rows(clinic, caller, found.rows)
+    if query.finding is not None:
+        told = [row for row in told if row.finding is not None]
+    return replace(found, rows=tuple(told))
+
+
+def rows(clinic: Clinic, caller: Caller, found: Sequence[Row]) -> list[Row]:
+    """Return lines of the list as this caller may see them."""
     covered = hidden(clinic, caller, [row.study for row in found])
     if not caller.sees_patients:
         found = [unnamed.row(row) for row in found]
-    if query is not None and (query.finding is not None or query.order == "why"):
-        return [row for row in found if row.study not in covered]
     return [blind.cover(row) if row.study in covered else row for row in found]
 
 

@@ -61,9 +61,9 @@ def get_worklist(
         reader=caller.name if mine else None, age_from=age_from, age_to=age_to, since=_zoned("since", since),
         until=_zoned("until", until), search=said(search), sort=sort, descending=descending,
     )  # fmt: skip
-    page = worklist.page(clinic.database, caller.site, query, after=after, limit=limit)
+    page = covering.page(clinic, caller, query, after=after, limit=limit)
     return schemas.WorklistOut(
-        studies=[schemas.RowOut.model_validate(row) for row in covering.rows(clinic, caller, page.rows, query)],
+        studies=[schemas.RowOut.model_validate(row) for row in page.rows],
         counts=schemas.CountsOut.model_validate(page.counts),
         next=page.next,
         ai=schemas.AiOut.model_validate(clinic.ai(caller.site)),

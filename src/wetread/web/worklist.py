@@ -47,7 +47,7 @@ def worklist_page(
     seq = events.latest(clinic)  # before the list is read, so that no change falls between the two
     try:
         query = lists.query_of(values, fixed, search if caller.sees_patients else "")
-        page = worklist.page(clinic.database, caller.site, query, after=after, limit=PAGE, now=now)
+        page = covering.page(clinic, caller, query, after=after, limit=PAGE, now=now)
     except ClinicError:  # an address that somebody changed, or that was right once
         plain = lists.address({"class": chosen})
         return RedirectResponse("/" if request.url.query == plain[2:] else plain, 303)
@@ -61,7 +61,7 @@ def worklist_page(
         "live.html" if live else "worklist.html",
         caller=caller,
         keys=preferences.get(clinic.database, caller.site, caller.name, preferences.KEYS) or {},
-        rows=[view.line(row, caller.name) for row in covering.rows(clinic, caller, page.rows, query)],
+        rows=[view.line(row, caller.name) for row in page.rows],
         counts=asdict(page.counts) | {"mine": held.count},
         filters=view.FILTERS,
         handed=held.handed,
