@@ -6,12 +6,14 @@ import fnmatch
 from collections.abc import Iterator
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from ward import SITE, Ward, dicom
 
-from wetread.clinic import dicomweb, query
+from wetread.clinic import blind, dicomweb, listing, query, store
 from wetread.clinic.dicomweb import Headers
+from wetread.config import Settings
 from wetread.errors import ClinicError
 
 
@@ -81,6 +83,25 @@ def test_levels(ward: Ward) -> None:
 def test_a_nul_is_refused_before_the_database_sees_it(ward: Ward) -> None:
     with pytest.raises(ClinicError, match="no attribute"):
         found(ward, PatientID="a\0b")
+
+
+def test_what_is_kept_from_a_reader_is_no_list_of_parameters(ward: Ward) -> None:
+    with ward.database.read() as connection:
+        studies = list(connection.execute(sa.select(store.study.c.id)).scalars())
+        assert blind.covered(connection, Settings(), SITE, "dr") is None
+        for settings in (Settings(blind_share=0.5), Settings(blind_sites=[SITE])):
+            wanted = blind.covered(connection, settings, SITE, "dr")
+            assert wanted is not None
+            hidden = blind.hidden(connection, settings, SITE, studies, "dr")
+            assert set(connection.execute(wanted).scalars()) == hidden
+            assert 0 < len(hidden) < len(studies) or settings.blind_sites
+            assert len(wanted.compile().params) <= 3  # SQLite takes 32,766 of them
+            for level in ("studies", "series", "instances"):
+                asked = query.parse(level, ())
+                answer = query.search(ward.database, Headers(ward.archive), SITE, asked, wanted)
+                assert answer == query.search(ward.database, Headers(ward.archive), SITE, asked)
+            page = listing.page(ward.database, SITE, listing.Query(sort="why"), covered=wanted)
+            assert {row.study for row in page.rows} == set(studies)
 
 
 @given(st.text("ab?*", max_size=8), st.text("ab?*", max_size=8))

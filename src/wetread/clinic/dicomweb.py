@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,7 @@ def find(
     NotFoundError
         When there is none at this site.
     """
-    wanted = _joined().where(store.instance.c.site == site, existing(()), store.study.c.study_uid == study_uid)
+    wanted = _joined().where(store.instance.c.site == site, existing(), store.study.c.study_uid == study_uid)
     if series_uid is not None:
         wanted = wanted.where(store.series.c.series_uid == series_uid)
     if sop_uid is not None:
@@ -236,21 +236,10 @@ def find(
     return held(rows)
 
 
-def told(database: Store, site: str) -> list[str]:
-    """Return the studies that nobody has signed and that a result of ours came back to."""
-    instance, study = store.instance.c, store.study.c
-    wanted = sa.select(instance.study).distinct().join(store.study, study.id == instance.study)
-    wanted = wanted.where(
-        study.site == site, sa.text("study.reading != 'signed'"), sa.text("study.listed"), _own(store.instance)
-    )
-    with database.read() as connection:
-        return list(connection.execute(wanted).scalars())
-
-
-def existing(covered: Collection[str], instance: Any = store.instance) -> sa.ColumnElement[bool]:
+def existing(covered: sa.Select[Any] | None = None, instance: Any = store.instance) -> sa.ColumnElement[bool]:
     """Return what an instance fulfils that exists here: in the studies `covered`, nothing that is our own."""
     there = sa.and_(instance.c.format == "dicom", instance.c.state.in_(SERVED))
-    return sa.and_(there, ~sa.and_(_own(instance), instance.c.study.in_(covered))) if covered else there
+    return sa.and_(there, ~sa.and_(_own(instance), instance.c.study.in_(covered))) if covered is not None else there
 
 
 def _own(instance: Any) -> sa.ColumnElement[bool]:
@@ -259,7 +248,7 @@ def _own(instance: Any) -> sa.ColumnElement[bool]:
 
 def uid(database: Store, site: str, study: str) -> str | None:
     """Return the Study Instance UID by which a study can be had here; None when nothing of it is DICOM."""
-    wanted = _joined().where(store.instance.c.site == site, existing(()), store.instance.c.study == study)
+    wanted = _joined().where(store.instance.c.site == site, existing(), store.instance.c.study == study)
     with database.read() as connection:
         row = connection.execute(wanted.limit(1)).first()
     return None if row is None else str(row.study_uid)

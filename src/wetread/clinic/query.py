@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,7 +158,7 @@ def _check(name: str, tag: str, value: str) -> None:
         raise ClinicError(f"{name}={value[:40]!r}: not a date, time or range of them")
 
 
-def search(database: Store, headers: Headers, site: str, query: Query, covered: Collection[str] = ()) -> Answer:
+def search(database: Store, headers: Headers, site: str, query: Query, covered: sa.Select[Any] | None = None) -> Answer:
     """Answer a query with what a site has.
 
     Parameters
@@ -166,8 +166,8 @@ def search(database: Store, headers: Headers, site: str, query: Query, covered: 
     database, headers
     site : str
     query : Query
-    covered : collection of str
-        Studies of which our own results are left out.
+    covered : select of studies, optional
+        Those of which our own results are left out.
     """
     exact, rest = _conditions(query.keys)
     if not query.limit:
@@ -203,7 +203,7 @@ def search(database: Store, headers: Headers, site: str, query: Query, covered: 
 def _page(
     site: str,
     level: str,
-    covered: Collection[str],
+    covered: sa.Select[Any] | None,
     conditions: Sequence[sa.ColumnElement[bool]],
     limit: int,
     offset: int,
@@ -324,7 +324,7 @@ def _fits(pattern: str, text: str) -> bool:
 
 
 def _express(
-    connection: Connection, headers: Headers, query: Query, covered: Collection[str], rows: Sequence[Row[Any]]
+    connection: Connection, headers: Headers, query: Query, covered: sa.Select[Any] | None, rows: Sequence[Row[Any]]
 ) -> list[Json]:
     """Return rows of `_page` as data sets of what was asked for."""
     counts = _counts(connection, covered, rows)
@@ -370,7 +370,7 @@ def _of_study(row: Row[Any]) -> Json:
 
 
 def _counts(
-    connection: Connection, covered: Collection[str], rows: Sequence[Row[Any]]
+    connection: Connection, covered: sa.Select[Any] | None, rows: Sequence[Row[Any]]
 ) -> dict[tuple[str, str], tuple[list[str], int, int, int]]:
     """Return for each (study, series) modalities, series and instances of the study, and instances of the series."""
     instance, series = store.instance.c, store.series.c

@@ -17,7 +17,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from wetread.clinic import dicomweb, query, stow
+from wetread.clinic import query, stow
 from wetread.clinic.access import Caller, Right
 from wetread.errors import ClinicError
 from wetread.web import covering, multipart, negotiate, problems, wado
@@ -213,8 +213,7 @@ def _search(request: Request, caller: Caller, level: str, place: dict[str, str])
     covering.named(caller, "a list of DICOM studies")
     saw(request, caller)
     clinic = clinic_of(request)
-    told = dicomweb.told(clinic.database, caller.site) if caller.may(Right.REVIEW) else []
-    covered = covering.hidden(clinic, caller, told)
+    covered = covering.select(clinic, caller)
     answer = query.search(clinic.database, wado.headers_of(request), caller.site, wanted, covered)
     root = wado.root_of(request)
     for found in answer.found:
