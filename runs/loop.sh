@@ -38,9 +38,9 @@ done
 
 say "a first model, from $phantoms phantoms"
 $wetread phantom phantoms "$phantoms" --seed 5 --size 128 --valid 0.15 --test 0.25 --laterals 0 --workers 2
-$wetread pack phantom phantoms base --size 96 >pack.txt
+$wetread pack phantom phantoms base --size 96 --task task.toml >pack.txt
 $python "$here/loop/change.py" exposed phantoms exposed-phantoms
-$wetread pack phantom exposed-phantoms exposed --size 96 >>pack.txt
+$wetread pack phantom exposed-phantoms exposed --size 96 --task task.toml >>pack.txt
 $wetread train recipe.toml base first
 $wetread package first base champion --recipe recipe.toml
 first=$($python "$here/loop/change.py" id champion)

@@ -33,7 +33,7 @@ def main() -> None:
     for name in ("first", "challenger", "drift", "retrain", "shadow", "canary", "gate", "caught", "seconds"):
         parser.add_argument(f"--{name}", required=True)
     o = parser.parse_args()
-    status = {slot["slot"]: slot for slot in json.loads(Path("status.json").read_text())}["chexpert/phantom"]
+    status = {slot["slot"]: slot for slot in json.loads(Path("status.json").read_text())}["loop/phantom"]
     champion, challenger = status["champion"]["model"], status["challenger"]
     last = status["history"][-1]
     sent = json.loads(Path("month-sent.json").read_text())

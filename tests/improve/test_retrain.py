@@ -21,6 +21,7 @@ from ward import SITE, Ward  # noqa: E402
 
 from wetread.cli import app  # noqa: E402
 from wetread.clinic import audit, deploying, reviews, store  # noqa: E402
+from wetread.clinic.deploying import Candidate  # noqa: E402
 from wetread.clinic.takeup import candidate  # noqa: E402
 from wetread.config import Settings  # noqa: E402
 from wetread.dataset.dataset import Dataset  # noqa: E402
@@ -212,6 +213,29 @@ def test_a_worse_candidate_goes_no_further(go: Callable[..., Attempt], clinic: W
     with clinic.database.read() as connection:
         rows = connection.execute(sa.select(store.deployment.c.stage)).scalars().all()
     assert rows == ["champion"]
+
+
+def test_while_another_challenges_nothing_is_trained(go: Callable[..., Attempt], clinic: Ward) -> None:
+    other = Candidate("pneumonia/phantom", "c" * 64, "other", "1")
+    with clinic.database.write() as connection:
+        deploying.shadow(connection, "", other, "dr", "", home=SITE)
+    waits = go(POLICY.replace('then = "stop"', 'then = "shadow"'))
+    assert (waits.outcome, "other 1 (cccccccccccc) challenges already" in waits.why) == ("not due", True)
+
+
+def test_what_was_held_against_another_champion_is_not_handed_over(
+    go: Callable[..., Attempt], clinic: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def promoted(*_: object) -> dict[str, Any]:
+        with clinic.database.write() as connection:
+            other = Candidate("pneumonia/phantom", "c" * 64, "o", "1")
+            deploying.shadow(connection, "", other, "dr", "", home=SITE)
+            deploying.promote(connection, deploying.find(connection, "", other.slot), "dr", "", home=SITE)
+        return {}
+
+    monkeypatch.setattr(retrain, "STEPS", {"promoted": promoted, "hand over": retrain.STEPS["hand over"]})
+    made = go(POLICY.replace('then = "stop"', 'then = "shadow"'))
+    assert (made.outcome, "another champion serves" in made.why) == ("inconclusive", True)
 
 
 @pytest.mark.parametrize(("then", "outcome"), [("stop", "inconclusive"), ("shadow", "staged")])

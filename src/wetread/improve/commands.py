@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Data = Annotated[Path, typer.Option(help="Data folder of the server.")]
 Site = Annotated[str | None, typer.Option(help="The site; default: setting site.")]
+AnySite = Annotated[str | None, typer.Option("--site", help="The only site; default: every one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -33,6 +34,18 @@ def clinic(data: Path, site: str | None) -> Iterator[tuple[Store, str]]:
         yield database, site or settings.site
     finally:
         database.close()
+
+
+def sites(database: Store, site: str | None) -> list[str]:
+    """Return the site that was asked for, or every one."""
+    import sqlalchemy as sa
+
+    from wetread.clinic import store
+
+    if site:
+        return [site]
+    with database.read() as connection:
+        return list(connection.execute(sa.select(store.site.c.name).order_by(store.site.c.name)).scalars())
 
 
 def actor() -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wetread.improve.commands import Data, Json, Site, actor, clinic, moment
+from wetread.improve.commands import AnySite, Data, Json, Site, actor, clinic, moment, sites
 
 drift = typer.Typer(no_args_is_help=True, help="Compare what comes in, and what is said of it, with how it was.")
 EXIT = {"quiet": 0, "drift": 1, "unknown": 3}
@@ -18,7 +18,7 @@ def check(
     data: Data,
     policy: Annotated[Path | None, typer.Option(help="TOML file; see docs/drift.md.")] = None,
     until: Annotated[str | None, typer.Option(help="End of the window, e.g. 2026-01-31; default: now.")] = None,
-    site: Site = None,
+    site: AnySite = None,
     as_json: Json = False,
 ) -> None:
     """Compare the newest window of each model with its reference, and keep what was found.
@@ -34,8 +34,11 @@ def check(
     from wetread.improve import policy as policies
 
     rule = policies.load(policy, found.DriftPolicy)
-    with clinic(data, site) as (database, name):
-        reports = found.check(database, name, rule, until=moment(until, "--until"), actor=actor())
+    end, who = moment(until, "--until"), actor()
+    with clinic(data, site) as (database, _):
+        reports = [
+            one for name in sites(database, site) for one in found.check(database, name, rule, until=end, actor=who)
+        ]
     for report in reports:
         folder = data / "improve" / "drift" / report.id
         drift_report.write(folder, report)
@@ -47,7 +50,7 @@ def check(
     if as_json:
         typer.echo(json.dumps([report.to_dict() for report in reports], indent=2))
     elif not reports:
-        typer.echo(f"{name}: no model saw an image in the window")
+        typer.echo("no model saw an image in the window")
     verdicts = {report.verdict for report in reports} or {found.UNKNOWN}
     raise typer.Exit(max((EXIT[verdict] for verdict in verdicts), key=(0, 3, 1).index))
 

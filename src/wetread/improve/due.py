@@ -73,6 +73,12 @@ def champion(connection: Connection, site: str, slot: str) -> Deployment | None:
     return found.champion if found else None
 
 
+def challenger(connection: Connection, site: str, slot: str) -> str:
+    """Return what challenges in a slot at a site, in words; empty when nothing does."""
+    found = deployments.slots(deployments.history(connection, site), site).get(slot)
+    return found.challenger.label if found and found.challenger else ""
+
+
 def facts(connection: Connection, site: str, slot: str, last: datetime | None, now: datetime) -> Facts:
     """Return what has happened at a site, or `EVERYWHERE`, since the last training of a slot."""
     serving, reviews, checks = champion(connection, site, slot), store.review.c, store.drift_check.c

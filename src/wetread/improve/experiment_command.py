@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wetread.improve.commands import Data, Json, Site, actor, clinic
+from wetread.improve.commands import AnySite, Data, Json, Site, actor, clinic, sites
 
 experiment = typer.Typer(no_args_is_help=True, help="Compare AI's order of the list with the order of arrival.")
 
@@ -50,21 +50,21 @@ def start(
 
 
 @experiment.command()
-def watch(data: Data, site: Site = None) -> None:
-    """End the experiment when it is over or a guard speaks; run it every few minutes.
+def watch(data: Data, site: AnySite = None) -> None:
+    """End each experiment that is over or whose guard speaks; run it every few minutes.
 
     Exit code 1: a guard ended it. Example: `wetread experiment watch --data clinic`
     """
     from wetread.improve import experiment as experiments
 
-    with clinic(data, site) as (database, name):
-        found = experiments.watch(database, name, actor())
-    if found is None:
-        typer.echo(f"{name}: no experiment is under way")
-        return
-    there, reasons = found
-    typer.echo(f"{there.id}: {'; '.join(reasons) if reasons else 'goes on'}")
-    raise typer.Exit(int(there.ended == "guard"))
+    with clinic(data, site) as (database, _):
+        watched = [experiments.watch(database, name, actor()) for name in sites(database, site)]
+    found = [one for one in watched if one is not None]
+    for there, reasons in found:
+        typer.echo(f"{there.site}, {there.id}: {'; '.join(reasons) if reasons else 'goes on'}")
+    if not found:
+        typer.echo("no experiment is under way")
+    raise typer.Exit(int(any(there.ended == "guard" for there, _ in found)))
 
 
 @experiment.command()

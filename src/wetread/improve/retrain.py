@@ -185,12 +185,16 @@ def _open(room: Room, policy: Retraining, force: str) -> Attempt:
         _close(room, before[-1])
     now = store.now()
     with room.database.read() as connection:
+        challenger = due.challenger(connection, room.site, policy.slot)
         trained = [one.started for one in before if one.outcome != "failed"]
         found = due.facts(connection, room.site, policy.slot, trained[-1] if trained else None, now)
     judged = due.judge(found, policy.when)
     reasons = [f"asked for: {force}"] * bool(force) + list(judged.reasons)
     name = f"{now:%Y%m%d-%H%M%S}-{store.new_id()[:4]}"
     attempt = Attempt(room.data / FOLDER / name, name, now, values, found.to_dict(), reasons)
+    if challenger and policy.then == "shadow":
+        attempt.outcome, attempt.why = "not due", f"{challenger} challenges already; its rollout comes first"
+        return attempt
     if not (judged.due or force):
         attempt.outcome, attempt.why = "not due", reasons[0]
         return attempt
@@ -315,7 +319,16 @@ def _register(room: Room, policy: Retraining, attempt: Attempt) -> dict[str, Any
 
 
 def _hand_over(room: Room, policy: Retraining, attempt: Attempt) -> dict[str, Any]:
-    """Test it as a service would run it, and put it beside the champion."""
+    """Test it as a service would run it, and put it beside the champion.
+
+    It was held against the champion of then: when another serves by now, nothing is handed over.
+    """
+    with room.database.read() as connection:
+        serving = due.champion(connection, room.site, policy.slot)
+    if (serving.model if serving else None) != attempt.facts["champion"]:
+        attempt.outcome = "inconclusive"
+        attempt.why = "another champion serves than the one that it was held against; train again"
+        return {}
     package = attempt.done["package"]["package"]
     if policy.then == "stop":
         attempt.outcome, attempt.why = "staged", "the policy stops here; `wetread rollout stage` goes on"
