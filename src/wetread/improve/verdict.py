@@ -30,6 +30,7 @@ from wetread.errors import Code
 from wetread.evaluate import clustered
 from wetread.evaluate.clustered import Contrast, Estimate
 from wetread.evaluate.intervals import Interval, Z
+from wetread.findings import TASKS
 from wetread.improve.paired import Paired, Said, gather
 from wetread.improve.policy import Policy
 
@@ -39,6 +40,7 @@ ANCHORED = (
     "Readers saw the champion's word before they answered, and none of the challenger's: agreement is anchored on the "
     "champion."
 )
+NORMAL = frozenset(task.normal for task in TASKS.values() if task.normal)  # which nobody misses
 _ENOUGH = 20  # studies, for a difference that does not vary
 ANCHORED_CANARY = "Readers saw the word of the model that their study drew before they answered: agreement is anchored."
 
@@ -301,10 +303,11 @@ def _readers(pairs: Paired, limits: Limits) -> Iterable[Figure]:
     for name, chosen in (("agreement, read blind", blind), ("agreement, challenger shown", drew)):
         if chosen.any():
             yield compare(name, right, chosen, limits.agreement, held=False)
-    yield compare("sensitivity", flags, present, limits.sensitivity, least=limits.positives)
+    ill = present & ~np.isin(finding_of, list(NORMAL))
+    yield compare("sensitivity", flags, ill, limits.sensitivity, least=limits.positives)
     for finding in sorted(set(finding_of[present])):
         chosen = present & (finding_of == finding)
-        enough = int(chosen.sum()) >= limits.positives
+        enough = finding not in NORMAL and int(chosen.sum()) >= limits.positives
         yield compare("sensitivity", flags, chosen, limits.sensitivity, finding=finding, held=enough)
     yield from _areas(cases, finding_of, present, patient)
 
