@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ward import SITE, NameReader, Ward, png
 
-from wetread.clinic import audit, deploying, deployments, reviews, store, triage, worklist
+from wetread.clinic import audit, deploying, deployments, export, reviews, store, triage, worklist
 from wetread.clinic.ai import Ai
 from wetread.clinic.deploying import Candidate, Change
 from wetread.clinic.deployments import CANARY, CHALLENGER, CHAMPION, SHADOW, Deployment, Voices
@@ -26,7 +26,8 @@ from wetread.clinic.jobs import Job
 from wetread.clinic.priority import Rules
 from wetread.clinic.store import Store
 from wetread.config import Settings
-from wetread.errors import ConflictError, NotFoundError
+from wetread.errors import Code, ConflictError, NotFoundError
+from wetread.infer.predict import Analysis
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -254,6 +255,20 @@ def test_a_sites_rollout_ends_in_what_every_site_has(database: Store, slot: str)
     assert holds(database, slot, SITE) == ("a", None)
     do(database, "rollback", slot, site="north")
     assert holds(database, slot, "north") == ("a", None)
+
+
+def test_what_is_every_sites_is_not_changed_by_a_site(database: Store, slot: str) -> None:
+    do(database, "first", slot, "a")
+    do(database, "shadow", slot, "b")
+    before = count(database)
+    for deed, named in (("canary", ""), ("hold", ""), ("promote", ""), ("rollback", ""), ("rollback", "model-a")):
+        with pytest.raises(ConflictError, match="leave --site out"):
+            do(database, deed, slot, site="north", named=named)
+    do(database, "promote", slot)
+    with pytest.raises(ConflictError, match="leave --site out"):
+        do(database, "rollback", slot, site="north")
+    assert holds(database, slot) == holds(database, slot, "north") == ("b", None)
+    assert count(database) == before + 1
 
 
 def test_what_cannot_be_is_said(database: Store, slot: str) -> None:
@@ -515,6 +530,28 @@ def test_what_a_reader_answered_stays_when_it_is_rolled_back(tmp_path: Path) -> 
     ward.database.close()
 
 
+def test_what_a_rolled_back_challenger_refused_is_exported_all_the_same(tmp_path: Path) -> None:
+    class Strict(NameReader):
+        def analyse(self, path: Path, name: str) -> Analysis:
+            return Analysis(self.name, self.id, "screen", False, Code.NOT_CHEST, "no chest")
+
+    old, new = NameReader("names", "1"), Strict("names", "2")
+    ward = Ward(tmp_path, [old, new])
+    with ward.database.write() as connection:
+        store.ensure_site(connection, SITE)
+    deploy(ward, "first", old)
+    deploy(ward, "shadow", new)
+    study = ward.take(png(0), "edema.png").study
+    ward.work()
+    deploy(ward, "rollback")
+    with ward.database.read() as connection:
+        said = set(connection.execute(sa.select(store.image_result.c.code)).scalars())
+        [(_, codes)] = export.images_of(connection, study)
+    assert said == {None, "NOT_CHEST"}
+    assert codes == set()
+    ward.database.close()
+
+
 def test_an_open_job_of_what_was_rolled_back_is_gone(tmp_path: Path) -> None:
     old, new = NameReader("names", "1"), NameReader("names", "2")
     ward = Ward(tmp_path, [old, new])
@@ -547,8 +584,13 @@ def test_what_a_challenger_still_owes_is_hurried_when_it_is_promoted(tmp_path: P
 
 
 def test_an_analysis_that_breaks_off_with_its_process_again_is_told_before_it_is_tried_again(tmp_path: Path) -> None:
-    ward, told = Ward(tmp_path), []
-    ward.worker.broke = lambda job: told.append(job.tries)
+    ward, told = Ward(tmp_path), list[int]()
+
+    def tell(job: Job) -> bool:
+        told.append(job.tries)
+        return False
+
+    ward.worker.broke = tell
     ward.take(png(0), "edema.png")
     for _ in range(2):
         assert ward.lease()  # … and killed
@@ -556,6 +598,33 @@ def test_an_analysis_that_breaks_off_with_its_process_again_is_told_before_it_is
         assert not told
     assert ward.work() == 1
     assert told == [3]
+    ward.database.close()
+
+
+def test_a_challenger_that_ends_the_process_is_not_run_again_once_it_is_rolled_back(tmp_path: Path) -> None:
+    old, new = NameReader("names", "1"), NameReader("names", "2")
+    ward = Ward(tmp_path, [old, new])
+    with ward.database.write() as connection:
+        store.ensure_site(connection, SITE)
+    deploy(ward, "first", old)
+    deploy(ward, "shadow", new)
+    ai = Ai(ward.database, Settings(), Rules(), tmp_path)
+    ai.open([old, new])
+    with ward.database.read() as connection:
+        ai.challenging = deployments.challenging(deployments.history(connection))
+    ward.worker.broke = ai.broke
+    ward.take(png(0), "edema.png")
+    assert ward.worker.step()  # the champion's
+    for _ in range(2):
+        job = ward.lease()  # … and killed
+        assert job
+        assert job.model == new.id
+        ward.worker.queue.take_back()
+    ward.work()
+    assert (len(old.calls), new.calls) == (1, [])
+    with ward.database.read() as connection:
+        assert deployments.history(connection)[-1].ended == "rolled_back"
+        assert set(connection.execute(sa.select(store.job.c.model)).scalars()) == {old.id}
     ward.database.close()
 
 

@@ -20,6 +20,7 @@ from ward import SITE, NameReader, Ward, dicom, png
 
 from wetread.cli import app
 from wetread.clinic import audit, own_call, pseudonyms, reviews, store
+from wetread.clinic.archive import ArchiveError
 from wetread.clinic.corrections import Corrections
 from wetread.dataset.dataset import Dataset
 from wetread.dataset.join import join
@@ -309,6 +310,40 @@ def test_what_cannot_be_taken_is_listed_and_not_tried_again(ward: Ward, made: Ca
     third = opened(made(views="frontal"))
     assert third.info["refused_by_reason"] == {"UNREADABLE": 1, "wrong view": 1}
     assert len(third) == 2
+
+
+@pytest.mark.system
+def test_what_failed_for_a_while_is_not_dropped(
+    ward: Ward, made: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed(ward, 1)
+    assert len(opened(made())) == 1
+    study = signed(ward, 2)
+    with ward.database.read() as connection:
+        of_study = sa.select(store.instance.c.sha256).where(store.instance.c.study == study)
+        sha256 = connection.execute(of_study).scalar_one()
+    path = ward.archive.path(sha256)
+    path.rename(path.with_suffix(".away"))
+    with pytest.raises(ArchiveError, match=f"{sha256} cannot be read: No such file"):
+        made()
+    path.with_suffix(".away").rename(path)
+
+    def full(*_: object, **__: object) -> None:
+        raise DatasetError("disk: no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("wetread.improve.curate.pack", full)
+        with pytest.raises(DatasetError, match="no room"):
+            made()
+    assert len(curate.versions(ward.archive.root.parent)) == 1
+    content = path.read_bytes()
+    path.write_bytes(b"broken")
+    second = opened(made())
+    assert (len(second), second.info["refused_by_reason"]) == (1, {"UNREADABLE": 1})
+    path.write_bytes(content)
+    signed(ward, 3)
+    third = opened(made())
+    assert (len(third), third.info["refused_by_reason"]) == (3, {})
 
 
 @pytest.mark.system

@@ -30,8 +30,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from wetread import __version__
-from wetread.clinic import audit, pseudonyms, store
-from wetread.clinic.archive import Archive
+from wetread.clinic import audit, pseudonyms, store, triage
+from wetread.clinic.archive import Archive, ArchiveError
 from wetread.clinic.deidentify import OLDEST, deidentify
 from wetread.clinic.pseudonyms import Pseudonyms
 from wetread.clinic.store import Store
@@ -92,6 +92,8 @@ def run(
     ------
     ConfigError
         When the folder exists, or the key cannot be used.
+    ArchiveError
+        When the archive cannot be read now.
     """
     if out.exists():
         raise ConfigError(f"{out}: exists; name a new folder")
@@ -179,15 +181,15 @@ def said(connection: Connection, review: Row[Any]) -> dict[str, Any]:
 
 
 def images_of(connection: Connection, study: str) -> list[tuple[Row[Any], set[str]]]:
-    """Return the images of a study that are displayed, each with the codes of its refusals by models."""
-    images, results = store.instance, store.image_result
+    """Return the images of a study that are displayed, each with the codes of its refusals by models that count."""
+    images = store.instance
     rows = connection.execute(
         sa.select(images).where(images.c.study == study, images.c.state == "stored").order_by(images.c.id)
     ).all()
     codes: dict[str, set[str]] = {row.id: set() for row in rows}
-    for row in connection.execute(sa.select(results.c.instance, results.c.code).where(results.c.instance.in_(codes))):
-        if row.code:
-            codes[row.instance].add(row.code)
+    for result in triage.latest(connection, study, list(codes)):
+        if result["code"]:
+            codes[result["instance"]].add(result["code"])
     return [(row, codes[row.id]) for row in rows]
 
 
@@ -240,15 +242,27 @@ def write(
     names: Pseudonyms,
     limits: Limits,
 ) -> str | None:
-    """Write one image without its patient; return why not, where it cannot be."""
+    """Write one image without its patient; return why not, where it cannot be.
+
+    Raises
+    ------
+    ArchiveError
+        When the archive cannot be read, which says nothing of the image.
+    """
     if unfit := sorted(codes & _UNFIT):
         return f"{unfit[0]}: refused by a model"
     try:
         with archive.open(image.sha256) as file:
             content = file.read(limits.max_bytes + 1)
+    except OSError as error:
+        raise ArchiveError(
+            f"archive: {image.sha256} cannot be read: {error.strerror or type(error).__name__}; "
+            "mend the archive (see `wetread verify`) and run it again"
+        ) from None
+    try:
         radiograph = read(content, name="image", limits=limits)
-    except (ReadError, OSError) as error:
-        return f"{error.code if isinstance(error, ReadError) else 'UNREADABLE'}: cannot be read"
+    except ReadError as error:
+        return f"{error.code}: cannot be read"
     if written := burned_in.find(radiograph.pixels):
         left, top, *_ = written[0].box
         return f"BURNED_IN: writing in the picture at {left:.0%}, {top:.0%} from the left and top; look at it"

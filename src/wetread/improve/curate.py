@@ -35,7 +35,7 @@ from wetread.dataset.dataset import INFO, Dataset, canonical
 from wetread.dataset.pack import pack
 from wetread.dataset.sources import SOURCES, Collection
 from wetread.dataset.tables import COLUMNS
-from wetread.errors import ConfigError, DatasetError
+from wetread.errors import ConfigError
 from wetread.findings import PRESENT, Task
 from wetread.improve import cases, consensus, hard_cases
 from wetread.improve.sides import Sides
@@ -43,7 +43,7 @@ from wetread.radiograph.read import Limits
 
 FOLDER, LINEAGE, AUDIT = "datasets", "lineage.jsonl", "audit"
 _SAMPLING = ("audit", "hard", "routine")
-_OF_LABELS = ("two sides:", "no class:", "wrong view:")  # why an image is left out that could be read
+_LASTING = "BURNED_IN:"  # why an image is left out; of other reasons, reading or a model may fare better next time
 _SOURCE = SOURCES["reviews"]
 
 
@@ -127,7 +127,9 @@ def run(
         When there is nothing to take task and transform from, the key is another one than the parent's, another
         `curate` is at work, or an option cannot be.
     DatasetError
-        When parent or `like` cannot be used, or not one image can be taken.
+        When parent or `like` cannot be used, or nothing new can be packed.
+    ArchiveError
+        When the archive cannot be read now: no version is made, and the next run tries again.
     """
     if request.views not in ("frontal", "lateral", "all"):
         raise ConfigError(f"views = {request.views!r}: use frontal, lateral, all")
@@ -271,9 +273,9 @@ def _fill(
         else:
             rows[name] = _row(image.row, line) | values
     known = set(parent.manifest["image"]) if parent else set()
-    given_up = {}  # what no file can be made of is not tried again by the same code
+    given_up = {}  # writing in the picture stays there: not looked for again by the same code
     if parent and parent.info["code_version"] == __version__:
-        entries = [entry for entry in parent.info["refused"] if not entry["reason"].startswith(_OF_LABELS)]
+        entries = [entry for entry in parent.info["refused"] if entry["reason"].startswith(_LASTING)]
         given_up = {entry["image"]: entry["reason"] for entry in entries}
     work = folder / "work"
     (work / export.IMAGES).mkdir(parents=True)
@@ -288,15 +290,9 @@ def _fill(
     if fresh:
         table = pl.DataFrame(fresh, schema=_schema(task) | _PLACED, orient="row")
         collection = Collection(table, [], task, about)
-        try:
-            packed = pack(collection, work / "packed", transform=model.transform, workers=request.workers)
-        except DatasetError as error:
-            if parent is None:
-                raise
-            refused += [{"image": row["image"], "reason": f"unreadable: {error}"} for row in fresh]
-        else:
-            refused += packed.info["refused"]
-            sources.append(packed)
+        packed = pack(collection, work / "packed", transform=model.transform, workers=request.workers)
+        refused += packed.info["refused"]
+        sources.append(packed)
     at = {
         name: (number, row, size)
         for number, source in enumerate(sources)
