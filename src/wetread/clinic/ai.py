@@ -238,13 +238,13 @@ class Ai:
         self.look()
         triage.rerank(self.database, policy, site)
 
-    def fail(self, model: str, cause: str, reason: str) -> None:
+    def fail(self, model: str, cause: str, reason: str) -> bool:
         """Turn a model off at every site, because it fails; the list is ordered anew at the next `step`.
 
-        One that only challenges is rolled back instead.
+        One that only challenges is rolled back instead; return whether that is so.
         """
         if (found := self.models.get(model)) is None or model in self._off:
-            return
+            return False
         with self.database.write() as connection:
             done = deploying.fell(connection, model, f"{cause}: {reason}", home=self.settings.site)
             rows = [row for row in deployments.history(connection) if row.model == model]
@@ -252,11 +252,14 @@ class Ai:
             log.error("%s", change.words)
         if not rows or any(row.until is None for row in rows):
             self._turn_off(found.name, model, cause, reason)
+            return False
+        return True
 
-    def broke(self, job: Job) -> None:
-        """Roll a challenger back that may be what ends the process."""
-        if job.model in self.challenging:
-            self.fail(job.model, "crash", f"its analysis broke off {job.tries - 1} times")
+    def broke(self, job: Job) -> bool:
+        """Roll a challenger back that may be what ends the process; return whether it was."""
+        if job.model not in self.challenging:
+            return False
+        return self.fail(job.model, "crash", f"its analysis broke off {job.tries - 1} times")
 
     def unsound(self, name: str, package: str, reason: str) -> None:
         """Turn a champion off that has no predecessor and does not keep its golden outputs."""

@@ -47,7 +47,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, settings: Settings, fail: Callable[[str, str, str], None], clock: Callable[[], float] = time.monotonic
+        self, settings: Settings, fail: Callable[[str, str, str], object], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings, self._fail, self._clock = settings, fail, clock
         self._records: dict[str, _Record] = {}

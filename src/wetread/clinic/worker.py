@@ -113,7 +113,8 @@ class Worker:
         self.failures = dict.fromkeys(models, 0)  # model id → failures in a row
         self.observe: Callable[[Job, Analysis | None, float], None] = lambda job, analysis, seconds: None
         self.watchdog = Watchdog(Settings(), lambda model, cause, reason: None)
-        self.broke: Callable[[Job], None] = lambda job: None  # called when an analysis broke off again and again
+        # Called when an analysis broke off again and again; returns whether the model and its jobs were taken back.
+        self.broke: Callable[[Job], bool] = lambda job: False
         self.held: Callable[[], Collection[str]] = frozenset  # ids of models whose jobs wait
         self._policy, self._limits, self._tries = policy, limits or Limits(), tries
         self._stop = threading.Event()
@@ -171,9 +172,8 @@ class Worker:
             if job is None:
                 return False
             try:
-                if suspect and job.tries > BREAKS:
-                    self.broke(job)
-                self._do(job)
+                if not (suspect and job.tries > BREAKS and self.broke(job)):
+                    self._do(job)
             finally:
                 self.queue.put_down(job)
         finally:
