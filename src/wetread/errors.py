@@ -7,6 +7,7 @@ Every message is one line that names the file or field, the value, and the remed
     ├── ReadError        a file is not a radiograph that we can read; carries a Code
     ├── DatasetError     a collection or packed dataset is wrong
     ├── ModelError       a model package is missing, broken or does not keep its golden outputs
+    │   └── MissingError     it is not there, not whole (yet), or the disk does not give it
     ├── TrainError       a training run cannot start, resume or be exported
     ├── BusyError        a queue is full; try again later
     └── ClinicError      the clinic's store, archive or intake refused something
@@ -81,6 +82,10 @@ class DatasetError(WetreadError):
 
 class ModelError(WetreadError):
     """A model package is missing, broken, or does not keep its golden outputs."""
+
+
+class MissingError(ModelError):
+    """A model package is not there, lacks files, or cannot be read: nothing is said about what it holds."""
 
 
 class TrainError(WetreadError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -15,7 +16,7 @@ import tiny_package
 from peers import wait
 from ward import SITE, film
 
-from wetread.clinic import audit, deploying, deployments, statement, store, worklist
+from wetread.clinic import audit, deploying, deployments, statement, store, takeup, worklist
 from wetread.clinic.deployments import CANARY, CHAMPION, SHADOW
 from wetread.clinic.service import Clinic
 from wetread.config import Settings
@@ -190,6 +191,61 @@ def test_a_package_that_does_not_keep_its_golden_outputs_never_serves(tmp_path: 
         with clinic.database.read() as connection:
             models = set(connection.execute(sa.select(store.image_result.c.model)).scalars())
         assert models == {old.id}
+
+
+@pytest.mark.system
+def test_a_champion_that_this_machine_cannot_read_stays_and_serves_once_it_is_whole(
+    tmp_path: Path, old: Package, new: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeup, "AGAIN_S", 0.1)
+    data = tmp_path / "data"
+    with running(data, old.path) as clinic:
+        rollouts(clinic).shadow(staged(clinic, new))
+        rollouts(clinic).promote("better")
+        serves(clinic, new)
+        champion = rows(clinic)
+    folder = data / "models" / new.id
+    graph, content = folder / "model.onnx", (folder / "model.onnx").read_bytes()
+
+    graph.unlink()
+    (folder / ".model.onnx.Xy12").write_bytes(content[:100])  # as rsync copies
+    with running(data, old.path) as clinic:
+        wait(lambda: "model.onnx is missing" in clinic.deployed.missing.get(new.id, ""), "the cause")
+        assert rows(clinic) == champion
+        graph.write_bytes(content[:-1])  # as cp copies
+        (folder / ".model.onnx.Xy12").unlink()
+        wait(lambda: "are not those of" in clinic.deployed.missing.get(new.id, ""), "the cause")
+        assert rows(clinic) == champion
+        graph.unlink()
+        folder.rename(away := tmp_path / "away")
+        folder.symlink_to(folder.name)  # no program can read that: not even root, whom no mode keeps out
+        wait(lambda: "symbolic links" in clinic.deployed.missing.get(new.id, ""), "the cause")
+        assert rows(clinic) == champion
+        folder.unlink()
+        (away / "model.onnx").write_bytes(content)
+        away.rename(folder)
+        serves(clinic, new)
+        assert clinic.deployed.missing == {}
+        assert rows(clinic) == champion
+        assert reasons(clinic) == []
+
+
+@pytest.mark.system
+def test_a_champion_of_another_content_is_rolled_back(tmp_path: Path, old: Package, new: Package) -> None:
+    data = tmp_path / "data"
+    with running(data, old.path) as clinic:
+        rollouts(clinic).shadow(staged(clinic, new))
+        rollouts(clinic).promote("better")
+        serves(clinic, new)
+    folder = data / "models" / new.id
+    (folder / "card.md").write_text("another")
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))  # long ago: nobody is copying
+    with running(data, old.path) as clinic:
+        wait(lambda: rows(clinic)[-1] == (CHAMPION, "1", None), "the old champion")
+        [(actor, reason)] = reasons(clinic)
+        assert actor == "system"
+        assert "are not those of" in reason
 
 
 @pytest.mark.system

@@ -1,9 +1,10 @@
 """Taking up what is deployed: packages are loaded and let go while the service runs, in each process by itself.
 
 Every second the rows are looked at. A package new in force is loaded from ``DATA/models/<sha256>`` and proven on
-its golden radiographs before it analyses anything; one that does not keep them never serves and is rolled back. One
-that is not there (yet) on this machine is looked for again and again: other processes may have it. What is no longer
-in force is let go once nothing of it is under way. The list is ordered anew by one process.
+its golden radiographs before it analyses anything; one that does not keep them, or whose content is not what its id
+says, never serves and is rolled back. One that is not there, not whole (yet) or not readable on this machine is looked
+for again and again: that is the machine's fault and not the package's, and other processes may have it. What is no
+longer in force is let go once nothing of it is under way. The list is ordered anew by one process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from wetread.clinic.ai import Ai, Served
 from wetread.clinic.deploying import Candidate
 from wetread.clinic.deployments import CHAMPION, SETTINGS, Deployment
 from wetread.config import Settings
-from wetread.errors import ModelError, WetreadError, hide
+from wetread.errors import MissingError, ModelError, WetreadError, hide
 from wetread.infer.predict import Predictor
 from wetread.infer.remote import local_name
 from wetread.model.package import Package
@@ -27,6 +28,7 @@ from wetread.model.package import Package
 log = logging.getLogger(__name__)
 
 AGAIN_S = 10.0  # between two looks for a package that is not there
+COPYING_S = 60.0  # a package whose files changed so lately may still be being copied
 GRACE_S = 5.0  # between taking a package out of service and closing it: a job of it may just have begun
 
 
@@ -124,20 +126,19 @@ class TakeUp:
         return changed
 
     def _load(self, row: Deployment) -> Served | None:
-        ai, package = self._ai, None
+        ai = self._ai
         try:
-            package = find(row.model, ai.data, ai.settings)
-            served = Served(Predictor(package, ai.settings))
-        except WetreadError as error:
-            there = package is not None or (ai.data / "models" / row.model).exists()
-            self._failed(row, hide(str(error)), sound=not there or not isinstance(error, ModelError))
+            served = Served(Predictor(find(row.model, ai.data, ai.settings), ai.settings))
+        except (WetreadError, OSError) as error:
+            unsound = isinstance(error, ModelError) and not isinstance(error, MissingError)
+            self._failed(row, hide(str(error)), sound=not unsound)
             return None
         self.missing.pop(row.model, None)
         log.info("model %s is loaded, in %s", row.label, row.stage)
         return served
 
     def _failed(self, row: Deployment, why: str, *, sound: bool) -> None:
-        """Say that a package could not be loaded; one that is there and not sound is rolled back."""
+        """Say that a package could not be loaded; one that was read and is not sound is rolled back."""
         if self.missing.get(row.model) != why:
             log.error("model %s is not served: %s", row.label, why)
         self.missing[row.model] = why
@@ -172,14 +173,35 @@ def find(model: str, data: Path, settings: Settings) -> Package:
 
     Raises
     ------
+    MissingError
+        When it is nowhere, or is not whole or not readable; it says why.
     ModelError
-        When it is nowhere.
+        When what the data folder holds under this id is another content.
     """
-    for name in (model, *(local_name(each) for each in settings.models)):
-        try:
-            package = Package.open(name, data)
-        except WetreadError:
-            continue
-        if package.id == model:
+    own, unsound = data / "models" / model, None
+    why: list[str] = []
+    try:
+        if (package := Package(own)).id == model:
             return package
-    raise ModelError(f"package {model[:12]}: neither in {data / 'models'} nor named by the setting models")
+        raise ModelError(f"{own}: its files are not those of package {model[:12]}; stage the package again")
+    except WetreadError as error:
+        why.append(str(error))
+        if not isinstance(error, MissingError) and not _copied(own):
+            unsound = error
+    for name in settings.models:
+        try:
+            if (package := Package.open(local_name(name), data)).id == model:
+                return package
+        except (WetreadError, OSError) as error:
+            why.append(str(error))
+    if unsound is not None:
+        raise unsound
+    raise MissingError(f"package {model[:12]}: neither in {data / 'models'} nor named by the setting models: {why[0]}")
+
+
+def _copied(folder: Path) -> bool:
+    """Tell whether a folder may be being copied just now: a file of it changed lately."""
+    try:
+        return any(abs(time.time() - each.lstat().st_mtime) < COPYING_S for each in folder.iterdir())
+    except OSError:  # a file has just been renamed
+        return True

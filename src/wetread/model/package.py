@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wetread.errors import ModelError, WetreadError
+from wetread.errors import MissingError, ModelError, WetreadError
 from wetread.findings import Task
 from wetread.model.golden import DEFAULT_TOLERANCE, Golden
 from wetread.radiograph.pixels import Transform
@@ -284,7 +284,7 @@ class _Files:
         try:
             self._sizes = self._list_folder() if path.is_dir() else self._list_zip()
         except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+            raise MissingError(f"{path}: cannot be read: {error.strerror or error}") from None
         except ModelError:
             self.__exit__()
             raise
@@ -326,11 +326,12 @@ class _Files:
         return sizes
 
     def _complain(self) -> None:
+        for name in FILES:  # first, since what copies it may keep files of its own there until it is whole
+            if name not in self._sizes:
+                raise MissingError(f"{self.path}: {name} is missing; a package holds {_NAMES}")
         if extra := sorted(set(self._sizes) - set(FILES)):
             raise ModelError(f"{self.path}: unexpected file {extra[0]!r}; a package holds only {_NAMES}")
         for name, limit in FILES.items():
-            if name not in self._sizes:
-                raise ModelError(f"{self.path}: {name} is missing; a package holds {_NAMES}")
             if self._sizes[name] > limit:
                 raise ModelError(f"{self.path}: {name} has {self._sizes[name]} bytes, at most {limit} allowed")
 
@@ -344,6 +345,8 @@ class _Files:
                 flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
                 with os.fdopen(os.open(self.path / name, flags), "rb") as file:
                     data = file.read(limit + 1)
+        except OSError as error:
+            raise MissingError(f"{self.path}: {name} cannot be read: {error.strerror or error}") from None
         except Exception as error:  # zipfile and zlib raise many kinds on hostile bytes
             raise ModelError(f"{self.path}: {name} cannot be read ({type(error).__name__}: {error})") from None
         if len(data) > limit:
