@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import tiny_package
 from typer.testing import CliRunner, Result
 
 from wetread.cli import app
-from wetread.clinic import audit, store
+from wetread.clinic import audit, deploying, store
+from wetread.clinic.deploying import Candidate
 from wetread.clinic.service import Clinic
 from wetread.clinic.store import Store
 from wetread.config import Settings
@@ -100,8 +102,27 @@ def test_a_verdict_holds_while_there_is_too_little(new: Package) -> None:
     wetread("shadow", "new")
     said = wetread("verdict", "--apply", "--json")
     found = json.loads(said.output)
-    assert (said.exit_code, found["outcome"], found["applied"]) == (3, "hold", None)
-    assert wetread("verdict").exit_code == 3
+    assert [(each["outcome"], each["applied"]) for each in found] == [("hold", None)]
+    assert said.exit_code == wetread("verdict").exit_code == 3
+    for words in (("verdict", "--apply"), ("verdict",), ("promote",)):
+        assert "leave --site out" in str(wetread(*words, "--site", "north").exception)
+    with closing(Store.existing(Path("clinic"))) as opened, opened.write() as connection:
+        store.ensure_site(connection, "north")
+        for site, slot in (("", "other/any"), ("north", "third/any")):
+            package = Candidate(slot, slot[0] * 64, slot[:5], "1")
+            deploying.shadow(connection, site, package, "tester", "", home="default")
+    before = {record.name for record in Path("clinic/improve/rollout").iterdir()}
+    said = wetread("verdict", "--apply", "--json")
+    found = json.loads(said.output)
+    assert said.exit_code == 3
+    assert {(each["site"], each["slot"]) for each in found} == {
+        ("", "pneumonia/any"), ("", "other/any"), ("north", "third/any")
+    }  # fmt: skip
+    records = {record.name for record in Path("clinic/improve/rollout").iterdir()} - before
+    assert records == {each["id"] for each in found}
+    (north,) = json.loads(wetread("verdict", "--apply", "--json", "--site", "north").output)
+    assert (north["site"], north["slot"]) == ("north", "third/any")
+    assert "which slot?" in str(wetread("verdict").exception)  # a person says which
 
 
 @pytest.mark.system

@@ -194,9 +194,9 @@ def canary(connection: Connection, slot: Slot, share: float, actor: str, reason:
     Raises
     ------
     ConflictError
-        When nothing challenges.
+        When nothing challenges, or what does challenges at every site and the slot is of one.
     """
-    row = _challenger(slot)
+    row = challenger(slot)
     if row.stage == CANARY and row.share == share:
         return Change("unchanged", row, f"{row.label} is in canary with {share:.0%} already")
     if row.stage == CANARY:  # what a study drew stays; the same hash gives the larger share more of them
@@ -216,12 +216,12 @@ def promote(connection: Connection, slot: Slot, actor: str, reason: str, *, home
     Raises
     ------
     ConflictError
-        When nothing challenges, or not `model` (name or beginning of an id).
+        When nothing challenges, or not `model` (name or beginning of an id), or at every site and the slot is of one.
     """
     champion = slot.champion
     if slot.challenger is None and champion and champion.actor != SETTINGS and (not model or names(champion, model)):
         return Change("unchanged", champion, f"{champion.label} is the champion already")
-    row = _challenger(slot, model)
+    row = challenger(slot, model)
     if champion is not None and champion.site == row.site:
         _end(connection, champion, REPLACED, f"{row.label} was promoted")
     _end(connection, row, PROMOTED, reason)
@@ -242,7 +242,8 @@ def rollback(connection: Connection, slot: Slot, actor: str, reason: str, *, hom
     Raises
     ------
     ConflictError
-        When `model` is in no stage that could be rolled back, or has no predecessor.
+        When `model` is in no stage that could be rolled back, or has no predecessor, or is every site's and the slot
+        is of one.
     """
     row, ended = slot.challenger, [each for each in slot.rows if each.until]
     if row is None or (model and not names(row, model)):
@@ -254,6 +255,7 @@ def rollback(connection: Connection, slot: Slot, actor: str, reason: str, *, hom
         return Change("unchanged", gone, f"{gone.label} was rolled back already ({gone.why})")
     if row is None:
         raise ConflictError(f"model {model[:64]!r} is neither champion nor challenger of {slot.name}")
+    _own(slot, row)
     if row.stage != CHAMPION:
         _end(connection, row, ROLLED_BACK, reason)
         _forget(connection, row)
@@ -278,7 +280,7 @@ def rollback(connection: Connection, slot: Slot, actor: str, reason: str, *, hom
 
 def hold(connection: Connection, slot: Slot, actor: str, reason: str, *, home: str) -> Change:
     """Keep the challenger where it is until a person moves it: no verdict promotes it."""
-    row = _challenger(slot)
+    row = challenger(slot)
     if row.held:
         return Change("unchanged", row, f"{row.label} is held already")
     table = store.deployment
@@ -314,16 +316,30 @@ def fell(connection: Connection, model: str, reason: str, *, home: str, champion
 
 
 def _slot(connection: Connection, site: str, name: str) -> Slot:
-    return slots(history(connection, site), site).get(name, Slot(name, None, None, ()))
+    return slots(history(connection, site), site).get(name, Slot(name, None, None, (), site))
 
 
-def _challenger(slot: Slot, model: str = "") -> Deployment:
+def challenger(slot: Slot, model: str = "") -> Deployment:
+    """Return the row of who challenges, at the slot's own site.
+
+    Raises
+    ------
+    ConflictError
+        When nothing does, or not `model`, or when it challenges at every site and the slot is of one.
+    """
     row = slot.challenger
     if row is None:
         raise ConflictError(f"nothing challenges the champion of {slot.name}; `wetread rollout shadow` begins it")
     if model and not names(row, model):
         raise ConflictError(f"model {model[:64]!r} does not challenge in {slot.name}; {row.label} does")
+    _own(slot, row)
     return row
+
+
+def _own(slot: Slot, row: Deployment) -> None:
+    """Refuse to change at every site what is meant for one."""
+    if row.site != slot.site:
+        raise ConflictError(f"{row.label} is in {row.stage} at every site; it is every site's: leave --site out")
 
 
 def _model(row: Deployment | None) -> str | None:

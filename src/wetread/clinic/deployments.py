@@ -87,6 +87,7 @@ class Slot:
     champion: Deployment | None
     challenger: Deployment | None
     rows: tuple[Deployment, ...]
+    site: str = EVERYWHERE
 
     @property
     def known(self) -> frozenset[str]:
@@ -134,7 +135,7 @@ def _slot(name: str, rows: Sequence[Deployment], site: str) -> Slot:
     now.sort(key=lambda row: row.site != site)
     champion = next((row for row in now if row.stage == CHAMPION), None)
     challenger = next((row for row in now if row.stage != CHAMPION), None)
-    return Slot(name, champion, challenger, tuple(rows))
+    return Slot(name, champion, challenger, tuple(rows), site)
 
 
 def fingerprint(rows: Iterable[Deployment], site: str) -> str:

@@ -10,7 +10,7 @@ says. What a person holds, no verdict promotes; what fails is rolled back all th
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 
 from wetread.clinic import deploying, deployments, store
 from wetread.clinic.deploying import Change
-from wetread.clinic.deployments import CANARY, EVERYWHERE, SHADOW, Deployment, Slot
+from wetread.clinic.deployments import CANARY, CHAMPION, EVERYWHERE, SHADOW, Deployment, Slot
 from wetread.clinic.store import Store
 from wetread.clinic.takeup import candidate
 from wetread.config import Settings
@@ -121,22 +121,33 @@ class Rollout:
             there = deployments.slots(deployments.history(connection, self.site), self.site)
         return [there[name] for name in sorted(there)]
 
+    def challenged(self, slot: str = "") -> list[tuple[Rollout, str]]:
+        """Return each site's or everywhere's rollouts in which something challenges, with the slot.
+
+        Without a site those of every site alone, too; with one its own, and when only others challenge there, these,
+        for `judge` to refuse.
+        """
+        with self.database.read() as connection:
+            rows = deployments.history(connection, self.site or None)
+        found = [row for row in rows if row.until is None and row.stage != CHAMPION and slot in ("", row.slot)]
+        own = [row for row in found if not self.site or row.site == self.site]
+        return [(replace(self, site=self.site or row.site), row.slot) for row in own or found]
+
     def judge(self, limits: Limits, *, slot: str = "") -> Verdict:
         """Weigh the challenger against the champion, and keep the verdict; nothing else changes.
 
         Raises
         ------
         ConflictError
-            When nothing challenges.
+            When nothing challenges, or what does challenges at every site and `site` is one.
         """
         with self.database.read() as connection:
             found = deploying.find(connection, self.site, slot)
-            if found.challenger is None:
-                raise ConflictError(f"nothing challenges the champion of {found.name}; there is nothing to judge")
+            row = deploying.challenger(found)
         said = verdict.judge(self.database, found, limits, self.site)
         _write(self.data / "improve" / "rollout" / said.id, said.to_json(), verdict.render(said))
         with self.database.write() as connection:
-            deploying.judged(connection, found.challenger, said.summary())
+            deploying.judged(connection, row, said.summary())
         return said
 
     def act(self, said: Verdict, policy: RolloutPolicy) -> Change | None:

@@ -19,6 +19,7 @@ rollout = typer.Typer(
     no_args_is_help=True, help="Bring a package into service step by step, and take it back: no restart, nothing lost."
 )
 EXIT = {"promote": 0, "roll_back": 1, "hold": 3}
+_WORST = ("roll_back", "hold", "promote")
 
 _Site = Annotated[str, typer.Option(help="The only site; default: every site.")]
 _Slot = Annotated[str, typer.Option(help="Task and population, as `chexpert/adult`; needed when there are several.")]
@@ -181,29 +182,42 @@ def verdict(
 ) -> None:
     """Weigh the challenger against the champion on the studies that both analysed; say it, or do it.
 
-    Exit code 0: promote, or with `--apply` nothing to do; 1: roll back, 3: hold. The record is in
-    `DATA/improve/rollout`. Example: `wetread rollout verdict --apply --policy rollout.toml --data clinic`
+    Exit code 0: promote, or with `--apply` nothing to do; 1: roll back, 3: hold. With `--apply` all that challenge, in
+    any slot and at any site, are weighed, each by itself (`--json` gives a list); the worst verdict is the exit code.
+    The records are in `DATA/improve/rollout`. Example:
+    `wetread rollout verdict --apply --policy rollout.toml --data clinic`
     """
     import json
 
+    from wetread.errors import ConflictError
     from wetread.improve import policy as policies
     from wetread.improve import verdict as verdicts
     from wetread.improve.rollout import RolloutPolicy, change_json
 
     rules = policies.load(policy, RolloutPolicy)
     with _open(data, database, site) as opened:
-        if apply and not any(found.challenger for found in opened.status() if slot in ("", found.name)):
-            typer.echo("nothing challenges a champion; there is nothing to do")  # as a timer finds it on most days
-            return
-        said = opened.judge(rules.verdict, slot=slot)
-        change = opened.act(said, rules) if apply else None
+        done, refused = [], None
+        for each, name in opened.challenged(slot) if apply else [(opened, slot)]:
+            try:
+                said = each.judge(rules.verdict, slot=name)
+                done.append((said, each.act(said, rules) if apply else None))
+            except ConflictError as error:  # somebody moved it meanwhile; the others are weighed all the same
+                refused = error
     if as_json:
-        typer.echo(json.dumps(said.to_json() | {"applied": change_json(change) if change else None}, indent=2))
+        found = [said.to_json() | {"applied": change_json(change) if change else None} for said, change in done]
+        if apply or found:
+            typer.echo(json.dumps(found if apply else found[0], indent=2))
     else:
-        typer.echo(verdicts.render(said))
-        if change is not None:
-            typer.echo(change.words)
-    raise typer.Exit(EXIT[said.outcome])
+        for said, change in done:
+            typer.echo(verdicts.render(said))
+            if change is not None:
+                typer.echo(change.words)
+    if refused is not None:
+        raise refused
+    if not done:
+        typer.echo("nothing challenges a champion; there is nothing to do", err=as_json)  # as a timer mostly finds it
+        return
+    raise typer.Exit(EXIT[min((said.outcome for said, _ in done), key=_WORST.index)])
 
 
 @rollout.command()
