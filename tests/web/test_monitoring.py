@@ -22,8 +22,10 @@ from department import HERE, NOW
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
+from ward import Ward, png
 
 from wetread.clinic import accuracy, store
+from wetread.clinic.deployments import LATER
 from wetread.clinic.store import Store
 from wetread.web import deployments, gauges
 from wetread.web.operations import Metrics
@@ -136,6 +138,31 @@ def test_the_list_is_told_by_site(told: Any) -> None:
         for row in TABLES["review"]
     )
     assert told["wetread_signed_day", of(site=HERE)] == signed > 0
+
+
+def test_what_waits_behind_everything_on_purpose_is_not_late(tmp_path: Path) -> None:
+    ward = Ward(tmp_path)
+    shadow, awaited = (ward.take(png(n), "edema.png").study for n in range(2))
+    jobs, images, at = store.job, store.instance.c, store.now()
+    registry = CollectorRegistry()
+    known = gauges.Gauges(registry)
+
+    def measured(study: str, floor: int) -> tuple[float, float]:
+        own = sa.select(images.id).where(images.study == study)
+        with ward.database.write() as connection:
+            connection.execute(jobs.update().where(jobs.c.instance.in_(own)).values(floor=floor))
+            hours = timedelta(hours=5 if study == shadow else 2)
+            connection.execute(store.instance.update().where(images.study == study).values(received_at=at - hours))
+        with ward.database.read() as connection:
+            known.measure(connection, at)
+        now = samples(generate_latest(registry).decode())
+        return now["wetread_jobs", of(state="queued")], now["wetread_oldest_job_seconds", of(state="queued")]
+
+    assert measured(shadow, LATER)[0] == 2
+    assert measured(awaited, 0) == (2, 2 * 3600)
+    assert measured(awaited, LATER + 1) == (2, 0)
+    assert measured(shadow, LATER - 1) == (2, 5 * 3600)
+    ward.database.close()
 
 
 def test_queues_and_outputs_are_told_with_their_age(told: Any) -> None:

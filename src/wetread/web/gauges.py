@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Gauge
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import experiments, processes, store, switches
+from wetread.clinic import deployments, experiments, processes, store, switches
 from wetread.clinic.accuracy import Accuracy
 from wetread.clinic.experiments import Experiment
 from wetread.evaluate.intervals import Interval
@@ -159,11 +159,14 @@ class Gauges:
         # The first job is that of the first image, but for those that were made anew: near enough for an alarm.
         first: dict[str, int] = {}
         for state, count, job in connection.execute(
-            sa.select(jobs.state, sa.func.count(), sa.func.min(jobs.id))
+            # What waits behind everything on purpose, as of a model in shadow, is not late however old it is.
+            sa.select(jobs.state, sa.func.count(), sa.func.min(sa.case((jobs.floor < deployments.LATER, jobs.id))))
             .where(sa.text("job.state != 'done'"))
             .group_by(jobs.state)
         ):
-            counts[state], first[state] = count, job
+            counts[state] = count
+            if job is not None:
+                first[state] = job
         aside = sa.select(sa.func.count(jobs.id)).where(sa.text("job.state = 'done' AND job.error IS NOT NULL"))
         counts["aside"] = connection.execute(aside).scalar_one()
         for state, count in counts.items():
