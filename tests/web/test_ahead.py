@@ -58,6 +58,23 @@ def test_what_is_fetched_ahead_is_audited_as_that_and_the_look_when_the_study_is
     assert looked.content == ahead.content
 
 
+def test_only_the_next_study_is_fetched_ahead(client, studies):
+    """Whoever sends the header for any other study has looked at it."""
+    _, next_, last = studies
+    get = f"/api/v1/images/{image_of(client, last)}/values"
+    assert client("GET", get, "service", headers=AHEAD).status_code == 200
+    assert deeds(client, last, "service") == ["study.viewed"]
+    claims.claim(client.clinic.database, SITE, next_, "Dr Else")
+    try:  # now it is the next one
+        assert client("GET", get, "service", headers=AHEAD).status_code == 200
+        assert deeds(client, last, "service") == ["study.viewed", "study.prefetched"]
+        held = f"/api/v1/images/{image_of(client, next_)}/values"
+        assert client("GET", held, "service", headers=AHEAD).status_code == 200
+        assert deeds(client, next_, "service") == ["study.viewed"]
+    finally:
+        claims.release(client.clinic.database, SITE, next_, "Dr Else")
+
+
 def test_no_header_makes_a_look_at_the_page_less_than_a_look(client, studies):
     client("GET", f"/studies/{studies[2]}", "administrator", headers=AHEAD)
     assert "study.viewed" in deeds(client, studies[2], "administrator")

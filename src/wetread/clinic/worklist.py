@@ -27,6 +27,7 @@ __all__ = [
     "page",
     "row",
     "study",
+    "upcoming",
 ]
 
 
@@ -198,6 +199,12 @@ def study(database: Store, site: str, key: str, *, now: datetime | None = None) 
         research_only=any(result["research_only"] for result in said) if said else None,
         study_uid=found["study_uid"],
     )
+
+
+def upcoming(database: Store, site: str, reader: str) -> list[str]:
+    """Return the unread studies that nobody else is reading, in the order in which to read, of the list's beginning."""
+    rows = page(database, site, limit=500).rows
+    return [row.study for row in rows if row.claimed_by in (None, reader)]
 
 
 def first_image(database: Store, site: str, key: str) -> str | None:

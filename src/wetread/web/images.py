@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Header, Query, Request, Response
 from numpy.typing import NDArray
 
-from wetread.clinic import store, triage
+from wetread.clinic import store, triage, worklist
 from wetread.clinic.access import Caller
 from wetread.clinic.worker import unpack
 from wetread.errors import NotFoundError
@@ -66,7 +66,11 @@ class _Stored:
 
 
 def _find(request: Request, caller: Caller, image: str, *, ahead: bool = False) -> _Stored:
-    """Return where an image of the caller's site lies; a quarantined one is never shown."""
+    """Return where an image of the caller's site lies; a quarantined one is never shown.
+
+    Only the next study can be fetched `ahead`: the first that waits, or the second while the first is open. Whatever
+    else is asked for so is looked at.
+    """
     clinic, table = clinic_of(request), store.instance.c
     wanted = sa.select(table.sha256, table.study).where(
         table.id == image, table.site == caller.site, table.state == "stored"
@@ -75,6 +79,7 @@ def _find(request: Request, caller: Caller, image: str, *, ahead: bool = False) 
         row = connection.execute(wanted).first()
     if row is None:
         raise NotFoundError(f"image {image[:64]}: no such image at this site")
+    ahead = ahead and row.study in worklist.upcoming(clinic.database, caller.site, caller.name)[:2]
     security.saw(request, caller, row.study, ahead=ahead)
     sha256 = row.sha256
     limits = Limits.of(clinic.settings)
@@ -131,7 +136,8 @@ def get_values(
     caller: Viewer,
     if_none_match: Annotated[str | None, Header()] = None,
     ahead: Annotated[
-        str, Header(alias=AHEAD, max_length=8, description="1: fetched before anybody looks; audited as that.")
+        str,
+        Header(alias=AHEAD, max_length=8, description="1: the next study, before anybody looks; audited so."),
     ] = "",
 ) -> Response:
     """Return every value of the file, larger is brighter, and the windows by which its sender meant it to be seen.

@@ -115,5 +115,5 @@ def picture_ahead(request: Request, caller: Reader, after: str = "") -> dict[str
 
 
 def _next(request: Request, caller: Caller, after: str) -> str | None:
-    page = worklist.page(request.app.state.clinic.database, caller.site, limit=500)
-    return next((row.study for row in page.rows if row.study != after and row.claimed_by in (None, caller.name)), None)
+    waiting = worklist.upcoming(request.app.state.clinic.database, caller.site, caller.name)
+    return next((study for study in waiting if study != after), None)
