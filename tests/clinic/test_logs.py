@@ -44,6 +44,22 @@ def test_of_an_exception_stands_its_type_and_its_place() -> None:
     assert "hush" not in str(found)
 
 
+def test_as_text_it_does_not_quote_one_either_nor_what_caused_it() -> None:
+    try:
+        try:
+            int("Hush^Nobody".casefold())
+        except ValueError as error:
+            raise RuntimeError("of " + "Hush^Nobody".casefold()) from error
+    except RuntimeError as error:
+        record = logging.makeLogRecord({"msg": "failed", "exc_info": (type(error), error, error.__traceback__)})
+    first, *_, last = logs.Plain().format(record).splitlines()
+    assert first.endswith(": failed")
+    assert last == "RuntimeError"
+    text = logs.Plain().format(record)
+    assert f'File "{__file__}"' in text
+    assert "hush" not in text
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_the_setting_chooses(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = logging.RootLogger(logging.WARNING), io.StringIO()

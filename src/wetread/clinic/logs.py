@@ -10,11 +10,24 @@ import json
 import logging
 import traceback
 from datetime import UTC, datetime
+from typing import Any
 
 from wetread.config import Settings
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _OF_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class Plain(logging.Formatter):
+    """Write each record as text, without the message of an exception."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (as the library calls it)
+        """Return where it happened, and its type."""
+        stack = "".join(traceback.format_tb(ei[2]))
+        return f"Traceback (most recent call last):\n{stack}{ei[0].__name__}" if ei[0] else ""
 
 
 class Lines(logging.Formatter):
@@ -40,7 +53,7 @@ class Lines(logging.Formatter):
 def begin(settings: Settings) -> None:
     """Log what this process does from here on, unless somebody set up another way before."""
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines() if settings.log_format == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(Lines() if settings.log_format == "json" else Plain())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     quieten()
 
