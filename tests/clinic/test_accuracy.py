@@ -28,6 +28,11 @@ def _drawn() -> department.Tables:
     tables = department.draw(400)
     rng = np.random.default_rng(0)
     reviews = {row["study"]: row for row in tables["review"] if row["state"] == "signed" and row["parent"] is None}
+    for n, review in enumerate(list(reviews.values())):
+        if n % 5 == 0:  # opened again, and signed again with another word
+            later = review["signed_at"] + timedelta(minutes=30)
+            anew = {"id": f"{review['id']}-again", "signed_at": later, "normal": not review["normal"]}
+            tables["review"].append(review | anew)
     tables["study_result"], tables["draw"] = [], []
     for n, study in enumerate(tables["study"]):
         study["patient_id"] = f"P{n // 2}" if n % 5 else ""
@@ -61,11 +66,12 @@ def cases(model: str, finding: str, reads: str) -> list[tuple[bool, bool, float,
     """Return what is compared, row by row: truth, flag, score, patient, week."""
     studies = {row["id"]: row for row in TABLES["study"]}
     chosen = {row["study"] for row in TABLES["draw"] if row["chosen"]}
-    rows = []
-    for review in TABLES["review"]:
+    rows, signed = [], set()
+    for review in sorted(TABLES["review"], key=lambda row: (row["signed_at"] or NOW, row["id"])):
         study = studies[review["study"]]
-        if study["site"] != HERE or review["state"] != "signed" or review["parent"]:
+        if study["site"] != HERE or review["state"] != "signed" or review["parent"] or study["id"] in signed:
             continue
+        signed.add(study["id"])
         if not PERIOD.since <= review["signed_at"] < PERIOD.until:
             continue
         kind = "anchored" if review["anchored"] else "audit" if study["id"] in chosen else "blind"

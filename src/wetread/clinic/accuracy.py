@@ -217,13 +217,17 @@ def _compared(labels: dict[str, int], result: Any) -> Iterator[tuple[str, bool, 
 
 def _newest(site: str, period: Period) -> sa.Select[Any]:
     """Return the query for the newest first signatures of a site in a period; `state` as the index has it."""
-    reviews = store.review.c
+    reviews, before = store.review.c, store.review.alias("before").c
+    sooner = sa.tuple_(before.signed_at, before.id) < sa.tuple_(reviews.signed_at, reviews.id)
+    again = sa.select(before.id).where(  # of a study that was opened again: its reader has seen what was signed
+        before.study == reviews.study, before.state == "signed", before.parent.is_(None), sooner
+    )
     return (
         sa.select(reviews.id)
         .join(store.study, store.study.c.id == reviews.study)
         .where(
             sa.text("review.state = 'signed'"), reviews.parent.is_(None), period.holds(reviews.signed_at),
-            at_site(site, store.study),
+            at_site(site, store.study), ~again.correlate(store.review).exists(),
         )
         .order_by(reviews.signed_at.desc(), reviews.id)
         .limit(MOST)
