@@ -2,8 +2,8 @@
 
 Readers share one list, so studies of two orders cannot wait in it side by side: the whole list of a site is in one
 order for a whole shift. Blocks come in pairs, of which a coin gives one to either order; so both have the same number
-of shifts, the first of a pair cannot be foreseen, and the second is the other one. A study belongs to the block in which it arrived. `improve.experiment` begins
-and ends experiments; nothing here writes but `assign`.
+of shifts, the first of a pair cannot be foreseen, and the second is the other one. A study belongs to the block in
+which it arrived. `improve.experiment` begins and ends experiments; nothing here writes but `assign`.
 """
 
 from __future__ import annotations

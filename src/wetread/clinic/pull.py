@@ -229,9 +229,7 @@ def _intake(database: Store, archive: Archive, settings: Settings) -> Intake:
         return switches.policy(connection, site, rules.of(site), ai=settings.ai)
 
     share = sample.shares(settings)
-    return Intake(
-        database, archive, policy=policy, models=models, max_bytes=settings.max_bytes, sample_share=share
-    )
+    return Intake(database, archive, policy=policy, models=models, max_bytes=settings.max_bytes, sample_share=share)
 
 
 def run(

@@ -44,12 +44,12 @@ def project(features: NDArray[np.float32], model: str) -> NDArray[np.float16]:
 
 def unpack(blob: bytes) -> NDArray[np.float32]:
     """Return the features of a row, float32 [at most `DIMENSIONS`]."""
-    kept: NDArray[np.float32] = np.frombuffer(blob, np.float16).astype(np.float32)
-    return kept
+    return np.asarray(np.frombuffer(blob, np.float16), np.float32)
 
 
 @lru_cache(8)
 def _directions(model: str, size: int) -> NDArray[np.float32]:
     seed = int.from_bytes(model.encode()[:16], "little")
     drawn = np.random.default_rng(seed).standard_normal((size, DIMENSIONS))
-    return (drawn / np.sqrt(DIMENSIONS)).astype(np.float32)
+    scaled: NDArray[np.float64] = drawn / np.sqrt(DIMENSIONS)
+    return scaled.astype(np.float32)
