@@ -120,6 +120,7 @@ def test_a_huge_directory_is_refused_unread(ward: Ward) -> None:
     assert "send it in parts" in take(ward, ("64.zip", b"PK\x03\x04" + record + locator + end)).refused[0].detail
 
 
+@pytest.mark.system  # takes long
 @settings(max_examples=12)
 @given(st.data())
 def test_damaged_archives_never_raise(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

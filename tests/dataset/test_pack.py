@@ -292,6 +292,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.system  # takes long
 @pytest.mark.parametrize(("how", "code"), [("kill", -signal.SIGKILL), ("interrupt", -signal.SIGINT)])
 def test_a_killed_or_interrupted_packing_is_resumed_to_the_same_hash(collection, tmp_path, how, code):
     script = tmp_path / "kill.py"

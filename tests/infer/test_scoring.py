@@ -119,6 +119,7 @@ def killing(work, items):
     return work(items)
 
 
+@pytest.mark.system  # takes long
 def test_a_file_that_kills_its_process_has_a_row_that_says_so(package, folder, tmp_path):
     def deadly(shards, work, rescue, workers):
         return in_order(shards, partial(killing, work), rescue, workers)
@@ -129,6 +130,7 @@ def test_a_file_that_kills_its_process_has_a_row_that_says_so(package, folder, t
     assert "died" in died["reason"][0]
 
 
+@pytest.mark.system  # takes long
 def test_two_processes_write_what_one_does(package, folder, tmp_path):
     for workers in (1, 2):
         score(package, folder, tmp_path / f"{workers}.parquet", workers=workers)

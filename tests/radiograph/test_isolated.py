@@ -154,6 +154,7 @@ def test_what_goes_wrong_in_the_child_is_a_coded_refusal(
     assert read_apart(films.dicom(STORED)).bits == 16  # the next file finds a new child
 
 
+@pytest.mark.system  # takes long
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of processor time, as Linux has them")
 def test_an_orphan_that_is_busy_ends_by_its_limit_of_processor_time() -> None:
