@@ -11,7 +11,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 wetread=${WETREAD:-wetread} python=${PYTHON:-python3} size=${LOOP_SIZE:-full}
 case $size in
-  small) phantoms=900 month=160 batch=100 seconds=120 epochs=4 positives=12 limit=0.55 margin=0.1 ;;
+  small) phantoms=900 month=160 batch=100 seconds=120 epochs=4 positives=14 limit=0.35 margin=0.1 ;;
   full) phantoms=5000 month=1200 batch=400 seconds=1200 epochs=8 positives=30 limit=0.3 margin=0.05 ;;
   *) echo "LOOP_SIZE=$size: use small or full" >&2; exit 2 ;;
 esac
@@ -46,7 +46,7 @@ $wetread package first base champion --recipe recipe.toml
 first=$($python "$here/loop/change.py" id champion)
 
 say "served"
-export WETREAD_MODELS="$PWD/champion" WETREAD_PRIORITY="$PWD/rule.toml" WETREAD_SAMPLE_SHARE=0.15 WETREAD_UNDO_SECONDS=0 WETREAD_CRITICAL_ACK_MINUTES=600
+export WETREAD_MODELS="$PWD/champion" WETREAD_POINT=balanced WETREAD_PRIORITY="$PWD/rule.toml" WETREAD_SAMPLE_SHARE=0.15 WETREAD_UNDO_SECONDS=0 WETREAD_CRITICAL_ACK_MINUTES=600
 $wetread serve --data $clinic --port 0 >serve.log 2>&1 &
 server=$!
 trap 'kill $server 2>/dev/null || true; wait $server 2>/dev/null || true' EXIT
@@ -87,13 +87,19 @@ say "trained anew"
 retrain=$(code retrain.txt $wetread retrain retrain.toml --data $clinic); cat retrain.txt
 challenger=$($python "$here/loop/change.py" id $clinic/improve/retrain/*/package)
 
+# stage NAME: patients come until the verdict is another than "hold", three times at most; its exit code is in $verdict.
 seed=20
-for stage in shadow canary; do
-  seed=$((seed + 1))
-  say "$stage: $batch patients"
-  patients $stage "$batch" $((days * batch / month)) --seed $seed --drift exposure --drift-at 0 --drift-size 1
-  declare "$stage=$(code $stage.txt $wetread rollout verdict --apply --policy rollout.toml --data $clinic)"; cat $stage.txt
-done
+stage() {
+  for try in 1 2 3; do
+    seed=$((seed + 1))
+    say "$1: $batch patients, $try"
+    patients "$1-$try" "$batch" $((days * batch / month)) --seed $seed --drift exposure --drift-at 0 --drift-size 1
+    verdict=$(code "$1.txt" $wetread rollout verdict --apply --policy rollout.toml --data $clinic); cat "$1.txt"
+    [ "$verdict" = 3 ] || break
+  done
+}
+stage shadow; shadow=$verdict
+stage canary; canary=$verdict
 $wetread rollout status --data $clinic
 
 say "the new champion on fixed test data"
@@ -106,11 +112,10 @@ $python "$here/loop/change.py" flipped base sabotaged Cardiomegaly
 $wetread train recipe.toml sabotaged bad
 $wetread package bad sabotaged sabotage --recipe recipe.toml --name sabotage
 gate=$(code gate.txt $wetread gate sabotage base --gates gates.toml --champion "$new"); tail -25 gate.txt
-say "put beside the champion all the same: $batch patients"
+say "put beside the champion all the same"
 $wetread rollout stage sabotage --policy rollout.toml --data $clinic
 $wetread rollout shadow sabotage --reason "to see whether it is caught" --data $clinic
-patients sabotaged "$batch" $((days * batch / month)) --seed 77 --drift exposure --drift-at 0 --drift-size 1
-caught=$(code caught.txt $wetread rollout verdict --apply --policy rollout.toml --data $clinic); cat caught.txt
+stage sabotaged; caught=$verdict
 $wetread rollout status --json --data $clinic >status.json
 
 say "what happened"
