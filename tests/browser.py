@@ -185,7 +185,7 @@ def log_in(page: Any, name: str, password: str) -> None:
 
 @contextmanager
 def watched(context: Any, url: str, allow: str = r"(?!)") -> Iterator[Any]:
-    """Give a page; fail when anything went wrong on it, save console errors that match `allow`."""
+    """Give a page; fail when anything went wrong on it, save errors that match `allow`."""
     wrong: list[str] = []
     page = context.new_page()
 
@@ -197,13 +197,17 @@ def watched(context: Any, url: str, allow: str = r"(?!)") -> Iterator[Any]:
         if not request.url.startswith((url, "data:", "blob:")):
             wrong.append(f"left: {request.url}")
 
-    page.on("pageerror", lambda error: wrong.append(f"exception: {error}"))
+    def raised(error: Any) -> None:
+        if not re.search(allow, str(error)):
+            wrong.append(f"exception: {error}")
+
+    page.on("pageerror", raised)
     page.on("console", console)
     page.on("request", request)
     page.set_default_timeout(60_000)
     yield page
     page.close()
-    assert not wrong
+    assert not wrong, wrong
 
 
 def send_patients(server: Server) -> dict[int, str]:
