@@ -4,7 +4,7 @@
 # gated, put into shadow, then canary, then into service; one that was trained on flipped labels is caught and taken
 # back. Ends with a table of what happened.
 #
-#   runs/loop.sh [FOLDER]        LOOP_SIZE=small for a few minutes (as in CI), full for about an hour
+#   runs/loop.sh [FOLDER]        LOOP_SIZE=small for some minutes, full for about an hour
 #
 # FOLDER (default build/loop) must be new. Needs Wetread with the `train` extra; WETREAD names the command.
 set -euo pipefail
@@ -100,6 +100,7 @@ stage() {
 }
 stage shadow; shadow=$verdict
 stage canary; canary=$verdict
+[ "$canary" = 0 ] || $wetread rollout rollback --reason "not promoted" --data $clinic || true
 $wetread rollout status --data $clinic
 
 say "the new champion on fixed test data"

@@ -42,7 +42,7 @@ def write(dataset: Dataset, lines: Iterable[Mapping[str, Any]]) -> None:
                 )
                 if (said["probability"] >= said["threshold"]) != bool(label):
                     found["wrong", *of].append(case)
-                elif said["call"] == "unsure":
+                if said["call"] == "unsure":  # right or wrong: else the model that judged would be right in all of them
                     found["unsure", *of].append(case)
     for (kind, model_id, name, point), cases in found.items():
         worst = sorted(cases, key=lambda case: (-_beyond(case), case.image, case.finding))[:MOST]
