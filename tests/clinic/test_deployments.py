@@ -601,7 +601,8 @@ def test_an_analysis_that_breaks_off_with_its_process_again_is_told_before_it_is
     ward.database.close()
 
 
-def test_a_challenger_that_ends_the_process_is_not_run_again_once_it_is_rolled_back(tmp_path: Path) -> None:
+def in_shadow(tmp_path: Path) -> tuple[Ward, Ai, NameReader, NameReader]:
+    """Give a ward with a champion, a challenger in shadow, and what rolls it back."""
     old, new = NameReader("names", "1"), NameReader("names", "2")
     ward = Ward(tmp_path, [old, new])
     with ward.database.write() as connection:
@@ -612,6 +613,11 @@ def test_a_challenger_that_ends_the_process_is_not_run_again_once_it_is_rolled_b
     ai.open([old, new])
     with ward.database.read() as connection:
         ai.challenging = deployments.challenging(deployments.history(connection))
+    return ward, ai, old, new
+
+
+def test_a_challenger_that_ends_the_process_is_not_run_again_once_it_is_rolled_back(tmp_path: Path) -> None:
+    ward, ai, old, new = in_shadow(tmp_path)
     ward.worker.broke = ai.broke
     ward.take(png(0), "edema.png")
     assert ward.worker.step()  # the champion's
@@ -629,17 +635,7 @@ def test_a_challenger_that_ends_the_process_is_not_run_again_once_it_is_rolled_b
 
 
 def test_a_challenger_that_ends_the_process_is_rolled_back_and_a_champion_is_not(tmp_path: Path) -> None:
-
-    old, new = NameReader("names", "1"), NameReader("names", "2")
-    ward = Ward(tmp_path, [old, new])
-    with ward.database.write() as connection:
-        store.ensure_site(connection, SITE)
-    deploy(ward, "first", old)
-    deploy(ward, "shadow", new)
-    ai = Ai(ward.database, Settings(), Rules(), tmp_path)
-    ai.open([old, new])
-    with ward.database.read() as connection:
-        ai.challenging = deployments.challenging(deployments.history(connection))
+    ward, ai, old, new = in_shadow(tmp_path)
     for model in (old, new):
         ai.broke(Job(1, "i", "s", SITE, "f" * 64, "f", model.id, 3))
     with ward.database.read() as connection:

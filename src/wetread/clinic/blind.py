@@ -10,7 +10,6 @@ anchored by the model.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import sample, store
+from wetread.clinic import deployments, sample, store
 from wetread.clinic.listing import Row
 from wetread.clinic.worklist import Study
 from wetread.config import Settings
@@ -33,8 +32,7 @@ def applies(settings: Settings, site: str, study: str) -> bool:
 
 
 def _by_lot(settings: Settings, study: str) -> bool:
-    share = int.from_bytes(hashlib.sha256(f"blind {study}".encode()).digest()[:8], "big") / 2**64
-    return share < settings.blind_share
+    return deployments.drawn(study, "blind") < settings.blind_share
 
 
 def asked(connection: Connection, study: str, is_blind: bool) -> bool:

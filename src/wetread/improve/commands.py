@@ -15,6 +15,7 @@ from wetread.errors import ConfigError
 
 if TYPE_CHECKING:
     from wetread.clinic.store import Store
+    from wetread.config import Settings
 
 Data = Annotated[Path, typer.Option(help="Data folder of the server.")]
 Site = Annotated[str | None, typer.Option(help="The site; default: setting site.")]
@@ -23,17 +24,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
-def clinic(data: Path, site: str | None) -> Iterator[tuple[Store, str]]:
-    """Open the database of a clinic that is there, and say which site is meant."""
+def opened(data: Path, url: str | None = None) -> Iterator[tuple[Store, Settings]]:
+    """Open the database of a clinic that is there, by default that of the settings, which come along."""
     from wetread import config
     from wetread.clinic.store import Store
 
     settings = config.load(Path("wetread.toml"))
-    database = Store.existing(data, settings.database)
+    database = Store.existing(data, settings.database if url is None else url)
     try:
-        yield database, site or settings.site
+        yield database, settings
     finally:
         database.close()
+
+
+@contextmanager
+def clinic(data: Path, site: str | None) -> Iterator[tuple[Store, str]]:
+    """Open the database of a clinic that is there, and say which site is meant."""
+    with opened(data) as (database, settings):
+        yield database, site or settings.site
 
 
 def sites(database: Store, site: str | None) -> list[str]:

@@ -12,12 +12,10 @@ Versions stand in ``DATA/datasets``, numbered. The same reviews give the same ve
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from wetread.dataset.tables import COLUMNS
 from wetread.errors import ConfigError
 from wetread.findings import PRESENT, Task
 from wetread.improve import cases, consensus, hard_cases
+from wetread.improve.lock import alone
 from wetread.improve.sides import Sides
 from wetread.radiograph.read import Limits
 
@@ -133,7 +132,7 @@ def run(
     """
     if request.views not in ("frontal", "lateral", "all"):
         raise ConfigError(f"views = {request.views!r}: use frontal, lateral, all")
-    with _alone(data / FOLDER):
+    with alone(data / FOLDER, "curate"):
         there = versions(data)
         parent = Dataset.open(request.parent or there[-1]) if request.parent or there else None
         model = parent or (Dataset.open(request.like) if request.like else None)
@@ -386,18 +385,6 @@ def _record(folder: Path, out: Path, sha256: str, summary: Mapping[str, Any]) ->
     lines = [f"# Dataset {out.name}", "", f"`{sha256}`", ""]
     lines += [f"- {name.replace('_', ' ')}: {json.dumps(value)}" for name, value in summary.items()]
     (folder / "record.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one `curate` at a time work on a data folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: another `wetread curate` is at work; wait for it") from None
-        yield
 
 
 def _shares(request: Request, parent: Dataset | None) -> dict[str, float]:

@@ -10,12 +10,9 @@ so only when the policy says so, and then only into shadow, where nobody sees it
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from wetread.clinic import audit, store, takeup
+from wetread.clinic import audit, deployments, store, takeup
 from wetread.clinic.archive import Archive
 from wetread.clinic.store import Store
 from wetread.config import Settings
@@ -35,6 +32,7 @@ from wetread.evaluate.behaviour import worst
 from wetread.evaluate.gate_file import Gates, HardGate
 from wetread.improve import curate, due
 from wetread.improve.due import When
+from wetread.improve.lock import alone
 from wetread.improve.policy import Policy
 from wetread.improve.rollout import Rollout
 from wetread.improve.staging import Staging
@@ -160,7 +158,7 @@ def run(room: Room, policy: Retraining, *, force: str = "") -> Attempt:
     WetreadError
         When a step cannot be done; the next command tries that step again.
     """
-    with _alone(room.data / FOLDER):
+    with alone(room.data / FOLDER, "retrain"):
         attempt = _open(room, policy, force)
         if attempt.outcome:
             return attempt
@@ -257,7 +255,7 @@ def _package(room: Room, policy: Retraining, attempt: Attempt) -> dict[str, Any]
         Path(attempt.done["train"]["run"]), Dataset.open(attempt.folder / "dataset"), out,
         recipe=recipe, precision=policy.train.precision, overwrite=True, say=room.say,
     )  # fmt: skip
-    slot = f"{made.task.name}/{made.meta.population}"
+    slot = deployments.slot_of(made)
     if slot != policy.slot:
         raise ConfigError(f"slot = {policy.slot!r}: the recipe makes a package for {slot!r}; correct the policy")
     return {"package": str(out), "id": made.id, "name": made.name, "metrics": evaluation.metrics()}
@@ -454,16 +452,3 @@ def words(attempt: Attempt) -> str:
     for test in done.get("hand over", {}).get("staged", {}).get("tests", []):
         lines.append(f"- staging, {test['name']}: {test['found']} (wanted {test['wanted']})")
     return "\n".join(lines) + "\n"
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one `retrain` at a time work on a data folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    with (folder / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: another `wetread retrain` is at work; wait for it") from None
-        yield

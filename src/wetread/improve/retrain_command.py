@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wetread.improve.commands import Data, Json, actor
+from wetread.improve.commands import Data, Json, actor, opened
 
 EXIT = {"failed": 1, "gated": 1, "inconclusive": 3}
 
@@ -27,23 +27,17 @@ def retrain(
     """
     import json
 
-    from wetread import config
     from wetread.clinic.archive import open_archive
-    from wetread.clinic.store import Store
     from wetread.improve import policy as policies
     from wetread.improve import retrain as training
 
     rule = policies.load(policy, training.Retraining)
-    settings = config.load(Path("wetread.toml"))
-    database = Store.existing(data, settings.database)
-    try:
+    with opened(data) as (database, settings):
         room = training.Room(
             database, open_archive(data, settings), data, settings, site, policy.resolve().parent,
             actor(), lambda text: typer.echo(f"{text} …", err=True),
         )  # fmt: skip
         attempt = training.run(room, rule, force=force)
-    finally:
-        database.close()
     if as_json:
         values = {key: str(value) if key in ("folder", "started") else value for key, value in vars(attempt).items()}
         typer.echo(json.dumps(values, indent=2))

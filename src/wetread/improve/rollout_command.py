@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wetread.improve.commands import Data, Json, actor
+from wetread.improve.commands import Data, Json, actor, opened
 
 if TYPE_CHECKING:
     from wetread.clinic.deploying import Change
@@ -32,16 +32,10 @@ _Package = Annotated[str, typer.Argument(help="Path, name or id of the package."
 
 @contextmanager
 def _open(data: Path, database: str | None, site: str) -> Iterator[Rollout]:
-    from wetread import config
-    from wetread.clinic.store import Store
     from wetread.improve.rollout import Rollout
 
-    settings = config.load(Path("wetread.toml"))
-    opened = Store.existing(data, settings.database if database is None else database)
-    try:
-        yield Rollout(opened, data, settings, actor(), site)
-    finally:
-        opened.close()
+    with opened(data, database) as (there, settings):
+        yield Rollout(there, data, settings, actor(), site)
 
 
 def _change(data: Path, database: str | None, site: str, as_json: bool, deed: Callable[[Rollout], Change]) -> None:
@@ -49,8 +43,8 @@ def _change(data: Path, database: str | None, site: str, as_json: bool, deed: Ca
 
     from wetread.improve.rollout import change_json
 
-    with _open(data, database, site) as opened:
-        change = deed(opened)
+    with _open(data, database, site) as there:
+        change = deed(there)
     typer.echo(json.dumps(change_json(change), indent=2) if as_json else change.words)
 
 
@@ -74,8 +68,8 @@ def stage(
     from wetread.improve.rollout import RolloutPolicy
 
     rules = policies.load(policy, RolloutPolicy)
-    with _open(data, database, site) as opened:
-        staged = opened.stage(package, rules.staging)
+    with _open(data, database, site) as there:
+        staged = there.stage(package, rules.staging)
     if as_json:
         typer.echo(json.dumps(staged.to_json(), indent=2))
     else:
@@ -99,7 +93,7 @@ def shadow(
 
     Example: `wetread rollout shadow runs/densenet/package --data clinic`
     """
-    _change(data, database, site, as_json, lambda opened: opened.shadow(package, reason))
+    _change(data, database, site, as_json, lambda there: there.shadow(package, reason))
 
 
 @rollout.command()
@@ -116,7 +110,7 @@ def canary(
 
     Example: `wetread rollout canary --share 0.2 --data clinic`
     """
-    _change(data, database, site, as_json, lambda opened: opened.canary(share, reason, slot=slot))
+    _change(data, database, site, as_json, lambda there: there.canary(share, reason, slot=slot))
 
 
 @rollout.command()
@@ -133,7 +127,7 @@ def promote(
 
     Example: `wetread rollout promote --reason "agreed on 3 May" --data clinic`
     """
-    _change(data, database, site, as_json, lambda opened: opened.promote(reason, slot=slot, model=model))
+    _change(data, database, site, as_json, lambda there: there.promote(reason, slot=slot, model=model))
 
 
 @rollout.command()
@@ -149,7 +143,7 @@ def hold(
 
     Example: `wetread rollout hold --reason "new scanner this week" --data clinic`
     """
-    _change(data, database, site, as_json, lambda opened: opened.hold(reason, slot=slot))
+    _change(data, database, site, as_json, lambda there: there.hold(reason, slot=slot))
 
 
 @rollout.command()
@@ -167,7 +161,7 @@ def rollback(
     What it ranked and nobody signed yet is ranked anew within seconds. Given again it changes nothing. Example:
     `wetread rollout rollback --reason "misses small pneumothoraces" --data clinic`
     """
-    _change(data, database, site, as_json, lambda opened: opened.rollback(reason, slot=slot, model=model))
+    _change(data, database, site, as_json, lambda there: there.rollback(reason, slot=slot, model=model))
 
 
 @rollout.command()
@@ -195,9 +189,9 @@ def verdict(
     from wetread.improve.rollout import RolloutPolicy, change_json
 
     rules = policies.load(policy, RolloutPolicy)
-    with _open(data, database, site) as opened:
+    with _open(data, database, site) as there:
         done, refused = [], None
-        for each, name in opened.challenged(slot) if apply else [(opened, slot)]:
+        for each, name in there.challenged(slot) if apply else [(there, slot)]:
             try:
                 said = each.judge(rules.verdict, slot=name)
                 done.append((said, each.act(said, rules) if apply else None))
@@ -235,8 +229,8 @@ def status(
 
     from wetread.improve.rollout import slot_json
 
-    with _open(data, database, site) as opened:
-        slots = opened.status()
+    with _open(data, database, site) as there:
+        slots = there.status()
     if as_json:
         typer.echo(json.dumps([slot_json(slot) for slot in slots], indent=2))
         return
