@@ -43,6 +43,10 @@ def base(tmp_path: Path) -> Dataset:
 
 @pytest.fixture
 def made(ward: Ward, base: Dataset, tmp_path: Path) -> Callable[..., Outcome]:
+    key = tmp_path / pseudonyms.FILE  # always the same one: sides are drawn by it
+    key.write_bytes(bytes(32))
+    key.chmod(0o600)
+
     def make(**more: Any) -> Outcome:
         options = {"like": base.path, "workers": 1, "views": "all"} | more
         return curate.run(ward.database, ward.archive, tmp_path, Request(**options))
