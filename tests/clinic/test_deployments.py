@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from ward import SITE, NameReader, Ward, png
+from ward import SITE, NameReader, Ward, dicom, png
 
 from wetread.clinic import audit, deploying, deployments, export, reviews, store, triage, worklist
 from wetread.clinic.ai import Ai
@@ -109,17 +109,18 @@ def count(database: Store) -> int:
 # ---------------------------------------------------------------------- the hash
 
 
-@given(st.uuids().map(str), st.text("0123456789abcdef", min_size=16, max_size=16), st.floats(0, 1), st.floats(0, 1))
-def test_a_larger_share_only_adds_studies(study: str, salt: str, one: float, other: float) -> None:
+@given(st.text(), st.text("0123456789abcdef", min_size=16, max_size=16), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_only_adds_patients(patient: str, salt: str, one: float, other: float) -> None:
+    who = deployments.whose(SITE, patient, "study")
     small, large = (row("n", CANARY, salt=salt, share=share) for share in sorted((one, other)))
-    assert small.draws(study) <= large.draws(study)
-    assert row("n", CANARY, salt=salt, share=one).draws(study) == row("n", CANARY, salt=salt, share=one).draws(study)
+    assert small.draws(who) <= large.draws(who)
+    assert row("n", CANARY, salt=salt, share=one).draws(who) == row("n", CANARY, salt=salt, share=one).draws(who)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
 def test_the_share_is_right_and_another_salt_draws_others(share: float) -> None:
-    count, studies = 20_000, [f"00000000-0000-4000-8000-{n:012x}" for n in range(20_000)]  # ids that are not random
-    drew = {salt: {s for s in studies if deployments.drawn(s, salt) < share} for salt in ("a", "b")}
+    count, patients = 20_000, [deployments.whose("north", f"{n:06d}", "study") for n in range(20_000)]
+    drew = {salt: {who for who in patients if deployments.drawn(who, salt) < share} for salt in ("a", "b")}
     sd = (count * share * (1 - share)) ** 0.5
     for chosen in drew.values():
         assert abs(len(chosen) - count * share) < 5 * sd
@@ -464,7 +465,8 @@ def test_each_new_study_draws_once_and_nobody_waits_for_a_shadow(tmp_path: Path)
         canary = deployments.history(connection)[-1]
         assert set(drew) == set(keys)
         assert before not in drew
-        assert all((arm == CHALLENGER) == canary.draws(key) for key, arm in drew.items())
+        whose = {key: deployments.whose(SITE, "", key) for key in keys}  # pictures without a patient
+        assert all((arm == CHALLENGER) == canary.draws(whose[key]) for key, arm in drew.items())
         floors = {
             r.study: r.floor
             for r in connection.execute(
@@ -482,6 +484,42 @@ def test_each_new_study_draws_once_and_nobody_waits_for_a_shadow(tmp_path: Path)
         told = dict(connection.execute(sa.select(store.study.c.id, store.study.c.model)).all())  # type: ignore[arg-type]
     assert {key: told[key] for key in keys} == {
         key: "names 2" if drew[key] == CHALLENGER else "names 1" for key in keys
+    }
+    ward.database.close()
+
+
+def test_all_new_studies_of_a_patient_are_told_by_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploying.secrets, "token_hex", lambda _: "salt")
+    old, new = NameReader("names", "1"), NameReader("names", "2")
+    ward = Ward(tmp_path, [old, new])
+    with ward.database.write() as connection:
+        store.ensure_site(connection, SITE)
+    deploy(ward, "first", old)
+    deploy(ward, "shadow", new)
+    prior = ward.take(dicom(99, PatientID="P0")).study
+    deploy(ward, "canary", share=0.5)
+    patients = [f"P{n}" for n in range(6)]
+
+    def come(visit: int) -> dict[str, list[str]]:
+        keys = {who: ward.take(dicom(10 * visit + n, PatientID=who)).study for n, who in enumerate(patients)}
+        table = store.assignment.c
+        with ward.database.read() as connection:
+            drew = dict(connection.execute(sa.select(table.study, table.arm)).all())  # type: ignore[arg-type]
+        assert prior not in drew
+        return {who: [drew[key], key] for who, key in keys.items()}
+
+    first, second = come(1), come(2)
+    arms = {who: arm for who, (arm, _) in first.items()}
+    assert set(arms.values()) == {CHALLENGER, CHAMPION}
+    assert {who: arm for who, (arm, _) in second.items()} == arms
+    deploy(ward, "canary", share=0.01)  # what a study drew stays, whatever its patient would draw now
+    third = come(3)
+    with ward.database.read() as connection:
+        canary, table = deployments.history(connection)[-1], store.assignment.c
+        drew = dict(connection.execute(sa.select(table.study, table.arm)).all())  # type: ignore[arg-type]
+    assert {drew[key] for who, (_, key) in first.items() if arms[who] == CHALLENGER} == {CHALLENGER}
+    assert {who: arm == CHALLENGER for who, (arm, _) in third.items()} == {
+        who: canary.draws(deployments.whose(SITE, who, "")) for who in patients
     }
     ward.database.close()
 

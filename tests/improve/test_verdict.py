@@ -94,7 +94,8 @@ def put(
                 "at": at, "abnormal": None if broke else 1 - said["No Finding"],
             })  # fmt: skip
         if share:
-            arm = deployments.CHALLENGER if canary.draws(key) else deployments.CHAMPION
+            drew = canary.draws(deployments.whose(HERE, f"P{n}", key))
+            arm = deployments.CHALLENGER if drew else deployments.CHAMPION
             assigned.append({"study": key, "kind": "canary", "unit": canary.id, "arm": arm, "block": SLOT, "at": at})
         if read:
             tables["review"].append({

@@ -2,9 +2,10 @@
 
 Each slot has one *champion*: it analyses everything, ranks, is shown and told. A *challenger* may stand beside it. In
 *shadow* it analyses what comes, behind everything else in the queue, and its word is kept and neither shown, ranked nor
-told. As *canary* its word takes the place of the champion's for a share of the studies, by a hash of the study and the
-deployment's salt; what a study drew is written down once. Both go on to analyse every study, so that they can be
-compared, and the champion's word counts until the challenger's is there, and where the challenger has none.
+told. As *canary* its word takes the place of the champion's for a share of the patients, by a hash of the patient and
+the deployment's salt, so that nobody's studies are told by two models turn about; what a study drew is written down
+once. Both go on to analyse every study, so that they can be compared, and the champion's word counts until the
+challenger's is there, and where the challenger has none.
 
 A site's own rows go before those of every site. Models without a row (settings that name two of one slot, models of
 tests) are outside of this and serve as if there were none. Nothing here writes but `assign`; see `deploying`.
@@ -74,9 +75,9 @@ class Deployment:
         """Name, version and the beginning of its id, for people."""
         return f"{self.model_name} {self.version} ({self.model[:12]})".replace("  ", " ")
 
-    def draws(self, study: str) -> bool:
-        """Tell whether a study sees this challenger, by its id alone; a larger share only adds studies."""
-        return drawn(study, self.salt) < self.share
+    def draws(self, who: str) -> bool:
+        """Tell whether a patient (`whose`) sees this challenger; a larger share only adds patients."""
+        return drawn(who, self.salt) < self.share
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,14 @@ def slot_of(package: Package) -> str:
     return f"{package.task.name}/{package.meta.population}"
 
 
-def drawn(study: str, salt: str) -> float:
-    """Return the number that a study drew, uniform from 0 to 1 and always the same."""
-    return int.from_bytes(hashlib.sha256(f"{salt} {study}".encode()).digest()[:8]) / 2**64
+def whose(site: str, patient: str, study: str) -> str:
+    """Return a word for the patient of a study; without an identifier nobody knows whose it is: it is its own."""
+    return f"{site} {patient.strip() or f'study {study}'}"
+
+
+def drawn(who: str, salt: str) -> float:
+    """Return the number that a patient or a study drew, uniform from 0 to 1 and always the same."""
+    return int.from_bytes(hashlib.sha256(f"{salt} {who}".encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
 
 
 def history(connection: Connection, site: str | None = None) -> list[Deployment]:
@@ -295,7 +301,7 @@ def wanted(rows: Iterable[Deployment], model: str, sites: Iterable[str]) -> dict
 
 
 def assign(connection: Connection, study: str, site: str, now: datetime) -> None:
-    """Write down which arm a new study drew, of each canary of its site; a study that came before draws nothing."""
+    """Write down which arm a new study's patient drew, of each canary of its site; what came before draws nothing."""
     for slot in slots(history(connection, site), site).values():
         canary = slot.challenger
         if canary is None or canary.stage != CANARY:
@@ -303,7 +309,7 @@ def assign(connection: Connection, study: str, site: str, now: datetime) -> None
         table = store.assignment
         key = {"study": study, "kind": CANARY, "unit": canary.id}
         there = sa.select(table.c.unit).where(*(table.c[name] == value for name, value in key.items()))
-        came = connection.execute(sa.select(_studies.received_at).where(_studies.id == study)).scalar_one()
-        if came >= canary.since and connection.execute(there).first() is None:
-            arm = CHALLENGER if canary.draws(study) else CHAMPION
+        of = connection.execute(sa.select(_studies.received_at, _studies.patient_id).where(_studies.id == study)).one()
+        if of.received_at >= canary.since and connection.execute(there).first() is None:
+            arm = CHALLENGER if canary.draws(whose(site, of.patient_id, study)) else CHAMPION
             connection.execute(table.insert().values(**key, arm=arm, block=slot.name, at=now))

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import export, store, triage
-from wetread.clinic.deployments import CHALLENGER, Deployment
+from wetread.clinic.deployments import CHALLENGER, Deployment, whose
 
 Said = dict[str, Any]
 
@@ -70,8 +70,7 @@ def gather(connection: Connection, row: Deployment, champion: str, site: str, mo
     for result in found:
         mine = sides.setdefault(result["study"], ({}, {}))[result["model"] == row.model]
         mine[result["instance"]] = dict(result)
-        patient = result["patient_id"] or f"study {result['study']}"
-        patients[result["study"]] = f"{result['site']} {patient}"
+        patients[result["study"]] = whose(result["site"], result["patient_id"], result["study"])
     pairs = [(old[image], new[image]) for old, new in sides.values() for image in sorted(old)]
     merged = {}
     for study, (old, new) in sides.items():
