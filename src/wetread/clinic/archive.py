@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 from wetread.config import Settings
 from wetread.errors import ClinicError, ConfigError, FullError
+from wetread.whole import flush
 
 CHUNK = 2**20
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -277,12 +278,3 @@ def room(folder: Path, reserve: float) -> float:
     disk = os.statvfs(folder)
     keep = reserve * disk.f_blocks * disk.f_frsize if reserve < 1 else reserve
     return disk.f_bavail * disk.f_frsize - keep
-
-
-def flush(folder: Path) -> None:
-    """Make the names in a folder last."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

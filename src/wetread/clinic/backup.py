@@ -24,10 +24,11 @@ from sqlalchemy.engine import Connection
 
 from wetread import __version__
 from wetread.clinic import store, verify
-from wetread.clinic.archive import Archive, flush, open_archive
+from wetread.clinic.archive import Archive, open_archive
 from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import ClinicError, ConfigError
+from wetread.whole import flush
 
 _OWN = ("clinic.db", "clinic.db-wal", "clinic.db-shm", "clinic.db.new", "archive", "cache", "tmp", "backup.json")
 _BATCH = 500
@@ -204,7 +205,7 @@ def _dump(source: Store, target: Path) -> None:
     with sqlite3.connect(target) as copy:
         copy.execute("PRAGMA journal_mode=DELETE")  # one file, nothing beside it
     copy.close()
-    _flush_file(target)
+    flush(target)
 
 
 def _load(picture: Store, url: str) -> None:
@@ -275,9 +276,4 @@ def _whole(report: verify.Report, what: str) -> None:
 
 def _write(path: Path, content: str) -> None:
     path.write_text(content, encoding="utf-8")
-    _flush_file(path)
-
-
-def _flush_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    flush(path)

@@ -45,6 +45,7 @@ from wetread.dataset.tables import PLACE
 from wetread.errors import DatasetError, ReadError
 from wetread.radiograph.pixels import Transform
 from wetread.radiograph.read import Limits, Radiograph
+from wetread.whole import flush
 
 _SHARD = 64  # images: 3 MB of pixels at 224²
 _JOURNAL = "journal.jsonl"
@@ -153,9 +154,9 @@ def pack(
         }
         (folder / INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for name in (MANIFEST, TRANSFORM, INFO, *_columns(transform, findings)):
-            _sync(folder / name)
+            flush(folder / name)
         folder.replace(out)
-        _sync(out.parent)
+        flush(out.parent)
         (out / _SIZES).unlink()
         (out / _JOURNAL).unlink()
     return Dataset.open(out)
@@ -347,11 +348,3 @@ def _write_header(file: Path, shape: tuple[int, ...]) -> int:
         values = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, values)
         return stream.tell()
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

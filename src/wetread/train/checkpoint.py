@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 
+from wetread import whole
 from wetread.errors import TrainError
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file so that a crash leaves the old one or the new one, never a part of either."""
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+def _whole(path: Path) -> AbstractContextManager[BinaryIO]:
+    return whole.opened(path, f".{path.name}.draft")
 
 
 def replace(path: Path, data: bytes) -> None:
