@@ -435,7 +435,7 @@ curate.run(Store.open(folder), Archive(folder / "archive"), folder, request)
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("where", ["wetread.clinic.export write", "wetread.improve.curate _record"])
+@pytest.mark.parametrize("where", ["wetread.clinic.export write", "wetread.improve.record write"])
 def test_a_killed_run_leaves_nothing_half(
     ward: Ward, made: Callable[..., Outcome], base: Dataset, tmp_path: Path, where: str
 ) -> None:

@@ -35,7 +35,7 @@ from wetread.dataset.sources import SOURCES, Collection
 from wetread.dataset.tables import COLUMNS
 from wetread.errors import ConfigError
 from wetread.findings import PRESENT, Task
-from wetread.improve import cases, consensus, hard_cases
+from wetread.improve import cases, consensus, hard_cases, record
 from wetread.improve.lock import alone
 from wetread.improve.sides import Sides
 from wetread.radiograph.read import Limits
@@ -173,7 +173,7 @@ def run(
             with database.write() as connection:  # before anybody can see it
                 detail = {"sha256": dataset.hash, "parent": about["parent"], **summary}
                 audit.record(connection, request.site or "all", actor, "dataset.curated", dataset.hash[:32], detail)
-            _record(data / "improve" / "curate" / dataset.hash[:16], out, dataset.hash, summary)
+            _write_record(data / "improve" / "curate" / dataset.hash[:16], out, dataset.hash, summary)
     return Outcome(out, True, summary)
 
 
@@ -377,14 +377,12 @@ def _summary(dataset: Dataset, about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _record(folder: Path, out: Path, sha256: str, summary: Mapping[str, Any]) -> None:
+def _write_record(folder: Path, out: Path, sha256: str, summary: Mapping[str, Any]) -> None:
     """Write what was done, for machines and for people."""
-    folder.mkdir(parents=True, exist_ok=True)
     values = {"version": str(out), "sha256": sha256, "code_version": __version__, **summary}
-    (folder / "record.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     lines = [f"# Dataset {out.name}", "", f"`{sha256}`", ""]
     lines += [f"- {name.replace('_', ' ')}: {json.dumps(value)}" for name, value in summary.items()]
-    (folder / "record.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    record.write(folder, values, "\n".join(lines) + "\n")
 
 
 def _shares(request: Request, parent: Dataset | None) -> dict[str, float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wetread.evaluate import plots
 from wetread.evaluate.shift import Change
+from wetread.improve import record
 from wetread.improve.drift import DRIFT, Report, Source
 
 if TYPE_CHECKING:
@@ -82,8 +82,5 @@ def chart(report: Report) -> str:
 
 def write(folder: Path, report: Report) -> None:
     """Write ``report.json``, ``report.md`` and ``chart.svg`` into a folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(words(report), encoding="utf-8")
-    if any(source.changes for source in report.sources):
-        (folder / "chart.svg").write_text(chart(report), encoding="utf-8")
+    picture = chart(report) if any(source.changes for source in report.sources) else ""
+    record.write(folder, report.to_dict(), words(report), name="report", chart=picture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import numpy as np
 from wetread.clinic.experiments import AI, ARRIVAL, Experiment
 from wetread.clinic.figures import Share, Spread
 from wetread.evaluate import plots
+from wetread.improve import record
 from wetread.improve.experiment import Plan, Study, guard, saved
 
 if TYPE_CHECKING:
@@ -243,9 +243,6 @@ def chart(found: Sequence[Study], critical: set[str]) -> str:
 
 def write(folder: Path, values: dict[str, Any], found: Sequence[Study]) -> None:
     """Write ``report.json``, ``report.md`` and, where effects are told, ``chart.svg``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(words(values), encoding="utf-8")
-    if "primary" in values:
-        counted = [study for study in found if not study.early]
-        (folder / "chart.svg").write_text(chart(counted, set(values["plan"]["findings"])), encoding="utf-8")
+    counted = [study for study in found if not study.early]
+    picture = chart(counted, set(values["plan"]["findings"])) if "primary" in values else ""
+    record.write(folder, values, words(values), name="report", chart=picture)

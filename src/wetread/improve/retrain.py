@@ -30,7 +30,7 @@ from wetread.errors import ConfigError
 from wetread.evaluate import gate_command, gates
 from wetread.evaluate.behaviour import worst
 from wetread.evaluate.gate_file import Gates, HardGate
-from wetread.improve import curate, due
+from wetread.improve import curate, due, record
 from wetread.improve.due import When
 from wetread.improve.lock import alone
 from wetread.improve.policy import Policy
@@ -117,10 +117,7 @@ class Attempt:
     def save(self) -> None:
         """Write it down, whole or not at all."""
         values = {key: value for key, value in vars(self).items() if key != "folder"}
-        text = json.dumps(values | {"started": self.started.isoformat()}, indent=1)
-        draft = self.folder / f".{STATE}"
-        draft.write_text(text + "\n", encoding="utf-8")
-        draft.replace(self.folder / STATE)
+        record.as_json(self.folder / STATE, values | {"started": self.started.isoformat()})
 
     @classmethod
     def read(cls, folder: Path) -> Attempt:
@@ -285,9 +282,7 @@ def _gate(room: Room, policy: Retraining, attempt: Attempt) -> dict[str, Any]:
         theirs = open_on(str(champion.path), room.data, dataset) if champion else (None, None)
         judged = gate_command.judge(asked, *mine, "test", champion=theirs[0], champion_dataset=theirs[1])
         decisions[name] = json.loads(gate_command.decision_json(judged))
-        (attempt.folder / f"gates-{len(decisions)}.json").write_text(
-            json.dumps({"what": name, **decisions[name]}, indent=1) + "\n", encoding="utf-8"
-        )
+        record.as_json(attempt.folder / f"gates-{len(decisions)}.json", {"what": name, **decisions[name]})
     verdict = worst([found["verdict"] for found in decisions.values()])
     missing = [] if "the random-audit sample" in decisions else ["there is no random-audit sample to judge on yet"]
     if champion is None:
@@ -417,7 +412,7 @@ def _close(room: Room, attempt: Attempt) -> None:
     if not attempt.outcome:
         attempt.outcome, attempt.why = "staged", "every step is done"
     attempt.save()
-    (attempt.folder / "record.md").write_text(words(attempt), encoding="utf-8")
+    record.as_words(attempt.folder / "record.md", words(attempt))
     package = attempt.done.get("package", {})
     detail = {"attempt": attempt.id, "outcome": attempt.outcome, "why": attempt.why, "reasons": attempt.reasons}
     with room.database.write() as connection:

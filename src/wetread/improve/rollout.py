@@ -9,7 +9,6 @@ says. What a person holds, no verdict promotes; what fails is rolled back all th
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from wetread.clinic.store import Store
 from wetread.clinic.takeup import candidate
 from wetread.config import Settings
 from wetread.errors import ConflictError
-from wetread.improve import staging, verdict
+from wetread.improve import record, staging, verdict
 from wetread.improve.policy import Policy
 from wetread.improve.staging import Staging
 from wetread.improve.verdict import HOLD, PROMOTE, ROLL_BACK, Limits, Verdict
@@ -65,7 +64,9 @@ class Rollout:
         """Test a package and put it into the data folder; see `staging.stage`."""
         staged = staging.stage(self.database, self.data, name, self.settings, policy, self.actor, site=self.site)
         if not staged.unchanged:
-            _write(self.data / "improve" / "rollout" / f"stage-{staged.model[:12]}", staged.to_json(), _staged(staged))
+            record.write(
+                self.data / "improve" / "rollout" / f"stage-{staged.model[:12]}", staged.to_json(), _staged(staged)
+            )
         return staged
 
     def shadow(self, name: str, reason: str = "") -> Change:
@@ -133,19 +134,26 @@ class Rollout:
         own = [row for row in found if not self.site or row.site == self.site]
         return [(replace(self, site=self.site or row.site), row.slot) for row in own or found]
 
-    def judge(self, limits: Limits, *, slot: str = "") -> Verdict:
+    def judge(self, limits: Limits, *, slot: str = "", browsers: Path | None = None) -> Verdict:
         """Weigh the challenger against the champion, and keep the verdict; nothing else changes.
+
+        Parameters
+        ----------
+        browsers : Path, optional
+            What browsers measured of the pages, for a canary.
 
         Raises
         ------
         ConflictError
             When nothing challenges, or what does challenges at every site and `site` is one.
+        ConfigError
+            When `browsers` is no such report.
         """
         with self.database.read() as connection:
             found = deploying.find(connection, self.site, slot)
             row = deploying.challenger(found)
-        said = verdict.judge(self.database, found, limits, self.site)
-        _write(self.data / "improve" / "rollout" / said.id, said.to_json(), verdict.render(said))
+        said = verdict.judge(self.database, found, limits, self.site, browsers)
+        record.write(self.data / "improve" / "rollout" / said.id, said.to_json(), verdict.render(said))
         with self.database.write() as connection:
             deploying.judged(connection, row, said.summary())
         return said
@@ -203,13 +211,6 @@ def _staged(staged: staging.Staged) -> str:
     lines += [f"**{'Passed' if staged.passed else 'Failed'}.**", "", "| test | found | wanted | |", "|---|---|---|---|"]
     lines += [f"| {t.name} | {t.found} | {t.wanted} | {'pass' if t.passed else 'fail'} |" for t in staged.tests]
     return "\n".join(lines) + "\n"
-
-
-def _write(folder: Path, values: dict[str, Any], words: str) -> None:
-    """Write a record, as JSON and in words."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "record.md").write_text(words, encoding="utf-8")
 
 
 __all__ = ["CANARY", "HOLD", "PROMOTE", "ROLL_BACK", "Rollout", "RolloutPolicy", "change_json", "slot_json"]
