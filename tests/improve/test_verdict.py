@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from wetread.config import Settings
 from wetread.errors import ConflictError
 from wetread.evaluate import delong
 from wetread.improve import verdict
+from wetread.improve.browsing import PageLimits
+from wetread.improve.paired import Paired
 from wetread.improve.rollout import Rollout, RolloutPolicy
 from wetread.improve.verdict import Figure, Limits, Verdict
 
@@ -212,6 +215,33 @@ def test_in_canary_those_who_saw_the_challenger_are_told_apart(database: Store) 
     assert 0 < shown.count < figure(said, "agreement").count
     assert not shown.held
     assert "their study drew" in said.notes[0]
+
+
+def test_pages_that_break_hold_a_canary_and_never_roll_it_back(database: Store, tmp_path: Path) -> None:
+    rollout, file = put(database, share=0.3), tmp_path / "pages.json"
+
+    def judge(stage: str = "canary", **figures: Any) -> Verdict:
+        tablet = {"opened": 5, "list_ms": None, "first_image_ms": None, "errors": 0, "first_errors": []} | figures
+        file.write_text(json.dumps({"at": START.isoformat(), "profiles": {"tablet": tablet}}))
+        with database.write() as connection:
+            connection.execute(sa.update(store.deployment).where(store.deployment.c.share < 1).values(stage=stage))
+        return rollout.judge(limits, browsers=file)
+
+    limits = Limits(browsers={"tablet": PageLimits()})
+    fine = judge()
+    assert fine.outcome == "promote"
+    assert "pages" in fine.summary()["reasons"][1]
+    broken = judge(errors=3)
+    assert (broken.outcome, broken.reasons) == ("hold", ("pages, tablet: 3 errors, at most 0 wanted",))
+    assert broken.summary()["reasons"] == list(broken.reasons)
+    record = rollout.data / "improve" / "rollout" / broken.id
+    assert "| tablet | 5 | 3 |" in (record / "record.md").read_text()
+    assert json.loads((record / "record.json").read_text())["pages"]["profiles"]["tablet"]["errors"] == 3
+    assert rollout.judge(limits).outcome == "hold"  # without a report, which the policy asks for
+    assert judge("shadow", errors=3).outcome == "promote"  # no page shows what it says
+    worse = dataclasses.replace(figure(fine, "agreement"), verdict="fail")
+    outcome, reasons = verdict.decide(Paired(), [worse], limits, pages=broken.pages)
+    assert (outcome, len(reasons)) == ("roll_back", 1)
 
 
 def test_the_figures_are_those_of_textbooks(database: Store) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from importlib.util import find_spec
 
 import peers
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 from wetread import cli
 from wetread.clinic import access, accounts
 from wetread.clinic.store import Store
+from wetread.improve import browsing
+from wetread.improve.browsing import PageLimits
 
 pytestmark = pytest.mark.system
 PASSWORD = "correct horse battery"
@@ -105,7 +108,13 @@ def test_pages_are_opened_as_on_a_tablet(server):
     database = Store.existing(server.data, "")
     accounts.create(database, "canary", access.Role.RADIOLOGIST, "default", PASSWORD)
     database.close()
-    options = ("--name", "canary", "--times", 1, "--profile", "tablet")
-    found = run(server, "browsers", *options, WETREAD_PASSWORD=PASSWORD)["tablet"]
+    file, began = server.data.parent / "pages.json", datetime.now(UTC)
+    options = ("--name", "canary", "--times", 1, "--profile", "tablet", "--json", "--out", file)
+    printed = run(server, "browsers", *options, WETREAD_PASSWORD=PASSWORD)
+    found = printed["profiles"]["tablet"]
     assert (found["opened"], found["errors"]) == (1, 0), found
     assert found["first_image_ms"]["p50"] > 0
+    assert json.loads(file.read_text()) == printed
+    pages = browsing.judge({"tablet": PageLimits(first_image_ms=60_000)}, began.replace(microsecond=0), file)
+    assert pages is not None
+    assert pages.reasons == ()

@@ -169,6 +169,9 @@ def verdict(
     data: Data,
     policy: _Policy = None,
     apply: Annotated[bool, typer.Option("--apply", help="Do what it says.")] = False,
+    browsers: Annotated[
+        Path | None, typer.Option(help="What `wetread simulate browsers --out` measured in canary.", metavar="FILE")
+    ] = None,
     slot: _Slot = "",
     database: _Database = None,
     site: _Site = "",
@@ -193,7 +196,7 @@ def verdict(
         done, refused = [], None
         for each, name in there.challenged(slot) if apply else [(there, slot)]:
             try:
-                said = each.judge(rules.verdict, slot=name)
+                said = each.judge(rules.verdict, slot=name, browsers=browsers)
                 done.append((said, each.act(said, rules) if apply else None))
             except ConflictError as error:  # somebody moved it meanwhile; the others are weighed all the same
                 refused = error

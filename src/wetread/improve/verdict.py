@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,8 @@ from wetread.evaluate import clustered
 from wetread.evaluate.clustered import Contrast, Estimate
 from wetread.evaluate.intervals import Interval, Z
 from wetread.findings import TASKS
+from wetread.improve import browsing
+from wetread.improve.browsing import PageLimits, Pages
 from wetread.improve.paired import Paired, Said, gather
 from wetread.improve.policy import Policy
 
@@ -59,6 +62,7 @@ class Limits(Policy):
     agreement: float = Field(0.05, gt=0, le=1)  # less, of the answers of readers
     sensitivity: float = Field(0.10, gt=0, le=1)  # less, of any finding, and of all together
     most: int = Field(20_000, ge=100)  # images that are looked at, the newest
+    browsers: dict[browsing.Name, PageLimits] = Field({}, max_length=32)  # profile → what its pages keep in canary
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Verdict:
         Why, the gravest first.
     figures : tuple of Figure
         Those that are not `held` are told, and decide nothing.
+    pages : Pages, optional
+        In canary, when the policy or whoever asks for the verdict wants the pages judged.
     """
 
     id: str
@@ -109,6 +115,7 @@ class Verdict:
     figures: tuple[Figure, ...]
     notes: tuple[str, ...]
     limits: dict[str, Any]
+    pages: Pages | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it for the record."""
@@ -120,7 +127,7 @@ class Verdict:
         return kept | {"studies": self.studies, "reviewed": self.reviewed}
 
 
-def judge(database: Store, slot: Slot, limits: Limits, site: str = EVERYWHERE) -> Verdict:
+def judge(database: Store, slot: Slot, limits: Limits, site: str = EVERYWHERE, browsers: Path | None = None) -> Verdict:
     """Weigh the challenger of a slot against its champion.
 
     Parameters
@@ -129,25 +136,35 @@ def judge(database: Store, slot: Slot, limits: Limits, site: str = EVERYWHERE) -
         With a challenger.
     site : str
         Only its studies; by default those of all sites that the challenger concerns.
+    browsers : Path, optional
+        What browsers measured of the pages; see `browsing`.
+
+    Raises
+    ------
+    ConfigError
+        When `browsers` is no such report.
     """
     row, champion = slot.challenger, slot.champion
     assert row is not None
+    pages = browsing.judge(limits.browsers, row.since, browsers)
+    if row.stage != CANARY:  # no page shows what it says
+        pages = None
     with database.read() as connection:
         walk(connection)
         pairs = gather(connection, row, champion.model, row.site or site, limits.most) if champion else Paired()
     figures = tuple(_figures(pairs, limits))
-    outcome, reasons = decide(pairs, figures, limits, champion is not None)
+    outcome, reasons = decide(pairs, figures, limits, champion is not None, pages)
     notes = [ANCHORED_CANARY if row.stage == CANARY else ANCHORED]
     notes += ["Analyses in shadow come after all others in the queue; their latency counts from their own beginning."]
     return Verdict(
         store.new_id(), store.now(), row.id, row.stage, slot.name, row.site or site, row.model,
         champion.model if champion else None, row.since, len(pairs.studies), len(pairs.images), len(pairs.truth),
-        len(pairs.blind), outcome, tuple(reasons), figures, tuple(notes), limits.model_dump(),
+        len(pairs.blind), outcome, tuple(reasons), figures, tuple(notes), limits.model_dump(), pages,
     )  # fmt: skip
 
 
 def decide(
-    pairs: Paired, figures: Sequence[Figure], limits: Limits, compares: bool = True
+    pairs: Paired, figures: Sequence[Figure], limits: Limits, compares: bool = True, pages: Pages | None = None
 ) -> tuple[Literal["promote", "hold", "roll_back"], list[str]]:
     """Return what the figures ask for, and why."""
     if not compares:
@@ -155,7 +172,7 @@ def decide(
     held = [figure for figure in figures if figure.held]
     if broken := [words(figure) for figure in held if figure.verdict == "fail"]:
         return "roll_back", broken
-    few = []
+    few = list(pages.reasons) if pages else []  # which say nothing about the model, and roll nothing back
     for have, want, of in (
         (len(pairs.studies), limits.studies, "studies that both analysed"),
         (len(pairs.truth), limits.reviewed, "of them signed"),
@@ -164,7 +181,9 @@ def decide(
             few.append(f"{have} {of}, {want} wanted")
     if open_ := [words(figure) for figure in held if figure.verdict == "inconclusive"]:
         return "hold", few + open_
-    return ("hold", few) if few else ("promote", ["all figures keep their limits"])
+    if few:
+        return "hold", few
+    return "promote", ["all figures keep their limits", *([f"so do the pages, opened at {pages.at}"] if pages else [])]
 
 
 def words(figure: Figure) -> str:
@@ -197,6 +216,8 @@ def render(said: Verdict) -> str:
             f"| {f.name} | {f.finding} | {' | '.join(values)} | {between} | {f.limit} | {f.count} | "
             f"{f.verdict if f.held else 'told only'} |"
         )
+    if said.pages is not None:
+        lines += ["", *browsing.lines(said.pages)]
     return "\n".join([*lines, "", *(f"{note}" for note in said.notes)]) + "\n"
 
 

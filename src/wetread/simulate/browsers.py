@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -119,7 +120,7 @@ def run(
     Returns
     -------
     dict
-        Profile → figures.
+        ``at``, when it began, and ``profiles``: name → figures.
 
     Raises
     ------
@@ -132,6 +133,7 @@ def run(
         raise ConfigError(f"profile {unknown[0]!r}: not one of {', '.join(PROFILES)}")
     from playwright.sync_api import Error, sync_playwright
 
+    began = datetime.now(UTC)
     path = chromium or shutil.which("chromium") or shutil.which("google-chrome") or None
     with sync_playwright() as playwright:
         try:
@@ -142,9 +144,10 @@ def run(
             ) from None
         try:
             state = _signed_in(browser, url, credentials)
-            return {
+            found = {
                 name: _profile(browser, url, state, PROFILES[name], times, timeout_s).to_dict() for name in profiles
             }
+            return {"at": began.isoformat(timespec="seconds"), "profiles": found}
         finally:
             browser.close()
 
@@ -241,6 +244,20 @@ def _open(page: Page, url: str, number: int, result: Result, timeout_s: float) -
         with suppress(Error):  # what was under way does not disturb the next one
             result.leaving = True
             page.goto("about:blank")
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return what `run` found in words, a line for each profile."""
+
+    def p95(times: Mapping[str, float] | None) -> str:
+        return f"{times['p95']:g} ms" if times else "never"
+
+    return "\n".join(
+        f"{name}: {each['opened']} opened; 95 % have the list within {p95(each['list_ms'])}, the first image within "
+        f"{p95(each['first_image_ms'])}; {each['errors']} errors"
+        + "".join(f"\n  {what}" for what in each["first_errors"])
+        for name, each in found["profiles"].items()
+    )
 
 
 def code_of(link: str) -> tuple[str, dict[str, str]]:

@@ -249,22 +249,29 @@ def browsers(
     times: Annotated[int, typer.Option(help="How often worklist and a study are opened in each.", min=1)] = 5,
     timeout: Annotated[float, typer.Option(help="After which a page without an image is an error, in s.")] = 60.0,
     chromium: Annotated[str, typer.Option(help="Path of the browser.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON there.", metavar="FILE")] = None,
 ) -> None:
-    """Open worklist and studies in a real browser and print how soon the first image stood, as JSON.
+    """Open worklist and studies in a real browser and tell how soon the first image stood.
 
-    Exit code 1 means that a page complained or showed nothing. Example:
-    `wetread simulate browsers --name canary --profile workstation --times 10`
+    `wetread rollout verdict --browsers FILE` holds a canary back whose pages complain or are slow. Exit code 1 means
+    that a page complained or showed nothing. Example:
+    `wetread simulate browsers --name canary --profile workstation --times 10 --out pages.json`
     """
     import json
 
+    from wetread import whole
     from wetread.simulate import browsers
 
     address, who = browsers.code_of(login) if login else (url.rstrip("/"), {"name": name, "password": password})
     found = browsers.run(
         address, who, profiles=profile or list(browsers.PROFILES), times=times, timeout_s=timeout, chromium=chromium
     )
-    typer.echo(json.dumps(found, indent=2))
-    if any(each["errors"] for each in found.values()):
+    text = json.dumps(found, indent=2)
+    if out is not None:
+        whole.write(out, f"{text}\n".encode())
+    typer.echo(text if as_json else browsers.table(found))
+    if any(each["errors"] for each in found["profiles"].values()):
         raise typer.Exit(1)
 
 
