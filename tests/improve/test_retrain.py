@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from squares import squares, write_dataset  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 from ward import SITE, Ward  # noqa: E402
 
+from wetread import whole  # noqa: E402
 from wetread.cli import app  # noqa: E402
 from wetread.clinic import audit, deploying, reviews, store  # noqa: E402
 from wetread.clinic.deploying import Candidate  # noqa: E402
@@ -186,6 +188,88 @@ def test_what_was_stopped_goes_on_where_it_was(
     assert after.id == before.id
     assert after.outcome
     assert weights.stat().st_mtime_ns == trained
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
+    """Return what has a process killed at a write: twice the how manieth, and one more when it was done."""
+
+    @contextmanager
+    def at(number: int) -> Iterator[None]:
+        moments = iter(range(1_000))
+
+        def deadly(write: Callable[..., None]) -> Callable[..., None]:
+            def kill(*arguments: Any) -> None:
+                if next(moments) == number:
+                    raise Killed
+                write(*arguments)
+                if next(moments) == number:
+                    raise Killed
+
+            return kill
+
+        with monkeypatch.context() as patched:
+            for module, name in ((whole, "write"), (audit, "record")):
+                patched.setattr(module, name, deadly(getattr(module, name)))
+            yield
+
+    return at
+
+
+def decide(room: Room, rule: Retraining, attempt: Attempt) -> dict[str, Any]:
+    attempt.outcome = "staged"
+    return {}
+
+
+def closed(ward: Ward, made: list[Attempt]) -> list[str]:
+    """Return the outcome of each training in the audit, whose records are there too."""
+    assert all(f": {one.outcome}" in (one.folder / "record.md").read_text() for one in made)
+    rows = list(audit.rows(ward.database, action="model.retrained"))
+    assert [row["detail"]["attempt"] for row in rows] == [one.id for one in made]
+    return [row["detail"]["outcome"] for row in rows]
+
+
+def test_wherever_it_is_killed_the_next_command_closes_it_once(
+    go: Callable[..., Attempt],
+    clinic: Ward,
+    killed: Callable[[int], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retrain, "STEPS", {"decide": decide})
+    for moment in range(1_000):
+        try:
+            with killed(moment):
+                go(force="to see")
+        except Killed:
+            begun = len(retrain.attempts(tmp_path / "clinic"))
+            again = go(force="to see")
+            made = retrain.attempts(tmp_path / "clinic")
+            assert (len(made), made[-1].id) == (begun + (moment == 0), again.id)  # nothing was begun before
+            assert set(closed(clinic, made)) == {"staged"}
+        else:
+            break
+    assert moment == 10  # begun, the step, its outcome, the record and the audit: before and after
+    assert go().outcome == "not due"
+    assert audit.verify(clinic.database) is None
+
+
+def test_what_was_decided_stays_decided_when_the_policy_changes(
+    go: Callable[..., Attempt],
+    clinic: Ward,
+    killed: Callable[[int], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retrain, "STEPS", {"decide": decide})
+    with killed(4), pytest.raises(Killed):
+        go()
+    assert go(POLICY.replace("reviews = 8", "reviews = 11")).outcome == "not due"
+    assert closed(clinic, retrain.attempts(tmp_path / "clinic")) == ["staged"]
 
 
 def test_a_changed_policy_gives_up_what_was_begun(

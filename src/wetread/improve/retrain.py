@@ -41,7 +41,7 @@ from wetread.model.package import Package
 from wetread.radiograph.read import Limits
 
 Say = Callable[[str], None]
-FOLDER, STATE = "improve/retrain", "state.json"
+FOLDER, STATE, RETRAINED = "improve/retrain", "state.json", "model.retrained"
 Outcome = Literal["not due", "shadow", "staged", "gated", "failed", "inconclusive"]
 
 
@@ -157,15 +157,15 @@ def run(room: Room, policy: Retraining, *, force: str = "") -> Attempt:
     """
     with alone(room.data / FOLDER, "retrain"):
         attempt = _open(room, policy, force)
-        if attempt.outcome:
+        if attempt.outcome == "not due":
             return attempt
         for name, step in STEPS.items():
+            if attempt.outcome:
+                break
             if name not in attempt.done:
                 room.say(name)
                 attempt.done[name] = step(room, policy, attempt)
                 attempt.save()
-            if attempt.outcome:
-                break
         _close(room, attempt)
         return attempt
 
@@ -173,10 +173,11 @@ def run(room: Room, policy: Retraining, *, force: str = "") -> Attempt:
 def _open(room: Room, policy: Retraining, force: str) -> Attempt:
     before = [one for one in attempts(room.data) if one.policy["slot"] == policy.slot]
     values = policy.model_dump(mode="json")
-    if before and not before[-1].outcome:
+    if before and not _closed(room, before[-1]):
         if before[-1].policy == values:
             return before[-1]
-        before[-1].outcome, before[-1].why = "failed", "given up: the policy was changed before it ended"
+        if not before[-1].outcome:
+            before[-1].outcome, before[-1].why = "failed", "given up: the policy was changed before it ended"
         _close(room, before[-1])
     now = store.now()
     with room.database.read() as connection:
@@ -408,16 +409,28 @@ def _refused(decisions: Mapping[str, Any], verdict: str) -> Iterator[str]:
 
 
 def _close(room: Room, attempt: Attempt) -> None:
-    """Write the record for people, and the audit row."""
+    """Write the record for people, and last the audit row; what was closed up to there is closed again."""
     if not attempt.outcome:
         attempt.outcome, attempt.why = "staged", "every step is done"
     attempt.save()
     record.as_words(attempt.folder / "record.md", words(attempt))
-    package = attempt.done.get("package", {})
     detail = {"attempt": attempt.id, "outcome": attempt.outcome, "why": attempt.why, "reasons": attempt.reasons}
     with room.database.write() as connection:
-        site, what = room.site or room.settings.site, package.get("id", attempt.id)[:64]
-        audit.record(connection, site, room.actor, "model.retrained", what, detail)
+        audit.record(connection, room.site or room.settings.site, room.actor, RETRAINED, _made(attempt), detail)
+
+
+def _closed(room: Room, attempt: Attempt) -> bool:
+    """Tell whether a training has its audit row."""
+    if not attempt.outcome:
+        return False
+    rows = audit.rows(room.database, action=RETRAINED, what=_made(attempt))
+    return any(row["detail"]["attempt"] == attempt.id for row in rows)
+
+
+def _made(attempt: Attempt) -> str:
+    """Return what the audit has it under: the package, or the training that came to none."""
+    package = attempt.done.get("package", {})
+    return str(package.get("id", attempt.id))[:64]
 
 
 def words(attempt: Attempt) -> str:
