@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wetread.config import Settings, load
+from wetread.config import Settings, by_site, load
 from wetread.errors import ConfigError
 
 
@@ -107,6 +107,20 @@ def test_any_text_gives_settings_or_one_line_that_names_a_variable(values):
         message = str(error)
     assert not message or any(name in message for name in environment)
     assert len(message.splitlines()) <= 1
+
+
+def test_each_site_has_a_value_of_its_own():
+    """The last one counts; a site may have the sign in its name."""
+    assert by_site("days", [], int, "site=days") == {}
+    found = by_site("days", [" north = 3", "north=4", "a=b=5"], int, "site=days")
+    assert found == {"north": 4, "a=b": 5}
+
+
+@pytest.mark.parametrize("bad", ["", "3", "north", "=3", " =3", "north=", "north=x", "north=1=x"])
+def test_what_is_no_value_of_a_site_is_named(bad):
+    with pytest.raises(ConfigError) as caught:
+        by_site("days", ["south=1", bad], int, "site=days, such as north=3")
+    assert str(caught.value) == f"days: {bad!r} must be site=days, such as north=3"
 
 
 def test_settings_cannot_be_changed_while_the_application_runs():

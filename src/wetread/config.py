@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wetread.errors import ConfigError, hide
+
+_T = TypeVar("_T")
 
 # Read by the tests and by the demo, not settings of the application.
 _OTHER_VARIABLES = frozenset({"WETREAD_REQUIRE", "WETREAD_TOKEN", "WETREAD_PASSWORD", "WETREAD_SHARED"})
@@ -329,6 +331,35 @@ def load(file: Path | None = None, environment: Mapping[str, str] | None = None,
         field = Settings.model_fields.get(key)
         shown = hide(repr(first["input"])) if field is None or field.repr else "(a secret)"
         raise ConfigError(f"{where}: {key} = {shown}: {first['msg']}") from None
+
+
+def by_site(setting: str, entries: Sequence[str], read: Callable[[str], _T], wanted: str) -> dict[str, _T]:
+    """Return what a list of ``site=value`` says of each site.
+
+    Parameters
+    ----------
+    setting : str
+        Its name.
+    read : callable
+        Gives the value; raises `ValueError` for what is none.
+    wanted : str
+        How an entry is written, for people.
+
+    Raises
+    ------
+    ConfigError
+        For an entry that is written otherwise, naming it.
+    """
+    found = {}
+    for entry in entries:
+        site, _, value = entry.rpartition("=")
+        try:
+            if not site.strip():
+                raise ValueError("no site")
+            found[site.strip()] = read(value)
+        except ValueError:
+            raise ConfigError(f"{setting}: {entry!r} must be {wanted}") from None
+    return found
 
 
 def _listed(text: str) -> list[str]:

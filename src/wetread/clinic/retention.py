@@ -20,8 +20,8 @@ from sqlalchemy.engine import Connection
 from wetread.clinic import audit, store
 from wetread.clinic.archive import Archive, open_archive
 from wetread.clinic.store import Store
-from wetread.config import Settings
-from wetread.errors import BusyError, ConfigError
+from wetread.config import Settings, by_site
+from wetread.errors import BusyError
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ def days(settings: Settings) -> Mapping[str, int]:
     ConfigError
         When `retain_sites` is not of the form ``site=days``.
     """
-    found = {}
-    for each in settings.retain_sites:
-        name, _, number = each.rpartition("=")
-        if not name or not number.isdecimal():
-            raise ConfigError(f"retain_sites: {each!r} must be site=days, such as north=365")
-        found[name.strip()] = int(number)
-    return found
+
+    def number(text: str) -> int:
+        if not text.isdecimal():
+            raise ValueError("no number of days")
+        return int(text)
+
+    return by_site("retain_sites", settings.retain_sites, number, "site=days, such as north=365")
 
 
 def run(data: Path, settings: Settings, *, dry: bool) -> list[str]:

@@ -17,8 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import store
-from wetread.config import Settings
-from wetread.errors import ConfigError
+from wetread.config import Settings, by_site
 
 
 def shares(settings: Settings) -> Callable[[str], float]:
@@ -29,16 +28,14 @@ def shares(settings: Settings) -> Callable[[str], float]:
     ConfigError
         When `sample_sites` is not of the form ``site=share``.
     """
-    own = {}
-    for each in settings.sample_sites:
-        name, _, number = each.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = -1.0
-        if not name.strip() or not 0 <= value <= 1:
-            raise ConfigError(f"sample_sites: {each!r} must be site=share with a share of 0 to 1, such as north=0.05")
-        own[name.strip()] = value
+
+    def share(text: str) -> float:
+        if not 0 <= (value := float(text)) <= 1:
+            raise ValueError("no share")
+        return value
+
+    wanted = "site=share with a share of 0 to 1, such as north=0.05"
+    own = by_site("sample_sites", settings.sample_sites, share, wanted)
     return lambda site: own.get(site, settings.sample_share)
 
 
