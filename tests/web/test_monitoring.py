@@ -105,7 +105,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, frozenset[
         ):
             connection.execute(store.alert.insert(), row)
     registry = CollectorRegistry()
-    known = gauges.Gauges(registry)
+    known = gauges.ClinicGauges(registry)
     found = {
         HERE: [
             accuracy.Accuracy(MODEL, "one", accuracy.ANY, "audit", None, 30, 10, 12, 29, accuracy.Measures(
@@ -145,7 +145,7 @@ def test_what_waits_behind_everything_on_purpose_is_not_late(tmp_path: Path) -> 
     shadow, awaited = (ward.take(png(n), "edema.png").study for n in range(2))
     jobs, images, at = store.job, store.instance.c, store.now()
     registry = CollectorRegistry()
-    known = gauges.Gauges(registry)
+    known = gauges.ClinicGauges(registry)
 
     def measured(study: str, floor: int) -> tuple[float, float]:
         own = sa.select(images.id).where(images.study == study)
@@ -217,7 +217,7 @@ def test_nothing_is_read_but_along_an_index_of_what_waits(tmp_path: Path) -> Non
         def note(_: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
             asked.append((statement, parameters))
 
-        gauges.Gauges(CollectorRegistry()).measure(connection, NOW)
+        gauges.ClinicGauges(CollectorRegistry()).measure(connection, NOW)
         sa.event.remove(connection, "before_cursor_execute", note)
         plans = {
             statement: [
@@ -294,7 +294,7 @@ def test_rules_and_dashboards_ask_for_what_there_is() -> None:
 
 def _gauges() -> list[Any]:
     registry = CollectorRegistry()
-    gauges.Gauges(registry), deployments.Gauges(registry)
+    gauges.ClinicGauges(registry), deployments.DeploymentGauges(registry)
     return list(registry.collect())
 
 

@@ -40,8 +40,8 @@ def told(connection: Connection, site: str, *, ended: bool = False, model: str =
     return [row for row in rows if (row.model == model if model else ended or row.until is None)]
 
 
-class Gauges:
-    """The numbers for Prometheus, from the database: the same whichever process is asked."""
+class DeploymentGauges:
+    """What is deployed, for Prometheus, from the database: the same whichever process is asked."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         of = ("site", "slot", "model", "version", "package", "stage")

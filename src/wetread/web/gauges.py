@@ -28,7 +28,7 @@ MONTH = timedelta(days=30)  # a check for drift that is older says nothing of no
 _UNREAD = sa.and_(sa.text("study.reading != 'signed'"), sa.text("study.listed"))  # as the indexes say it
 
 
-class Gauges:
+class ClinicGauges:
     """The numbers of the database, in the registry of an application."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

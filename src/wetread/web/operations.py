@@ -52,8 +52,8 @@ class Metrics:
         self.serving = Gauge(
             "wetread_model_serving", "1 when the model serves, 0 when it does not.", ("model",), **more
         )
-        self.known = gauges.Gauges(self.registry)
-        self.deployed = deployments.Gauges(self.registry)
+        self.known = gauges.ClinicGauges(self.registry)
+        self.deployed = deployments.DeploymentGauges(self.registry)
         self.remote = Counter(
             "wetread_remote",
             "Batches of a remote model by who answered, and its failures.",
