@@ -86,6 +86,55 @@ def test_two_perfect_groups_of_few_do_not_seem_certain():
     assert found.p == 1
 
 
+def judged(images=120, seed=3):
+    """Two judges who are mostly right in the same images."""
+    rng = np.random.default_rng(seed)
+    easy = rng.random(images)
+    return easy < 0.8, (easy < 0.8) ^ (rng.random(images) < 0.06)
+
+
+def test_two_judges_of_the_same_images_differ_as_bonett_and_price_have_it():
+    one, other = judged()
+    every, patient = np.ones(one.size, bool), np.arange(one.size)
+    found = clustered.paired(one, other, every, patient)
+    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    n = one.size
+    p12, p21 = (only_one + 1) / (n + 2), (only_other + 1) / (n + 2)
+    error = np.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+    assert found.value == pytest.approx((only_one - only_other) / n)
+    assert (found.high - found.low) / 2 / intervals.Z == pytest.approx(error, rel=0.02)
+    groups = clustered.contrast(*(clustered.share(hit, every, patient) for hit in (one, other)), patient)
+    assert found.high - found.low < 0.7 * (groups.high - groups.low)
+
+
+def test_the_interval_of_two_judges_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(11)
+    held = []
+    for _ in range(600):
+        drawn = rng.choice(4, 30, p=[0.6, 0.2, 0.1, 0.1])  # both, the one, the other, none
+        found = clustered.paired(drawn % 2 == 0, np.isin(drawn, (0, 1)), np.ones(30, bool), np.arange(30))
+        held.append(found.low <= -0.1 <= found.high)
+    assert 0.93 < np.mean(held) <= 0.99
+
+
+def test_two_judges_of_patients_with_several_images_vary_as_the_bootstrap_over_patients():
+    rng = np.random.default_rng(4)
+    patient = np.repeat(np.arange(150), 3)
+    hard = np.repeat(rng.random(150), 3)
+    one, other = (rng.random((2, 450)) * 0.4 + 0.6 * hard) > np.array([[0.5], [0.55]])
+    _, sample = intervals.bootstrap(lambda w: (w @ one - w @ other.astype(float)) / w.sum(-1), patient, count=3000)
+    found = clustered.paired(one, other, np.ones(450, bool), patient)
+    assert (found.high - found.low) / 2 / intervals.Z == pytest.approx(sample.std(), rel=0.12)
+
+
+def test_judges_who_agree_on_few_are_not_certain_and_no_images_are_undefined():
+    every, patient = np.ones(20, bool), np.arange(20)
+    found = clustered.paired(every, every, every, patient)
+    assert found.value == 0
+    assert found.high == pytest.approx(intervals.Z * np.sqrt(2) / 22)
+    assert np.isnan(clustered.paired(every, every, ~every, patient).value)
+
+
 def test_nothing_to_measure_is_undefined_and_never_a_crash():
     none, patient = np.zeros(5, bool), np.arange(5)
     assert np.isnan(clustered.area(none, np.zeros(5), ~none, patient).value)
