@@ -11,8 +11,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 wetread=${WETREAD:-wetread} python=${PYTHON:-python3} size=${LOOP_SIZE:-full}
 case $size in
-  small) phantoms=900 month=160 batch=100 seconds=120 epochs=4 positives=14 limit=0.35 margin=0.1 ;;
-  full) phantoms=5000 month=1200 batch=400 seconds=1200 epochs=8 positives=30 limit=0.3 margin=0.05 ;;
+  small) phantoms=900 month=160 batch=100 seconds=120 epochs=4 positives=14 limit=0.3 margin=0.1 ;;
+  full) phantoms=5000 month=1200 batch=400 seconds=1200 epochs=8 positives=30 limit=0.2 margin=0.05 ;;
   *) echo "LOOP_SIZE=$size: use small or full" >&2; exit 2 ;;
 esac
 out=${1:-build/loop}
@@ -85,7 +85,12 @@ $wetread evaluate champion exposed --quick --resamples 200 --out before-exposed 
 
 say "trained anew"
 retrain=$(code retrain.txt $wetread retrain retrain.toml --data $clinic); cat retrain.txt
-challenger=$($python "$here/loop/change.py" id $clinic/improve/retrain/*/package)
+new=$(echo $clinic/improve/retrain/*/package)
+if [ "$retrain" != 0 ] || [ ! -d "$new" ]; then
+  echo "no candidate came as far as shadow; $clinic/improve/retrain tells why" >&2
+  exit 1
+fi
+challenger=$($python "$here/loop/change.py" id "$new")
 
 # stage NAME: patients come until the verdict is another than "hold", three times at most; its exit code is in $verdict.
 seed=20
@@ -99,12 +104,12 @@ stage() {
   done
 }
 stage shadow; shadow=$verdict
-stage canary; canary=$verdict
-[ "$canary" = 0 ] || $wetread rollout rollback --reason "not promoted" --data $clinic || true
+canary=
+[ "$shadow" != 0 ] || { stage canary; canary=$verdict; }
+[ "$verdict" != 3 ] || $wetread rollout rollback --reason "not promoted" --data $clinic
 $wetread rollout status --data $clinic
 
 say "the new champion on fixed test data"
-new=$(echo $clinic/improve/retrain/*/package)
 $wetread evaluate "$new" base --quick --resamples 200 --out after-base --json >after-base.json
 $wetread evaluate "$new" exposed --quick --resamples 200 --out after-exposed --json >after-exposed.json
 
