@@ -23,9 +23,9 @@ from wetread.clinic import audit, experiments, store
 from wetread.clinic.store import Store
 from wetread.errors import ConfigError, ConflictError
 from wetread.improve import experiment, experiment_report, policy
-from wetread.improve.experiment import Plan, blocks_needed, saved, t_quantile
+from wetread.improve.experiment import Design, blocks_needed, saved, t_quantile
 
-PLAN = Plan(blocks=40, block_minutes=60, findings=("Pneumothorax",))
+DESIGN = Design(blocks=40, block_minutes=60, findings=("Pneumothorax",))
 MODEL = "a" * 64
 
 
@@ -37,19 +37,19 @@ def open_clinic(folder: Path) -> Store:
 
 
 def fill(
-    database: Store, plan: Plan = PLAN, *, effect: float = 30.0, a_block: int = 12, seed: int = 0, begun: float = 0.0,
-    missed: float = 0.0, wait: float = 60.0, signed: bool = True,
+    database: Store, design: Design = DESIGN, *, effect: float = 30.0, a_block: int = 12, seed: int = 0,
+    begun: float = 0.0, missed: float = 0.0, wait: float = 60.0, signed: bool = True,
 ) -> experiments.Experiment:  # fmt: skip
     """Draw an experiment that began long ago: critical studies wait `effect` minutes less in AI's order."""
     rng = random.Random(seed)
-    there = experiment.start(database, HERE, plan, "dr")
-    length = timedelta(minutes=plan.block_minutes)
-    start = store.now() - length * plan.blocks - timedelta(minutes=begun)
+    there = experiment.start(database, HERE, design, "dr")
+    length = timedelta(minutes=design.block_minutes)
+    start = store.now() - length * design.blocks - timedelta(minutes=begun)
     with database.write() as connection:
         connection.execute(store.experiment.update().values(started_at=start))
         there = experiment.find(connection, HERE)
     tables: Tables = {name: [] for name in (*department.ORDER, "assignment")}
-    for n in range(plan.blocks * a_block):
+    for n in range(design.blocks * a_block):
         at = start + length * (n / a_block)
         block = there.block(at)
         shift = random.Random(f"{seed} {block.number}").gauss(0, 8)  # all of a shift wait more, or less
@@ -170,7 +170,7 @@ def test_effects_are_told_when_it_is_over_and_not_before(tmp_path: Path) -> None
     early = experiment_report.report(there, found, over=False, interim=True)
     assert early["interim"]
     assert "do not conclude" in experiment_report.words(early)
-    cut = Plan(**PLAN.model_dump() | {"washout_minutes": 20})
+    cut = Design(**DESIGN.model_dump() | {"washout_minutes": 20})
     there = experiments.Experiment(**vars(there) | {"plan": cut.model_dump(mode="json")})
     assert experiment_report.report(there, read(database, there), over=True)["left_out"] == 40
     database.close()
@@ -200,15 +200,15 @@ def test_guards_speak_when_findings_are_missed_or_wait(tmp_path: Path) -> None:
 
 def test_it_ends_by_itself_and_by_a_person_and_only_one_runs_at_a_site(tmp_path: Path) -> None:
     database = open_clinic(tmp_path)
-    first = experiment.start(database, HERE, PLAN, "dr")
-    assert experiment.start(database, HERE, PLAN, "dr") == first
+    first = experiment.start(database, HERE, DESIGN, "dr")
+    assert experiment.start(database, HERE, DESIGN, "dr") == first
     with pytest.raises(ConflictError, match="stop it first"):
-        experiment.start(database, HERE, Plan(blocks=8, block_minutes=60), "dr")
+        experiment.start(database, HERE, Design(blocks=8, block_minutes=60), "dr")
     assert experiment.stop(database, HERE, "new scanner", "dr").ended == "person"
     with pytest.raises(ConflictError, match="no experiment is under way"):
         experiment.stop(database, HERE, "again", "dr")
     assert experiment.watch(database, HERE, "cron") is None
-    experiment.start(database, HERE, PLAN, "dr")
+    experiment.start(database, HERE, DESIGN, "dr")
     with database.write() as connection:
         long_ago = store.now() - timedelta(days=9)
         going = store.experiment.c.ended_at.is_(None)
@@ -237,7 +237,7 @@ def test_bad_plans_are_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "plan.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        policy.load(file, Plan)
+        policy.load(file, Design)
 
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ import typer
 from wetread.config import Settings
 from wetread.errors import ConfigError, ModelError, WetreadError
 from wetread.infer import bench, bench_command, machine
-from wetread.infer.bench import Plan, Report, measure, run
+from wetread.infer.bench import Conditions, Report, measure, run
 
-PLAN = Plan(threads=1, seconds=0.01, batch=4, callers=(2,))
+PLAN = Conditions(threads=1, seconds=0.01, batch=4, callers=(2,))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_the_command_measures_in_processes_of_their_own(tiny, tmp_path):
     done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=True)
     report = Report.model_validate_json(done.stdout)
     assert json.loads(done.stdout)["machine"]["name"] == "here"
-    assert report.plan == Plan(threads=1, seconds=0.05, callers=(1, 2))
+    assert report.plan == Conditions(threads=1, seconds=0.05, callers=(1, 2))
     found = {(result.model, result.runtime): result for result in report.results}
     assert list(found) == [("tiny", "openvino"), ("broken", "openvino")]
     good, refused = found.values()

@@ -15,7 +15,7 @@ from wetread.clinic.figures import Period
 from wetread.evaluate.shift import Change
 from wetread.improve import experiment
 from wetread.improve.drift import Report, Source
-from wetread.improve.experiment import Plan
+from wetread.improve.experiment import Design
 
 HOSTILE = "<b>ACME</b> & Co"
 
@@ -61,8 +61,8 @@ def checked(client: Any) -> Any:
     keep(database, report("older", "quiet", 2, *quiet))
     keep(database, report("newer", "drift", 1, *loud))
     keep(database, report("there", "drift", 0, *loud), "elsewhere")
-    plan = Plan(blocks=10, block_minutes=60, findings=("Pneumothorax",))
-    experiment.start(database, SITE, plan, "Dr E")
+    design = Design(blocks=10, block_minutes=60, findings=("Pneumothorax",))
+    experiment.start(database, SITE, design, "Dr E")
     return client
 
 

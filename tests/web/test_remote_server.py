@@ -169,7 +169,7 @@ def test_the_speed_of_a_server_is_measured_and_never_that_of_its_stand_in(
     monkeypatch.setattr(bench, "SIDE", 256)
     monkeypatch.setattr(bench, "LEAST", 5)
     settings = Settings.model_validate({"threads": 1, "remote_token": far.token, "remote_timeout_s": PATIENCE_S})
-    plan = bench.Plan(threads=1, seconds=0.01, batch=2, callers=(2,))
+    plan = bench.Conditions(threads=1, seconds=0.01, batch=2, callers=(2,))
     model = f"v2+http://127.0.0.1:{far.port}/tiny"
     found = bench.measure(model, tmp_path / "near", settings, plan)
     assert [each.callers for each in found.concurrency] == [1, 2]

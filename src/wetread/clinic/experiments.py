@@ -24,7 +24,7 @@ KIND = "experiment"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Rota:
     """Where the blocks begin.
 
     Attributes
@@ -56,9 +56,9 @@ class Experiment:
     reason: str
 
     @property
-    def blocks(self) -> Plan:
+    def rota(self) -> Rota:
         """Where its blocks begin."""
-        return Plan(tuple(self.plan["shifts"]), self.plan["zone"], float(self.plan["block_minutes"]))
+        return Rota(tuple(self.plan["shifts"]), self.plan["zone"], float(self.plan["block_minutes"]))
 
     def over(self, at: datetime) -> bool:
         """Return whether as many blocks as were planned have passed; then the list is AI's again, by itself."""
@@ -66,8 +66,8 @@ class Experiment:
 
     def block(self, at: datetime) -> Block:
         """Return the block that a moment is in."""
-        since = _begun(self.blocks, self.started_at, at)
-        number = _number(self.blocks, self.started_at, since)
+        since = _begun(self.rota, self.started_at, at)
+        number = _number(self.rota, self.started_at, since)
         first = _coin(self.salt, number // 2)
         return Block(number, since, ARRIVAL if (number % 2 == 0) == first else AI)
 
@@ -116,37 +116,37 @@ def _coin(salt: str, pair: int) -> bool:
     return bool(hashlib.sha256(f"{salt} {pair}".encode()).digest()[0] & 1)
 
 
-def _begun(plan: Plan, start: datetime, at: datetime) -> datetime:
+def _begun(rota: Rota, start: datetime, at: datetime) -> datetime:
     """Return when the block began that a moment is in."""
-    if not plan.shifts:
-        length = timedelta(minutes=plan.minutes)
+    if not rota.shifts:
+        length = timedelta(minutes=rota.minutes)
         return start + ((at - start) // length) * length
-    return max(one for one in _starts(plan, at) if one <= at)
+    return max(one for one in _starts(rota, at) if one <= at)
 
 
-def _number(plan: Plan, start: datetime, since: datetime) -> int:
-    if not plan.shifts:
-        return round((since - start) / timedelta(minutes=plan.minutes))
-    first = _begun(plan, start, start)
+def _number(rota: Rota, start: datetime, since: datetime) -> int:
+    if not rota.shifts:
+        return round((since - start) / timedelta(minutes=rota.minutes))
+    first = _begun(rota, start, start)
     day = timedelta(days=1)
-    zone = ZoneInfo(plan.zone)
+    zone = ZoneInfo(rota.zone)
     days = (since.astimezone(zone).date() - first.astimezone(zone).date()) // day
-    places = [_shift(plan, one) for one in (first, since)]
-    return days * len(plan.shifts) + places[1] - places[0]
+    places = [_shift(rota, one) for one in (first, since)]
+    return days * len(rota.shifts) + places[1] - places[0]
 
 
-def _shift(plan: Plan, since: datetime) -> int:
+def _shift(rota: Rota, since: datetime) -> int:
     """Return which shift of its day begins then."""
-    of_day = [_at(plan, since, shift) for shift in sorted(plan.shifts)]
+    of_day = [_at(rota, since, shift) for shift in sorted(rota.shifts)]
     return of_day.index(since)
 
 
-def _starts(plan: Plan, at: datetime) -> list[datetime]:
+def _starts(rota: Rota, at: datetime) -> list[datetime]:
     days = (at - timedelta(days=1), at, at + timedelta(days=1))
-    return [_at(plan, day, shift) for day in days for shift in plan.shifts]
+    return [_at(rota, day, shift) for day in days for shift in rota.shifts]
 
 
-def _at(plan: Plan, day: datetime, shift: str) -> datetime:
+def _at(rota: Rota, day: datetime, shift: str) -> datetime:
     """Return when a shift begins on a day, on the clocks of the site."""
-    local = datetime.combine(day.astimezone(ZoneInfo(plan.zone)).date(), time.fromisoformat(shift))
-    return local.replace(tzinfo=ZoneInfo(plan.zone)).astimezone(UTC)
+    local = datetime.combine(day.astimezone(ZoneInfo(rota.zone)).date(), time.fromisoformat(shift))
+    return local.replace(tzinfo=ZoneInfo(rota.zone)).astimezone(UTC)

@@ -262,7 +262,7 @@ def _fill(
     split = {line["study"]: line for line in lines}
     for name, image in images.items():
         line = split[image.line["study"]]
-        values = labels_of(line["labels"], task)
+        values = targets(line["labels"], task)
         if line["split"] is None:
             refused.append({"image": name, "reason": "two sides: its patient turned out to be one who is on another"})
         elif values is None:
@@ -331,8 +331,8 @@ def _place(file: Path) -> dict[str, Any]:
     return {"path": file.name, "file": str(file), "member": None, "bytes": file.stat().st_size}
 
 
-def labels_of(said: Mapping[str, int], task: Task) -> dict[str, int | None] | None:
-    """Return a value for each finding of a task; None when the task is exclusive and not exactly one is present."""
+def targets(said: Mapping[str, int], task: Task) -> dict[str, int | None] | None:
+    """Return what is learnt of a study, by finding; None when the task is exclusive and not exactly one is present."""
     if not task.exclusive:
         return {finding: said.get(finding) for finding in task.findings}
     present = [finding for finding in task.findings if said.get(finding) == PRESENT]
@@ -344,7 +344,7 @@ def _audit_set(folder: Path, dataset: Dataset, lines: list[dict[str, Any]], task
     said = {}
     for line in lines:
         judges = line["sampling"] == "audit" and line["split"] == "test" and line["blind_labels"] is not None
-        if judges and (values := labels_of(line["blind_labels"], task)) is not None:
+        if judges and (values := targets(line["blind_labels"], task)) is not None:
             said[line["study"]] = values
     studies = dataset.manifest["study"].to_list()
     rows = [row for row, study in enumerate(studies) if study in said]

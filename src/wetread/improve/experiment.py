@@ -58,7 +58,7 @@ class Guards(Policy):
     least: int = Field(20, ge=5)  # critical studies in an arm before a guard speaks
 
 
-class Plan(Policy):
+class Design(Policy):
     """An experiment, as it is written down before it begins; see docs/experiment.md."""
 
     blocks: int = Field(ge=4, le=100_000, multiple_of=2)
@@ -70,7 +70,7 @@ class Plan(Policy):
     guards: Guards = Guards()
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Plan:
+    def _one_kind(self) -> Design:
         if bool(self.shifts) == bool(self.block_minutes):
             raise ValueError("give either shifts, such as ['07:00', '19:00'], or block_minutes")
         if len(set(self.shifts)) != len(self.shifts):
@@ -102,15 +102,15 @@ def blocks_needed(sd: float, effect: float, power: float = 0.8, alpha: float = 0
 # --- begin and end ----------------------------------------------------------------------------------------------------
 
 
-def start(database: Store, site: str, plan: Plan, actor: str) -> Experiment:
-    """Begin an experiment at a site; the same plan again changes nothing.
+def start(database: Store, site: str, design: Design, actor: str) -> Experiment:
+    """Begin an experiment at a site; the same design again changes nothing.
 
     Raises
     ------
     ConflictError
         When another one is under way there.
     """
-    values = plan.model_dump(mode="json")
+    values = design.model_dump(mode="json")
     with database.write() as connection:
         store.ensure_site(connection, site)
         there = experiments.running(connection, site)
@@ -295,8 +295,8 @@ def studies(connection: Connection, experiment: Experiment) -> list[Study]:
 
 def guard(experiment: Experiment, found: Sequence[Study]) -> list[str]:
     """Return which guards speak: those whose bound lies below the whole 95 % interval of what happened."""
-    plan = Plan.model_validate(experiment.plan)
-    rule, critical = plan.guards, set(plan.findings)
+    design = Design.model_validate(experiment.plan)
+    rule, critical = design.guards, set(design.findings)
     breaches = []
     signed = [study for study in found if study.truth & critical]
     missed = sum(not study.flagged & critical for study in signed)

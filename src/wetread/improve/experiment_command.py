@@ -43,7 +43,7 @@ def start(
     from wetread.improve import experiment as experiments
     from wetread.improve import policy
 
-    wanted = policy.load(plan, experiments.Plan)
+    wanted = policy.load(plan, experiments.Design)
     with clinic(data, site) as (database, name):
         found = experiments.start(database, name, wanted, actor())
     typer.echo(f"{found.id}: {name}, {wanted.blocks} blocks, since {found.started_at:%Y-%m-%d %H:%M} UTC")

@@ -14,7 +14,7 @@ from wetread.clinic.experiments import AI, ARRIVAL, Experiment
 from wetread.clinic.figures import Share, Spread
 from wetread.evaluate import plots
 from wetread.improve import record
-from wetread.improve.experiment import Plan, Study, guard, saved
+from wetread.improve.experiment import Design, Study, guard, saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,8 +38,8 @@ def report(experiment: Experiment, found: Sequence[Study], *, over: bool, interi
     interim : bool
         Tell them all the same, marked as such.
     """
-    plan = Plan.model_validate(experiment.plan)
-    counted, critical = [study for study in found if not study.early], set(plan.findings)
+    design = Design.model_validate(experiment.plan)
+    counted, critical = [study for study in found if not study.early], set(design.findings)
     blocks = {arm: len({study.block for study in counted if study.arm == arm}) for arm in (AI, ARRIVAL)}
     told = over or interim
     readers = sorted({study.reader for study in counted if study.reader})[:_MOST_READERS]
@@ -61,7 +61,7 @@ def report(experiment: Experiment, found: Sequence[Study], *, over: bool, interi
         "ended": experiment.ended,
         "reason": experiment.reason,
         "state": "over" if over else "under way",
-        "blocks": {"planned": plan.blocks, "with studies": blocks},
+        "blocks": {"planned": design.blocks, "with studies": blocks},
         "studies": {arm: sum(study.arm == arm for study in counted) for arm in (AI, ARRIVAL)},
         "left_out": len(found) - len(counted),
         "guards": guard(experiment, found),
@@ -71,7 +71,7 @@ def report(experiment: Experiment, found: Sequence[Study], *, over: bool, interi
         values["interim"] = not over
         values["waits"] = {name: _waits(chosen) for name, chosen in groups.items()}
         values["primary"] = _minutes_saved(groups["critical, as signed"])
-        values["complete"] = experiment.ended == "complete" or min(blocks.values()) >= plan.blocks // 2
+        values["complete"] = experiment.ended == "complete" or min(blocks.values()) >= design.blocks // 2
     return values
 
 

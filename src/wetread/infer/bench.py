@@ -43,7 +43,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Plan(_Record):
+class Conditions(_Record):
     """How it is measured."""
 
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(description="Of the runtime.")
@@ -111,13 +111,13 @@ class Report(_Record):
     wetread: Word
     at: datetime
     machine: Machine
-    plan: Plan
+    plan: Conditions
     results: tuple[Result, ...] = Field(max_length=1000)
 
 
 def run(
     models: Sequence[str],
-    plan: Plan,
+    plan: Conditions,
     *,
     runtime: str | None = None,
     name: str = "",
@@ -131,7 +131,7 @@ def run(
     ----------
     models : sequence of str
         Names, ids or paths as `Package.open` takes them, or ``v2+http(s)://host/NAME`` for a server elsewhere.
-    plan : Plan
+    plan : Conditions
     runtime : {"onnxruntime", "openvino"}, optional
         Only this one.
     name : str
@@ -191,7 +191,7 @@ def _cases(models: Sequence[str], runtime: str | None, data: Path | None) -> Ite
                 yield model, package, where
 
 
-def measure(model: str, data: Path | None, settings: Settings, plan: Plan) -> Figures:
+def measure(model: str, data: Path | None, settings: Settings, plan: Conditions) -> Figures:
     """Measure one package on one runtime, in this process.
 
     Raises

@@ -64,7 +64,7 @@ def measure(
         raise ConfigError(f"--callers {callers!r}: give up to 16 numbers from 1 to 256, e.g. 1,4,8")
     report = measuring.run(
         models or ["phantom", "pneumonia"],
-        measuring.Plan(threads=threads or max(1, int(usable())), seconds=seconds, batch=batch, callers=counts),
+        measuring.Conditions(threads=threads or max(1, int(usable())), seconds=seconds, batch=batch, callers=counts),
         runtime=runtime,
         name=name,
         data=data,

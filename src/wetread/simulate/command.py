@@ -75,7 +75,7 @@ def arrivals(
 
     from wetread.errors import ConfigError
     from wetread.simulate import arrivals, patients, pattern
-    from wetread.simulate.plan import Plan
+    from wetread.simulate.schedule import Schedule
     from wetread.simulate.shift import Shift
     from wetread.simulate.truth import Clock, Writer, case
 
@@ -93,13 +93,13 @@ def arrivals(
     shifts = [Shift(kind, drift_at, drift_size) for kind in drift or ()]  # type: ignore[arg-type]
     began = datetime.now(UTC)
     begin = start.replace(tzinfo=UTC) if start else began - (timedelta(days=days or 0) if speed > 1 else timedelta())
-    plan = Plan(
+    schedule = Schedule(
         Clock(begin, began, speed), seed, pattern.read(hourly), count, days, rate,
         [pattern.burst(each) for each in burst or ()], drift_at if shifts else None,
     )  # fmt: skip
-    gaps, chosen = _split(plan.arrivals())
+    gaps, chosen = _split(schedule.arrivals())
     who = patients.arriving(source, chosen, seed=seed, prevalence=prevalence, shifts=shifts)
-    writer = None if truth is None else Writer(truth, plan.clock, seed=seed, drift=drift or [], drift_at=drift_at)
+    writer = None if truth is None else Writer(truth, schedule.clock, seed=seed, drift=drift or [], drift_at=drift_at)
     with _way(url, token, by, dicom) as way, writer or nullcontext():
         summary = arrivals.send(
             who, gaps, way, batch=batch, patience=arrivals.Patience(tries),

@@ -22,7 +22,7 @@ from wetread.clinic.experiments import Experiment
 from wetread.errors import NotFoundError
 from wetread.improve import drift, drift_report
 from wetread.improve.drift import Report, Source
-from wetread.improve.experiment import Plan
+from wetread.improve.experiment import Design
 from wetread.web import figures  # noqa: F401  its filters
 from wetread.web.api import clinic_of
 from wetread.web.language import N_
@@ -66,7 +66,7 @@ class Progress:
     """How far an experiment is."""
 
     experiment: Experiment
-    plan: Plan
+    plan: Design
     done: int
     studies: int
     signed: int
@@ -135,7 +135,7 @@ def _progress(connection: Connection, site: str, now: datetime) -> Progress | No
     if row is None:
         return None
     found = Experiment(*row)
-    plan = Plan.model_validate(found.plan)
+    plan = Design.model_validate(found.plan)
     done = min(plan.blocks, found.block(found.ended_at or now).number)
     counted = (
         sa.select(sa.func.count(), sa.func.count(sa.case((studies.reading == "signed", 1))))

@@ -15,7 +15,7 @@ from wetread.simulate.truth import Clock
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """Who comes when.
 
     Attributes
@@ -37,7 +37,7 @@ class Plan:
     Raises
     ------
     ConfigError
-        For a plan that cannot be.
+        For one that cannot be.
     """
 
     clock: Clock

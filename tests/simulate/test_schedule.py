@@ -7,15 +7,15 @@ import pytest
 
 from wetread.errors import ConfigError
 from wetread.simulate.pattern import DAY, burst
-from wetread.simulate.plan import Plan
+from wetread.simulate.schedule import Schedule
 from wetread.simulate.truth import Clock
 
 START, BEGAN = datetime(2026, 3, 2, tzinfo=UTC), datetime(2026, 5, 1, tzinfo=UTC)
 
 
 def test_a_month_takes_minutes_and_its_drift_begins_in_the_middle_of_it():
-    plan = Plan(Clock(START, BEGAN, 4320), 1, DAY, 600, 30, bursts=[burst("20@0.8")], drift_at=0.5)
-    found = list(plan.arrivals())
+    schedule = Schedule(Clock(START, BEGAN, 4320), 1, DAY, 600, 30, bursts=[burst("20@0.8")], drift_at=0.5)
+    found = list(schedule.arrivals())
     assert [arrival.number for arrival, _ in found] == list(range(1, 621))
     assert sum(gap for _, gap in found) == pytest.approx((found[-1][0].at - START).total_seconds() / 4320, abs=1e-6)
     middle = START + timedelta(days=15)
@@ -24,13 +24,13 @@ def test_a_month_takes_minutes_and_its_drift_begins_in_the_middle_of_it():
 
 
 def test_at_a_rate_the_drift_begins_at_that_part_of_the_count():
-    found = [a.phase for a, _ in Plan(Clock(START, BEGAN), 1, number=10, rate=60, drift_at=0.3).arrivals()]
+    found = [a.phase for a, _ in Schedule(Clock(START, BEGAN), 1, number=10, rate=60, drift_at=0.3).arrivals()]
     assert found == ["before"] * 3 + ["after"] * 7
 
 
 def test_without_an_end_it_goes_on_and_speed_shortens_the_gaps():
-    slow = list(islice(Plan(Clock(START, BEGAN, 1), 2).arrivals(), 50))
-    fast = list(islice(Plan(Clock(START, BEGAN, 100), 2).arrivals(), 50))
+    slow = list(islice(Schedule(Clock(START, BEGAN, 1), 2).arrivals(), 50))
+    fast = list(islice(Schedule(Clock(START, BEGAN, 100), 2).arrivals(), 50))
     assert [arrival for arrival, _ in slow] == [arrival for arrival, _ in fast]
     assert [gap / 100 for _, gap in slow] == pytest.approx([gap for _, gap in fast])
 
@@ -46,7 +46,7 @@ def test_without_an_end_it_goes_on_and_speed_shortens_the_gaps():
 )
 def test_a_plan_that_cannot_be_is_refused(values, match):
     with pytest.raises(ConfigError, match=match):
-        Plan(**{"clock": Clock(START, BEGAN), "seed": 0} | values)
+        Schedule(**{"clock": Clock(START, BEGAN), "seed": 0} | values)
 
 
 def test_simulated_time_and_real_time_are_one_line():
