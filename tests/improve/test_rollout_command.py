@@ -104,9 +104,6 @@ def test_a_verdict_holds_while_there_is_too_little(new: Package) -> None:
     found = json.loads(said.output)
     assert [(each["outcome"], each["applied"]) for each in found] == [("hold", None)]
     assert said.exit_code == wetread("verdict").exit_code == 3
-    assert (
-        wetread("verdict", "--browsers", "none.json").exit_code == 3
-    )  # as long as no page shows it, none is asked for
     assert "wetread.toml: the file: Invalid JSON" in str(wetread("verdict", "--browsers", "wetread.toml").exception)
     for words in (("verdict", "--apply"), ("verdict",), ("promote",)):
         assert "leave --site out" in str(wetread(*words, "--site", "north").exception)

@@ -27,9 +27,10 @@ from wetread.errors import ConflictError
 from wetread.evaluate import delong
 from wetread.improve import verdict
 from wetread.improve.browsing import PageLimits
+from wetread.improve.margins import Figure, Limits
 from wetread.improve.paired import Paired
 from wetread.improve.rollout import Rollout, RolloutPolicy
-from wetread.improve.verdict import Figure, Limits, Verdict
+from wetread.improve.verdict import Verdict
 
 OLD, NEW, SLOT = "a" * 64, "b" * 64, "chexpert/adult"
 FINDINGS = ("Edema", "Fracture", "No Finding")
@@ -242,6 +243,35 @@ def test_pages_that_break_hold_a_canary_and_never_roll_it_back(database: Store, 
     worse = dataclasses.replace(figure(fine, "agreement"), verdict="fail")
     outcome, reasons = verdict.decide(Paired(), [worse], limits, pages=broken.pages)
     assert (outcome, len(reasons)) == ("roll_back", 1)
+
+
+def test_more_looks_than_planned_hold(database: Store) -> None:
+    rollout, limits = put(database, studies=220), Limits(looks=3, agreement=0.2, sensitivity=0.4)
+    assert [rollout.judge(limits).look for _ in range(2)] == [1, 1]  # nothing came in between
+    assert rollout.judge(Limits(studies=500)).look == 1  # it could not have promoted
+    for past, outcome in ((2, "promote"), (3, "hold")):
+        with database.write() as connection:
+            deploying.judged(connection, challenger(connection), {"look": past, "studies": 200, "reviewed": 100})
+        said = rollout.judge(limits)
+        assert (said.outcome, said.look, said.summary()["look"]) == (outcome, past + 1, past + 1)
+    assert said.reasons == ("this is look 4, 3 were planned: a person has to decide",)
+    assert rollout.judge(limits.model_copy(update={"looks": 1})).outcome == "promote"  # neither corrected nor counted
+
+
+def test_each_figure_is_told_with_the_level_by_which_it_was_judged(database: Store) -> None:
+    rollout = put(database, flipped)
+    once, often = rollout.judge(Limits()), rollout.judge(Limits(looks=10))
+    assert once.outcome == often.outcome == "roll_back"
+    assert figure(once, "sensitivity", "Edema") == figure(often, "sensitivity", "Edema")  # a roll back is safe
+    narrow, wide = figure(once, "score shift", "Fracture"), figure(often, "score shift", "Fracture")
+    assert (narrow.level, wide.level) == pytest.approx((0.95, 0.995))
+    assert narrow.low is not None
+    assert wide.low is not None
+    ratio = (wide.value - wide.low) / (narrow.value - narrow.low)  # type: ignore[operator]
+    assert ratio == pytest.approx(stats.norm.ppf(0.9975) / stats.norm.ppf(0.975))
+    words = verdict.render(often)
+    assert f"{wide.low:.3g} to {wide.high:.3g} at 99.5 %" in words
+    assert "Look 1 of 10" in words
 
 
 def test_the_figures_are_those_of_textbooks(database: Store) -> None:

@@ -24,9 +24,10 @@ from wetread.clinic.takeup import candidate
 from wetread.config import Settings
 from wetread.errors import ConflictError
 from wetread.improve import record, staging, verdict
+from wetread.improve.margins import Limits
 from wetread.improve.policy import Policy
 from wetread.improve.staging import Staging
-from wetread.improve.verdict import HOLD, PROMOTE, ROLL_BACK, Limits, Verdict
+from wetread.improve.verdict import HOLD, PROMOTE, ROLL_BACK, Verdict
 from wetread.model.package import Package
 
 
@@ -173,7 +174,9 @@ class Rollout:
             if row is None or row.id != said.deployment:
                 raise ConflictError("the challenger is another, or in another stage, than was judged; judge it anew")
             if said.outcome == ROLL_BACK:
-                return deploying.rollback(connection, found, self.actor, reason, home=home, model=row.model)
+                return deploying.rollback(
+                    connection, found, self.actor, reason, home=home, model=row.model, automatic=True
+                )
             if said.outcome == HOLD or row.held:
                 return None
             if row.stage == SHADOW:
