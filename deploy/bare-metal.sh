@@ -10,6 +10,7 @@
 #   PACKAGE    what pip installs, with its extras
 #   TRAIN      yes: also what trains, into an environment of its own (5 GB)
 #   ROOT       put everything below this folder instead, as whoever calls; start nothing
+# shellcheck disable=SC2086 # lists are without quotes
 set -eu
 umask 027
 here=$(cd "$(dirname "$0")" && pwd)
@@ -36,10 +37,12 @@ owned() { # [MODE] FOLDER, of wetread
 
 packages() {
   system || return 0
+  needed="postgresql nginx openssl python3 python3-venv curl"
+  there=$(dpkg-query --show --showformat '${db:Status-Status}\n' $needed 2>/dev/null | grep -cx installed) || true
+  [ "$there" -lt 6 ] || return 0 # also without internet
   step packages
   apt-get -qq update
-  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-    postgresql nginx openssl python3 python3-venv curl >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $needed >/dev/null
 }
 
 accounts() {
@@ -113,7 +116,6 @@ service() {
   chown -R root:wetread "$etc"
   nginx -t -q
   systemctl daemon-reload
-  # shellcheck disable=SC2086 # a list
   systemctl enable --quiet --now wetread.service $timers
   [ "$TRAIN" != yes ] || systemctl enable --quiet --now wetread-retrain.timer
   systemctl reload-or-restart nginx
@@ -127,26 +129,34 @@ ready() { # wait until it answers, a minute at most
   return 1
 }
 
+copy() { (cd "$etc" && as wetread "$home/bin/wetread" backup "$backups/before-upgrade" --data "$data"); }
+
 upgrade() {
   step backup
-  (cd "$etc" && as wetread "$home/bin/wetread" backup "$backups/before-upgrade" --data "$data")
+  copy
   [ -n "$PACKAGE" ] || return 0
   old=$("$home/bin/pip" freeze --exclude-editable | grep -i '^wetread[ =@]')
-  program "$home" "$PACKAGE"
+  if system; then # whatever runs holds the database and the program: processes that analyse, timers, jobs
+    running=$(systemctl list-units --plain --no-legend --state=active 'wetread*' | grep -oE '^wetread[^ ]+\.(service|timer)') || true
+    systemctl stop wetread.service $running
+    copy # what came since; from here on senders wait
+  fi
+  program "$home" "$PACKAGE" || { ! system || systemctl start --no-block wetread.service $running; return 1; }
   system || return 0
-  systemctl restart wetread.service
+  systemctl start --no-block wetread.service $running
   ready && return 0
   # A newer schema is not read by an older program: the program goes back together with the data.
   echo "not ready; $old comes back, with the backup of before" >&2
-  systemctl stop wetread.service
+  systemctl stop wetread.service $running
   program "$home" "$old"
   kept=$data.failed-$(date +%Y%m%dT%H%M%S)
   mv "$data" "$kept"
   owned 700 "$data"
-  as postgres psql --no-psqlrc -q -c "ALTER DATABASE wetread RENAME TO \"wetread-failed-$(date +%s)\""
+  as postgres psql --no-psqlrc -q -d postgres -c "ALTER DATABASE wetread RENAME TO \"wetread-failed-$(date +%s)\""
   database
   (cd "$etc" && as wetread "$home/bin/wetread" restore "$backups/before-upgrade" --data "$data")
-  systemctl start wetread.service
+  systemctl reset-failed 'wetread*' # it was started more often than is allowed
+  systemctl start --no-block wetread.service $running
   ready
   echo "what the newer one had is kept in $kept" >&2
   return 1
@@ -166,15 +176,15 @@ install)
   system || exit 0
   ready || { journalctl --unit wetread --lines 20 --no-pager >&2; exit 1; }
   step "https://$NAME answers; the first login link:"
-  journalctl --unit wetread --output cat --no-pager | grep /login | tail -1
+  journalctl --unit wetread --output cat --no-pager | sed -n "s#^http.*\(/login?\)#https://$NAME\1#p" | tail -1
   ;;
 upgrade) upgrade ;;
 remove)
   system || exit 0
-  # shellcheck disable=SC2086
-  systemctl disable --now wetread.service wetread-retrain.timer $timers
-  rm -f "$units"/wetread*.service "$units"/wetread*.timer "$site"
+  systemctl stop 'wetread*'
+  rm -f "$units"/wetread*.service "$units"/wetread*.timer "$units"/*.wants/wetread* "$site"
   systemctl daemon-reload
+  systemctl reload nginx
   ;;
 *)
   sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
