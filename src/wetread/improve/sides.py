@@ -2,6 +2,8 @@
 
 The side of a new patient follows from their pseudonym, which is keyed, and from nothing else; patients of the
 random-audit sample judge. Sides are handed on from version to version, also those of patients who are in none now.
+Who turned out to be on two sides is *torn*: they and their studies stay out for ever, also when what tore them is gone,
+for a model may have learnt from it.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from pathlib import Path
 from wetread.dataset.split import SPLITS, unit
 from wetread.errors import DatasetError
 
-FILE = "sides.json"
+FILE, TORN = "sides.json", "torn"
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Sides that were given so far: pseudonym of a patient, and of a study of theirs, to train, valid or test.
+    """Sides that were given so far: pseudonym of a patient, and of a study of theirs, to train, valid, test or torn.
 
     Studies are kept too, because a patient's identifier may be corrected, or turn out to be another patient's.
     """
@@ -44,26 +46,27 @@ class Sides:
         Returns
         -------
         sides : dict of patient to side
-            Without patients who turned out to be on two sides: they have none any more.
+            Without patients who turned out to be on two sides, now or before: they have none any more.
         Sides
             Those that there are now.
         """
         homes: dict[str, set[str]] = {patient: set() for patient in studies.values()}
         for study, patient in studies.items():
             homes[patient] |= {side for side in (self.patients.get(patient), self.studies.get(study)) if side}
-        found = {}
+        sides = {}
         for (patient, known), at in zip(homes.items(), unit(list(homes), 0, "curate"), strict=True):
             if not known:
                 drawn = "test" if at < test else "valid" if at < test + valid else "train"
-                found[patient] = "test" if patient in sampled else drawn
-            elif len(known) == 1:
-                found[patient] = next(iter(known))
-        given = {study: found[patient] for study, patient in studies.items() if patient in found}
-        return found, Sides({**found, **self.patients}, {**given, **self.studies})
+                sides[patient] = "test" if patient in sampled else drawn
+            else:
+                sides[patient] = known.pop() if len(known) == 1 else TORN
+        given = {study: sides[patient] for study, patient in studies.items()}
+        found = {patient: side for patient, side in sides.items() if side != TORN}
+        return found, Sides({**self.patients, **sides}, {**self.studies, **given})
 
     def with_those_of(self, other: Sides) -> Sides:
-        """Return the sides of both; where they differ, the other's."""
-        return Sides({**self.patients, **other.patients}, {**self.studies, **other.studies})
+        """Return the sides of both; who is on two is torn."""
+        return Sides(_both(self.patients, other.patients), _both(self.studies, other.studies))
 
     def write(self, folder: Path) -> None:
         """Write them beside a dataset."""
@@ -87,6 +90,11 @@ class Sides:
                 f"{folder / FILE}: cannot be read ({type(error).__name__}); put it back: without it a patient could "
                 "change sides"
             ) from None
-        if stray := {str(side) for side in (*found.patients.values(), *found.studies.values())} - set(SPLITS):
+        given = {str(side) for side in (*found.patients.values(), *found.studies.values())}
+        if stray := given - {*SPLITS, TORN}:
             raise DatasetError(f"{folder / FILE}: {min(stray)!r} is no side; put the file back")
         return found
+
+
+def _both(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
+    return {name: side if ours.get(name, side) == side else TORN for name, side in {**ours, **theirs}.items()}
