@@ -84,7 +84,9 @@ def do(database: Store, deed: str, slot: str, model: str = "", site: str = "", *
         where = deploying.find(connection, site, slot)
         if act is None:
             return deploying.hold(connection, where, "tester", "", home=SITE)
-        return act(connection, where, "tester", "because", home=SITE, model=more.get("named", ""))
+        return act(
+            connection, where, more.pop("actor", "tester"), "because", home=SITE, model=more.pop("named", ""), **more
+        )
 
 
 def holds(database: Store, slot: str, site: str = "") -> tuple[str | None, str | None]:
@@ -246,6 +248,53 @@ def test_a_rolled_back_challenger_leaves_its_champion_alone_however_often_it_is_
     assert holds(database, slot) == ("b", None)
     with pytest.raises(ConflictError, match="took the place of nothing"):
         do(database, "rollback", slot, named="model-b")
+
+
+def fall(database: Store, slot: str, model: str) -> None:
+    with database.write() as connection:
+        assert deploying.fell(connection, model * 64, "took too long", home=SITE)
+
+
+@pytest.mark.parametrize("by", ["system", "verdict", "another", "earlier"])
+def test_what_others_rolled_back_does_not_keep_a_harmful_champion(
+    database: Store, slot: str, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    do(database, "first", slot, "a")
+    do(database, "shadow", slot, "b")
+    do(database, "promote", slot)
+    do(database, "shadow", slot, "c")
+    if by == "system":
+        fall(database, slot, "c")
+    else:  # the timer that applies a verdict may run as the same user
+        more: dict[str, Any] = {"verdict": {"automatic": True}, "another": {"actor": "ben"}}.get(by, {})
+        assert do(database, "rollback", slot, **more).changed
+    assert holds(database, slot) == ("b", None)
+    if by == "earlier":
+        later = store.now() + 1.1 * deploying.AGAIN
+        monkeypatch.setattr(store, "now", lambda: later)
+    assert not do(database, "rollback", slot, named="model-c").changed  # who names it means no other
+    done = do(database, "rollback", slot)
+    assert (done.done, done.row.model[0], holds(database, slot)) == ("rolled_back", "b", ("a", None))
+    assert "model-b 1 (bbbbbbbbbbbb) was rolled back from champion; model-a 1" in done.words
+    for named in ("", "model-b"):  # a nervous finger
+        assert not do(database, "rollback", slot, named=named).changed
+    assert holds(database, slot) == ("a", None)
+
+
+def test_a_name_that_both_have_is_no_reason_to_roll_back_two(database: Store, slot: str) -> None:
+    do(database, "first", slot, "a")
+    do(database, "shadow", slot, "b")
+    do(database, "promote", slot)
+    do(database, "shadow", slot, "c")
+    table = store.deployment
+    with database.write() as connection:
+        connection.execute(table.update().where(table.c.slot == slot).values(model_name="same"))
+    assert do(database, "rollback", slot, named="same").row.model[0] == "c"
+    said = do(database, "rollback", slot, named="same")
+    assert (said.changed, holds(database, slot)) == (False, ("b", None))
+    assert "same 1 (bbbbbbbbbbbb) is the champion; --model bbbbbbbbbbbb rolls that back, too" in said.words
+    assert do(database, "rollback", slot, named="bbbbbbbbbbbb").changed
+    assert holds(database, slot) == ("a", None)
 
 
 def test_a_sites_rollout_ends_in_what_every_site_has(database: Store, slot: str) -> None:

@@ -169,6 +169,8 @@ def test_a_challenger_with_one_finding_turned_round_is_caught_and_rolled_back(da
     assert change
     assert change.row.ended == "rolled_back"
     assert said.id[:8] in (change.row.why or "")
+    with pytest.raises(ConflictError, match="took the place of nothing"):  # no repeat: a person means the champion
+        rollout.rollback("still harmful")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,6 +35,8 @@ from wetread.clinic.deployments import (
     slots,
 )
 from wetread.errors import ConflictError, NotFoundError
+
+AGAIN = timedelta(minutes=10)  # a person who says within this once more to roll back means the same
 
 
 @dataclass(frozen=True)
@@ -233,11 +236,28 @@ def promote(connection: Connection, slot: Slot, actor: str, reason: str, *, home
     return Change("promoted", new, f"{new.label} is the champion of {slot.name}")
 
 
-def rollback(connection: Connection, slot: Slot, actor: str, reason: str, *, home: str, model: str = "") -> Change:
+def rollback(
+    connection: Connection,
+    slot: Slot,
+    actor: str,
+    reason: str,
+    *,
+    home: str,
+    model: str = "",
+    automatic: bool = False,
+) -> Change:
     """End the challenger, or, when nothing challenges, bring the champion's predecessor back.
 
-    Doing it again changes nothing: who was rolled back last stays so, and whom that left in place is only rolled back
-    when `model` names it.
+    A person who says it again within `AGAIN` means the same, and changes nothing: the answer says who is champion, and
+    how to roll that back too. What another person, a verdict or the service rolled back is no reason to leave the
+    champion where it is: who finds that harmful has said so for the first time.
+
+    Parameters
+    ----------
+    model : str, optional
+        Only this package: its name, or the beginning of its id. One that is rolled back already stays so.
+    automatic : bool
+        Whether no person decided it, but a verdict or the service.
 
     Raises
     ------
@@ -245,14 +265,16 @@ def rollback(connection: Connection, slot: Slot, actor: str, reason: str, *, hom
         When `model` is in no stage that could be rolled back, or has no predecessor, or is every site's and the slot
         is of one.
     """
-    row, ended = slot.challenger, [each for each in slot.rows if each.until]
+    row = slot.challenger
     if row is None or (model and not names(row, model)):
         row = slot.champion if slot.champion and (not model or names(slot.champion, model)) else None
-    gone = next((r for r in reversed(ended) if r.ended == ROLLED_BACK and (not model or names(r, model))), None)
-    # Without a name, whoever says it twice means the same.
-    settled = gone is not None and all(each.until <= gone.until for each in ended if each.until and gone.until)
-    if gone is not None and (row is None or (row.stage == CHAMPION and not model and settled)):
-        return Change("unchanged", gone, f"{gone.label} was rolled back already ({gone.why})")
+    if row is None:
+        gone = [each for each in slot.rows if each.ended == ROLLED_BACK and (not model or names(each, model))]
+        again = gone[-1] if gone else None
+    else:
+        again = _again(connection, slot, actor, model) if row.stage == CHAMPION and not automatic else None
+    if again is not None:
+        return Change("unchanged", again, f"{again.label} was rolled back already ({again.why}); {_next(slot)}")
     if row is None:
         raise ConflictError(f"model {model[:64]!r} is neither champion nor challenger of {slot.name}")
     _own(slot, row)
@@ -260,8 +282,9 @@ def rollback(connection: Connection, slot: Slot, actor: str, reason: str, *, hom
         _end(connection, row, ROLLED_BACK, reason)
         _forget(connection, row)
         done = _read(connection, row.id)
-        _tell(connection, home, actor, "model.rolled_back", done)
-        return Change("rolled_back", done, f"{row.label} was rolled back; {_stays(slot.champion)}")
+        _tell(connection, home, actor, "model.rolled_back", done, automatic=automatic)
+        words = f"{row.label} was rolled back from {row.stage}; {_stays(slot.champion)}"
+        return Change("rolled_back", done, words)
     before = next((r for r in reversed(slot.rows) if r.model == row.previous), None)
     if before is None:
         raise ConflictError(f"{row.label} took the place of nothing; turn it off instead (AI switch)")
@@ -274,8 +297,30 @@ def rollback(connection: Connection, slot: Slot, actor: str, reason: str, *, hom
         _begin(connection, row.site, _of(before), CHAMPION, actor, f"{row.label} was rolled back: {reason}")
         _hurry(connection, before.model)
     done = _read(connection, row.id)
-    _tell(connection, home, actor, "model.rolled_back", done)
-    return Change("rolled_back", done, f"{row.label} was rolled back; {before.label} is the champion again")
+    _tell(connection, home, actor, "model.rolled_back", done, automatic=automatic)
+    words = f"{row.label} was rolled back from {row.stage}; {before.label} is the champion again"
+    return Change("rolled_back", done, words)
+
+
+def _again(connection: Connection, slot: Slot, actor: str, model: str) -> Deployment | None:
+    """Return what this person has just rolled back, when nothing else happened in the slot since."""
+    ended = [row for row in slot.rows if row.until]
+    last = max(ended, key=lambda row: row.until or row.since, default=None)
+    if last is None or last.until is None or last.ended != ROLLED_BACK or last.site != slot.site:
+        return None
+    if store.now() - last.until > AGAIN or (model and not names(last, model)):
+        return None
+    table = store.audit.c
+    done = sa.select(table.actor, table.detail).where(table.object == last.model, table.action == "model.rolled_back")
+    by = next((each for each in connection.execute(done) if each.detail["deployment"] == last.id), None)
+    return last if by is not None and by.actor == actor and not by.detail["automatic"] else None
+
+
+def _next(slot: Slot) -> str:
+    """Say who is champion, and how it would be rolled back."""
+    row = slot.champion
+    back = row is not None and row.previous and row.site == slot.site
+    return _stays(row) + (f"; --model {row.model[:12]} rolls that back, too" if row and back else "")
 
 
 def hold(connection: Connection, slot: Slot, actor: str, reason: str, *, home: str) -> Change:
@@ -308,7 +353,7 @@ def fell(connection: Connection, model: str, reason: str, *, home: str, champion
         if row.model != model or row.until is not None or (row.stage == CHAMPION and not (champions and row.previous)):
             continue
         slot = _slot(connection, row.site, row.slot)
-        done.append(rollback(connection, slot, "system", reason, home=home, model=model))
+        done.append(rollback(connection, slot, "system", reason, home=home, model=model, automatic=True))
     return done
 
 
@@ -426,14 +471,16 @@ def _detail(row: Deployment) -> dict[str, Any]:
     return detail | {"site": row.site, "deployment": row.id, **({"share": row.share} if row.stage == CANARY else {})}
 
 
-def _audit(connection: Connection, home: str, actor: str, action: str, row: Deployment, why: str = "") -> None:
-    detail = _detail(row) | {"reason": (why or row.why or row.reason)[:500]}
+def _audit(
+    connection: Connection, home: str, actor: str, action: str, row: Deployment, why: str = "", **more: Any
+) -> None:
+    detail = _detail(row) | {"reason": (why or row.why or row.reason)[:500], **more}
     audit.record(connection, row.site or home, actor, action, row.model, detail)
 
 
-def _tell(connection: Connection, home: str, actor: str, action: str, row: Deployment) -> None:
-    """Audit it once, and tell every site that it concerns."""
-    _audit(connection, home, actor, action, row)
+def _tell(connection: Connection, home: str, actor: str, action: str, row: Deployment, **more: Any) -> None:
+    """Audit it once, with `more`, and tell every site that it concerns."""
+    _audit(connection, home, actor, action, row, **more)
     wanted = sa.select(store.site.c.name)
     for site in connection.execute(wanted.where(store.site.c.name == row.site) if row.site else wanted).scalars().all():
         store.emit(connection, action, site, None, _detail(row) | {"by": actor, "reason": row.why or row.reason})

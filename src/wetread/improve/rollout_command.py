@@ -158,8 +158,9 @@ def rollback(
 ) -> None:
     """End the challenger, or, when nothing challenges, bring the champion's predecessor back.
 
-    What it ranked and nobody signed yet is ranked anew within seconds. Given again it changes nothing. Example:
-    `wetread rollout rollback --reason "misses small pneumothoraces" --data clinic`
+    What it ranked and nobody signed yet is ranked anew within seconds. The answer names what was rolled back and who is
+    champion now. Given again by the same person within ten minutes it changes nothing; `--model` says which is meant.
+    Example: `wetread rollout rollback --reason "misses small pneumothoraces" --data clinic`
     """
     _change(data, database, site, as_json, lambda there: there.rollback(reason, slot=slot, model=model))
 
