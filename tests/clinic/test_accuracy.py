@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 from department import ELSEWHERE, HERE, MODELS, NOW
 from sklearn import metrics
+from ward import SITE, Ward, dicom
 
-from wetread.clinic import accuracy, export
+from wetread.clinic import accuracy, export, own_call, reviews, store
 from wetread.clinic.accuracy import ANY, READS, Accuracy
 from wetread.clinic.figures import Period
 from wetread.evaluate import intervals
-from wetread.findings import TASKS
+from wetread.findings import CHEXPERT, TASKS
+from wetread.improve import cases as cases_of
+from wetread.improve import consensus
 
 PERIOD = Period.last(28, NOW)
+SPOKEN = (*department.FINDINGS, "Lung Opacity")  # of which Edema is a kind
 NOTHING = {"Support Devices"} | {task.normal for task in TASKS.values()}
 
 
@@ -28,6 +32,13 @@ def _drawn() -> department.Tables:
     tables = department.draw(400)
     rng = np.random.default_rng(0)
     reviews = {row["study"]: row for row in tables["review"] if row["state"] == "signed" and row["parent"] is None}
+    for review in tables["review"]:
+        # What they say by themselves has little to do here with what they answer afterwards.
+        seen = [f for f in department.FINDINGS if f != "No Finding" and rng.random() < 0.3]
+        call = {"normal": bool(not seen and rng.random() < 0.8), "findings": seen}
+        review |= {"own_call": None, "own_call_at": None} if review["anchored"] else {
+            "own_call": call, "own_call_at": review["created_at"],
+        }  # fmt: skip
     for n, review in enumerate(list(reviews.values())):
         if n % 5 == 0:  # opened again, and signed again with another word
             later = review["signed_at"] + timedelta(minutes=30)
@@ -44,7 +55,7 @@ def _drawn() -> department.Tables:
             for m, minutes in enumerate(ways[n % 7]):
                 said = [
                     {"finding": f, "probability": (p := round(float(rng.random()), 2)), "flagged": p > 0.5}
-                    for f in department.FINDINGS
+                    for f in SPOKEN
                 ]
                 tables["study_result"].append({
                     "id": f"{name}-{n}-{m}", "study": study["id"], "images": str(m), "model": model,
@@ -79,7 +90,11 @@ def cases(model: str, finding: str, reads: str) -> list[tuple[bool, bool, float,
             row["finding"]: (row["answer"], row["call"])
             for row in TABLES["review_finding"] if row["review"] == review["id"]
         }  # fmt: skip
-        labels = export.labels_of({"normal": review["normal"], "answers": answers})
+        normal, labels = review["normal"], export.labels_of({"normal": review["normal"], "answers": answers})
+        if kind != "anchored":  # what they answered once they had seen the model's word plays no part
+            own = review["own_call"]
+            named = {*own["findings"], *(["Lung Opacity"] if "Edema" in own["findings"] else [])}
+            normal, labels = own["normal"], {f: int(f in named) for f in SPOKEN}
         words = [row for row in TABLES["study_result"] if row["study"] == study["id"] and row["model"] == model]
         before = [row for row in words if row["at"] <= review["signed_at"]]
         if kind != reads or not words:
@@ -90,7 +105,7 @@ def cases(model: str, finding: str, reads: str) -> list[tuple[bool, bool, float,
         patient = study["patient_id"] or study["id"]
         if finding == ANY:
             seen = any(v == 1 for f, v in labels.items() if f not in NOTHING)
-            if seen != (review["normal"] or labels.get("No Finding") == 1):
+            if seen != (normal or labels.get("No Finding") == 1):
                 score = max(o["probability"] for o in said.values()) if word["abnormal"] is None else word["abnormal"]
                 rows.append((seen, any(o["flagged"] for o in said.values()), score, patient, week))
         elif labels.get(finding) in (0, 1):
@@ -109,7 +124,7 @@ MEASURES: dict[str, Callable[..., float]] = {
 }
 
 
-@pytest.mark.parametrize("finding", [ANY, "Edema", "Pneumothorax"])
+@pytest.mark.parametrize("finding", [ANY, "Edema", "Pneumothorax", "Lung Opacity"])
 @pytest.mark.parametrize("reads", READS)
 def test_each_number_is_that_of_the_rows(found: list[Accuracy], finding: str, reads: str) -> None:
     for model, name in MODELS.items():
@@ -162,3 +177,24 @@ def test_undefined_is_null_and_not_zero(found: list[Accuracy]) -> None:
         one.to_dict() for one in found if one.studies == 1
     ]
     assert all(one["auroc"] == {"value": None, "low": None, "high": None} for one in empty)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_agreeing_afterwards_makes_no_model_right(ward: Ward, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    monkeypatch.setattr(ward.intake, "_share", lambda site: share)
+    for seed in range(5):
+        study = ward.take(dicom(seed), "edema.dcm").study
+        ward.work()
+        own_call.record(
+            ward.database, SITE, study, "dr", is_blind=True, normal=seed < 4, findings=["Edema"][: seed // 4]
+        )
+        reviews.save(ward.database, SITE, study, "dr", sign=True, answers={"Edema": "agree"})
+    with ward.database.read() as connection:
+        period = Period.last(1, store.now() + timedelta(minutes=1))
+        found = {one.finding: one for one in accuracy.accuracy(connection, SITE, period, weeks=False)}
+        by_curate = [consensus.blind_labels(case.readings, CHEXPERT) for case in cases_of.signed(ward.database)]
+    assert {one.reads for one in found.values()} == {"audit" if share else "blind"}
+    for name in (ANY, "Edema"):
+        assert (found[name].studies, found[name].present, found[name].flagged) == (5, 1, 5)
+        assert found[name].measures.precision.value == pytest.approx(0.2)
+    assert sum((labels or {})["Edema"] for labels in by_curate) == found["Edema"].present

@@ -1,10 +1,11 @@
 """How right the models are, by what readers signed: sensitivity, specificity, precision, F1, AUROC, week by week.
 
-The truth is what a reader signed, which is no truth: readers miss things, too, and agree with what they were shown. So
+The truth is what a reader said, which is no truth: readers miss things, too, and agree with what they were shown. So
 reads are kept apart. *audit*: drawn by lot before any model had seen the study (`sample`) and read before the model's
-word was shown; only these are unbiased. *blind*: the reader's own call came first, but nobody drew the study.
-*anchored*: the model's word was shown first. A finding that a reader did not answer is not known and counts nowhere.
-Of each study counts the first signature and the model's newest word before it.
+word was shown; only these are unbiased. *blind*: the reader's own call came first, but nobody drew the study. Of both
+counts that call and nothing that was answered afterwards (`own_call.labels`): what was not named is absent.
+*anchored*: the model's word was shown first. Of these count the answers, and a finding that was not answered is not
+known. Of each study counts the first signature and the model's newest word before it.
 
 Intervals are of 95 %, over patients (`wetread.evaluate.clustered`). The newest `MOST` readings of a period count.
 """
@@ -12,9 +13,10 @@ Intervals are of 95 %, over patients (`wetread.evaluate.clustered`). The newest 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from functools import lru_cache
 from math import ceil
 from typing import Any
 
@@ -23,13 +25,13 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import export, store
+from wetread.clinic import export, own_call, store
 from wetread.clinic.figures import Period, at_site, walk
 from wetread.clinic.store import Store
 from wetread.evaluate import clustered
 from wetread.evaluate.intervals import Interval
 from wetread.evaluate.metrics import BoolArray, FloatArray
-from wetread.findings import ABSENT, PRESENT, TASKS
+from wetread.findings import ABSENT, PRESENT, TASKS, Task
 
 READS = ("audit", "blind", "anchored")
 ANY = "any finding"  # whether a study shows anything at all
@@ -68,7 +70,8 @@ class Accuracy:
     week : datetime or None
         When the week begins; None: the whole period.
     studies, present, flagged : int
-        That the reader answered; of these, in which they saw it, and in which the model had flagged it.
+        Of which the reader said whether it is there; of these, in which they saw it, and in which the model had
+        flagged it.
     patients : int
     measures : Measures
     """
@@ -189,15 +192,29 @@ def _cases(
     columns: dict[tuple[str, str, str], list[tuple[Any, ...]]] = defaultdict(list)
     for result in _words(connection, site, period, model, readings):
         row = readings[result.review]
-        reads = "anchored" if row.anchored else "audit" if row.chosen else "blind"
+        is_blind = row.own_call is not None and not row.anchored
+        reads = "anchored" if not is_blind else "audit" if row.chosen else "blind"
+        truth = _by_themselves(row.own_call, result) if is_blind else labels[row.id]
         of_reading = codes[whose[row.id]], (row.signed_at - period.since) // WEEK, reads
-        for name, *said in _compared(labels[row.id], result):
+        for name, *said in _compared(truth, result):
             if finding in ("", name):
                 columns[result.model_name, result.model, name].append((*said, *of_reading))
     for (name, key, what), found in sorted(columns.items(), key=lambda one: (*one[0][:2], one[0][2] != ANY, one[0][2])):
         kinds = bool, bool, np.float64, np.intp, np.intp, np.str_
         arrays = (np.array(values, kind) for values, kind in zip(zip(*found, strict=True), kinds, strict=True))
         yield (key, name, what), _Cases(*arrays)
+
+
+def _by_themselves(own: Mapping[str, Any], result: Any) -> dict[str, int]:
+    """Return what a reader said before they were shown a model's word, of all that this model speaks of."""
+    spoken = frozenset(one["finding"] for one in result.findings)
+    return own_call.labels(own, _task(spoken), spoken)
+
+
+@lru_cache(64)
+def _task(findings: frozenset[str]) -> Task | None:
+    """Return the built-in task that has these findings; of others no tree is known here."""
+    return next((task for task in TASKS.values() if findings <= set(task.findings)), None)
 
 
 def _compared(labels: dict[str, int], result: Any) -> Iterator[tuple[str, bool, bool, float]]:
@@ -239,7 +256,8 @@ def _readings(connection: Connection, site: str, period: Period) -> Sequence[Any
     reviews, studies, newest = store.review.c, store.study.c, _newest(site, period).subquery()
     return connection.execute(
         sa.select(
-            reviews.id, reviews.study, reviews.normal, reviews.anchored, reviews.signed_at, studies.patient_id,
+            reviews.id, reviews.study, reviews.normal, reviews.anchored, reviews.own_call, reviews.signed_at,
+            studies.patient_id,
             sa.func.coalesce(store.draw.c.chosen, sa.false()).label("chosen"),
         )
         .select_from(newest)

@@ -1,15 +1,24 @@
-"""A reader's own call of a study that is read `blind`: made once, before the model's word, and kept with the review."""
+"""A reader's own call of a study that is read `blind`: made once, before the model's word, and kept with the review.
+
+It is what such a read says of a model: what was answered afterwards follows the word that was shown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
 from wetread.clinic import audit, blind, claims, reviews, store
+from wetread.clinic.export import labels_of
 from wetread.clinic.store import Store
 from wetread.errors import ConflictError
+from wetread.findings import ABSENT, PRESENT, TASKS, Task
+
+_NORMAL = frozenset(task.normal for task in TASKS.values() if task.normal)
+_NEUTRAL = frozenset(finding for task in TASKS.values() for finding in task.neutral)
 
 
 def record(
@@ -70,3 +79,30 @@ def record(
         detail = {"review": review, "normal": normal, "findings": len(named)}
         audit.record(connection, site, reader, "review.own_call", study, detail)
     return review
+
+
+def named(own: Mapping[str, Any], task: Task | None) -> dict[str, int]:
+    """Return the labels of an own call: what it names, what that is a kind of, and everything where it says normal.
+
+    Parameters
+    ----------
+    own : mapping
+        ``normal`` and ``findings``.
+    task : Task or None
+        Whose tree tells which finding is a kind of which.
+    """
+    said = [finding for finding in own.get("findings", ()) if isinstance(finding, str)]
+    if own.get("normal"):
+        return labels_of({"normal": True, "answers": {}}) | dict.fromkeys(said, PRESENT)
+    above = [f for finding in said if task and finding in task.findings for f in task.path(finding)]
+    found = dict.fromkeys([*said, *above], PRESENT)
+    return found | (dict.fromkeys(_NORMAL, ABSENT) if set(found) - _NEUTRAL - _NORMAL else {})
+
+
+def labels(own: Mapping[str, Any], task: Task | None, findings: Iterable[str] = ()) -> dict[str, int]:
+    """Return what a reader said before any model's word was known, of every finding of a task and of `findings`.
+
+    A finding that they did not name is absent: they looked, and nothing suggested it to them.
+    """
+    everything = {f for one in (*TASKS.values(), *([task] if task else [])) for f in one.findings}
+    return dict.fromkeys(everything.union(findings), ABSENT) | named(own, task)

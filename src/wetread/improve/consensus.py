@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from wetread.clinic import own_call
 from wetread.clinic.export import labels_of
 from wetread.findings import ABSENT, PRESENT, TASKS, UNCERTAIN, Task
 
@@ -88,16 +89,8 @@ def labels(readings: Sequence[Reading], task: Task) -> tuple[dict[str, int], fro
 
 
 def blind_labels(readings: Sequence[Reading], task: Task) -> dict[str, int] | None:
-    """Return what was said before any model's word was known; None when nobody said anything so.
-
-    A finding that a blind reader did not name is absent: they looked, and nothing suggested it to them.
-    """
-    said = []
-    for _, own in _readers(readings):
-        if own is not None:
-            named = _named(own, task)
-            everything = {f for t in (*TASKS.values(), task) for f in t.findings} | set(named)
-            said.append({f: named.get(f, ABSENT) for f in everything})
+    """Return what was said before any model's word was known (`own_call.labels`); None when nobody said anything so."""
+    said = [own_call.labels(own, task) for _, own in _readers(readings) if own is not None]
     if not said:
         return None
     return {f: said[0][f] if len({one.get(f) for one in said}) == 1 else UNCERTAIN for f in said[0]}
@@ -123,23 +116,13 @@ def _readers(readings: Sequence[Reading]) -> list[tuple[Reading, Mapping[str, An
     return [(reading, own.get(reader)) for reader, reading in last.items()]
 
 
-def _named(own: Mapping[str, Any], task: Task) -> dict[str, int]:
-    """Return the labels of an own call: what it names, what that is a kind of, and everything where it says normal."""
-    if own.get("normal"):
-        return labels_of({"normal": True, "answers": {}}) | dict.fromkeys(own.get("findings", ()), PRESENT)
-    named = [f for f in own.get("findings", ()) if isinstance(f, str)]
-    above = [f for name in named if name in task.findings for f in task.path(name)]
-    found = dict.fromkeys([*named, *above], PRESENT)
-    return found | (dict.fromkeys(_NORMAL, ABSENT) if set(found) - _NEUTRAL - _NORMAL else {})
-
-
 def _with_own_call(
     said: Mapping[str, int], own: Mapping[str, Any] | None, task: Task
 ) -> tuple[dict[str, int], set[str]]:
     """Return a reader's labels, and those findings of which they said something else before the model's word."""
     if own is None:
         return dict(said), set()
-    named = _named(own, task)
+    named = own_call.named(own, task)
     changed = {f for f in said if f in named and said[f] != named[f] and UNCERTAIN not in (said[f], named[f])}
     for finding, value in said.items():  # seen only when the model had said so; devices nobody names by themselves
         if value == PRESENT and finding not in named and finding not in _NORMAL | _NEUTRAL:

@@ -46,7 +46,8 @@ def quality(
     else:
         Console(width=None).print(_table(found))
         typer.echo(
-            "What readers signed counts as true; anchored reads follow the model. Only audit reads are unbiased."
+            "True is what readers said: of audit and blind reads their own call, of anchored ones their answers, which "
+            "follow the model. Only audit reads are unbiased."
         )
 
 
