@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import study_package
 import tiny_package
 from typer.testing import CliRunner, Result
 
@@ -127,15 +128,19 @@ def test_a_verdict_holds_while_there_is_too_little(new: Package) -> None:
 
 
 @pytest.mark.system
-def test_a_package_that_does_not_see_what_is_drawn_into_a_phantom_is_not_staged(new: Package) -> None:
+@pytest.mark.parametrize("kind", ["image", "study"])
+def test_a_package_that_does_not_see_what_is_drawn_into_a_phantom_is_not_staged(new: Package, kind: str) -> None:
+    if kind == "study":
+        new = study_package.write(Path("new-studies"))
     Path("strict.toml").write_text(LENIENT.replace("least_rises = 0.0", "least_rises = 1.0"))
-    staged = wetread("stage", "new", "--policy", "strict.toml", "--json")
+    staged = wetread("stage", str(new.path), "--policy", "strict.toml", "--json")
     found = json.loads(staged.output)
     assert (staged.exit_code, found["passed"]) == (1, False)
     failing = [test["name"] for test in found["tests"] if not test["passed"]]
+    assert all("adding" in name for name in failing)
     assert failing
     assert not (Path("clinic/models") / new.id).exists()
-    assert "was not staged, or failed" in str(wetread("shadow", "new").exception)
+    assert "was not staged, or failed" in str(wetread("shadow", str(new.path)).exception)
 
 
 @pytest.mark.system

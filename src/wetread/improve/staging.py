@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 from pydantic import Field
 from sqlalchemy.engine import Connection
 
@@ -173,14 +174,12 @@ def put(package: Package, data: Path) -> Path:
 
 
 def _behaviour(new: Predictor, old: Predictor | None, point: str, policy: Staging) -> list[Test]:
-    if new.package.meta.kind != "image":
-        return [Test("behaviour", True, "not run: the package judges studies", "a package that judges images")]
     found = _checked(new, point, policy)
     failing = [check for check in found.checks if check.verdict == "fail"]
     if not failing:
         return [Test("behaviour", True, f"{len(found.checks)} checks, none fails", "none fails")]
     before: set[tuple[str, str]] = set()
-    if old is not None and old.package.meta.kind == "image" and old.package.task == new.package.task:
+    if old is not None and old.package.task == new.package.task:
         theirs = _checked(old, point, policy)
         before = {(check.name, check.finding) for check in theirs.checks if check.verdict == "fail"}
     tests = []
@@ -200,11 +199,11 @@ def _behaviour(new: Predictor, old: Predictor | None, point: str, policy: Stagin
 
 
 def _checked(predictor: Predictor, point: str, policy: Staging) -> Behaviour:
-    package, run = predictor.package, predictor.engine.run
+    package = predictor.package
     points: dict[str, dict[str, float]] = {name: dict(thresholds) for name, thresholds in package.meta.points.items()}
     model = Model(
         package.name, package.id, package.task, package.transform, points, package.meta.dataset_hash,
-        lambda pixels: run(pixels).probability,
+        lambda pixels: predictor.engine.run(_views(package, pixels)).probability,
     )  # fmt: skip
     return gate_command.check(
         model,
@@ -214,6 +213,11 @@ def _checked(predictor: Predictor, point: str, policy: Staging) -> Behaviour:
         most_flips=policy.most_flips,
         least_rises=policy.least_rises,
     )
+
+
+def _views(package: Package, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return frontal views [B, 1, H, W] as the graph takes them: of a study, black where there is no lateral one."""
+    return pixels if package.meta.kind == "image" else np.concatenate([pixels, np.zeros_like(pixels)], axis=1)
 
 
 def _load(new: Predictor, old: Predictor | None, load: Load) -> Test:
