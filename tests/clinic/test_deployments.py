@@ -246,13 +246,15 @@ def test_a_rolled_back_challenger_leaves_its_champion_alone_however_often_it_is_
     assert holds(database, slot) == ("c", None)
     assert do(database, "rollback", slot, named="model-c").changed  # now it is named
     assert holds(database, slot) == ("b", None)
+    assert do(database, "rollback", slot, named="model-b").changed
+    assert holds(database, slot) == ("a", None)
     with pytest.raises(ConflictError, match="took the place of nothing"):
-        do(database, "rollback", slot, named="model-b")
+        do(database, "rollback", slot, named="model-a")
 
 
-def fall(database: Store, slot: str, model: str) -> None:
+def fall(database: Store, model: str, *, champions: bool = False) -> list[Change]:
     with database.write() as connection:
-        assert deploying.fell(connection, model * 64, "took too long", home=SITE)
+        return deploying.fell(connection, model * 64, "took too long", home=SITE, champions=champions)
 
 
 @pytest.mark.parametrize("by", ["system", "verdict", "another", "earlier"])
@@ -264,10 +266,10 @@ def test_what_others_rolled_back_does_not_keep_a_harmful_champion(
     do(database, "promote", slot)
     do(database, "shadow", slot, "c")
     if by == "system":
-        fall(database, slot, "c")
+        assert fall(database, "c")
     else:  # the timer that applies a verdict may run as the same user
-        more: dict[str, Any] = {"verdict": {"automatic": True}, "another": {"actor": "ben"}}.get(by, {})
-        assert do(database, "rollback", slot, **more).changed
+        others: dict[str, dict[str, Any]] = {"verdict": {"automatic": True}, "another": {"actor": "ben"}}
+        assert do(database, "rollback", slot, **others.get(by, {})).changed
     assert holds(database, slot) == ("b", None)
     if by == "earlier":
         later = store.now() + 1.1 * deploying.AGAIN
@@ -295,6 +297,48 @@ def test_a_name_that_both_have_is_no_reason_to_roll_back_two(database: Store, sl
     assert "same 1 (bbbbbbbbbbbb) is the champion; --model bbbbbbbbbbbb rolls that back, too" in said.words
     assert do(database, "rollback", slot, named="bbbbbbbbbbbb").changed
     assert holds(database, slot) == ("a", None)
+
+
+def promoted(database: Store, slot: str, models: str, site: str = "") -> None:
+    for model in models:
+        do(database, "shadow", slot, model, site)
+        do(database, "promote", slot, site=site)
+
+
+def test_who_came_back_and_fails_goes_to_who_was_before(database: Store, slot: str) -> None:
+    do(database, "first", slot, "1")
+    promoted(database, slot, "23")
+    for model, then in (("3", "2"), ("2", "1")):  # by itself: neither keeps its golden outputs
+        assert [change.done for change in fall(database, model, champions=True)] == ["rolled_back"]
+        assert holds(database, slot) == (then, None)
+    assert not fall(database, "1", champions=True)
+    assert holds(database, slot) == ("1", None)
+
+
+@pytest.mark.parametrize(
+    ("order", "back"),
+    [("abcd", "cba"), ("abca", "cb"), ("abcbd", "bca"), ("abab", "a"), ("abacad", "acb")],
+)  # fmt: skip
+def test_the_way_back_leads_round_in_no_circle(database: Store, slot: str, order: str, back: str) -> None:
+    """Nobody who was rolled back comes back by a roll back, and nobody who is left out has not been rolled back."""
+    do(database, "first", slot, order[0])
+    promoted(database, slot, order[1:])
+    for then in back:
+        champion = holds(database, slot)[0]
+        assert do(database, "rollback", slot, named=f"model-{champion}").changed
+        assert holds(database, slot) == (then, None)
+    with pytest.raises(ConflictError, match="took the place of nothing"):
+        do(database, "rollback", slot, named=f"model-{back[-1]}")
+
+
+def test_a_site_does_not_go_back_to_what_was_rolled_back_everywhere(database: Store, slot: str) -> None:
+    do(database, "first", slot, "a")
+    promoted(database, slot, "b")
+    promoted(database, slot, "c", site="north")
+    do(database, "rollback", slot)
+    assert holds(database, slot, "north") == ("c", None)
+    do(database, "rollback", slot, site="north")
+    assert holds(database, slot, "north") == ("a", None)
 
 
 def test_a_sites_rollout_ends_in_what_every_site_has(database: Store, slot: str) -> None:

@@ -285,7 +285,7 @@ def rollback(
         _tell(connection, home, actor, "model.rolled_back", done, automatic=automatic)
         words = f"{row.label} was rolled back from {row.stage}; {_stays(slot.champion)}"
         return Change("rolled_back", done, words)
-    before = next((r for r in reversed(slot.rows) if r.model == row.previous), None)
+    before = _before(slot, row)
     if before is None:
         raise ConflictError(f"{row.label} took the place of nothing; turn it off instead (AI switch)")
     if slot.challenger is not None and slot.challenger.model == before.model:  # it challenged its successor meanwhile
@@ -294,7 +294,9 @@ def rollback(
     _forget(connection, row)
     elsewhere = _slot(connection, row.site, slot.name).champion
     if elsewhere is None or elsewhere.model != before.model:
-        _begin(connection, row.site, _of(before), CHAMPION, actor, f"{row.label} was rolled back: {reason}")
+        further = _model(_before(slot, before, row.model))
+        why = f"{row.label} was rolled back: {reason}"
+        _begin(connection, row.site, _of(before), CHAMPION, actor, why, previous=further)
         _hurry(connection, before.model)
     done = _read(connection, row.id)
     _tell(connection, home, actor, "model.rolled_back", done, automatic=automatic)
@@ -316,10 +318,28 @@ def _again(connection: Connection, slot: Slot, actor: str, model: str) -> Deploy
     return last if by is not None and by.actor == actor and not by.detail["automatic"] else None
 
 
+def _before(slot: Slot, row: Deployment, *gone: str) -> Deployment | None:
+    """Return whom a champion took the place of, or whom that one had, when it is `gone` or was rolled back since.
+
+    Each row is looked at once: who came back after a roll back is not led round in a circle.
+    """
+    champions = [each for each in slot.rows if each.stage == CHAMPION]
+    last = {each.model: each for each in champions}
+    back = {model for model, each in last.items() if each.ended == ROLLED_BACK} | {row.model, *gone}
+    at, wanted = champions.index(row), row.previous
+    # Those before it, the latest first; the others only in case that clocks differed.
+    for each in (*reversed(champions[:at]), *reversed(champions[at + 1 :])):
+        if each.model == wanted:
+            if each.model not in back:
+                return each
+            wanted = each.previous
+    return None
+
+
 def _next(slot: Slot) -> str:
     """Say who is champion, and how it would be rolled back."""
     row = slot.champion
-    back = row is not None and row.previous and row.site == slot.site
+    back = row is not None and row.site == slot.site and _before(slot, row)
     return _stays(row) + (f"; --model {row.model[:12]} rolls that back, too" if row and back else "")
 
 
@@ -346,13 +366,15 @@ def fell(connection: Connection, model: str, reason: str, *, home: str, champion
     Parameters
     ----------
     champions : bool
-        Also where it is champion and took the place of another.
+        Also where it is champion and took the place of another that can come back.
     """
     done = []
     for row in history(connection):
-        if row.model != model or row.until is not None or (row.stage == CHAMPION and not (champions and row.previous)):
+        if row.model != model or row.until is not None:
             continue
         slot = _slot(connection, row.site, row.slot)
+        if row.stage == CHAMPION and not (champions and _before(slot, row)):
+            continue
         done.append(rollback(connection, slot, "system", reason, home=home, model=model, automatic=True))
     return done
 
