@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import random
 import uuid
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import department
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 import scipy.stats
 import sqlalchemy as sa
 from department import HERE, Tables
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from wetread.cli import app
@@ -24,6 +27,7 @@ from wetread.clinic.store import Store
 from wetread.errors import ConfigError, ConflictError
 from wetread.improve import experiment, experiment_report, policy
 from wetread.improve.experiment import Design, blocks_needed, saved, t_quantile
+from wetread.improve.policy import Policy
 
 DESIGN = Design(blocks=40, block_minutes=60, findings=("Pneumothorax",))
 MODEL = "a" * 64
@@ -231,6 +235,12 @@ def test_it_ends_by_itself_and_by_a_person_and_only_one_runs_at_a_site(tmp_path:
         ("blocks = 8\nshifts = ['7 am']", "write hours and minutes"),
         ("blocks = 8\nshifts = ['07:00']\nzone = 'Mars'", "not a time zone"),
         ("block_minutes = 60", "blocks"),
+        ("blocks = 8\nblock_minutes = inf", "block_minutes = inf"),
+        ("blocks = 8\nblock_minutes = nan", "block_minutes = nan"),
+        ("blocks = 8\nblock_minutes = 1e-9", r"0\.01 to 100,000 minutes"),
+        ("blocks = 8\nblock_minutes = -60", r"0\.01 to 100,000 minutes"),
+        ("blocks = 8\nblock_minutes = 1e300", r"0\.01 to 100,000 minutes"),
+        ("blocks = 8\nblock_minutes = 60\nwashout_minutes = inf", "washout_minutes = inf"),
     ],
 )
 def test_bad_plans_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -238,6 +248,34 @@ def test_bad_plans_are_named(tmp_path: Path, text: str, message: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         policy.load(file, Design)
+
+
+@pytest.mark.parametrize("minutes", [0.01, 0.1, 1, 60, 100_000])
+def test_a_study_arrives_in_a_block_of_any_length_that_is_allowed(minutes: float) -> None:
+    values = Design(blocks=1000, block_minutes=minutes).model_dump(mode="json")
+    there = experiments.Experiment("e", HERE, values, "s", "dr", store.now(), None, None, "")
+    for passed in (0.5, 1.5, 999.5, 1000.5):
+        at = there.started_at + timedelta(minutes=minutes * passed)
+        assert (there.block(at).number, there.over(at)) == (int(passed), passed > 1000)
+
+
+def every_policy(kind: type[Policy] = Policy) -> Iterator[type[Policy]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from every_policy(one)
+
+
+def test_no_number_of_any_policy_may_be_infinite_or_none() -> None:
+    for module in ("browsing", "drift", "due", "margins", "retrain", "rollout", "staging"):
+        importlib.import_module(f"wetread.improve.{module}")
+    numbers = [(kind, name) for kind in every_policy() for name, field in kind.model_fields.items()
+               if any(one is float for one in (field.annotation, *get_args(field.annotation)))]  # fmt: skip
+    assert len(numbers) > 20
+    for kind, name in numbers:
+        for value in (math.inf, -math.inf, math.nan):
+            with pytest.raises(ValidationError) as refused:
+                kind.model_validate({name: value})
+            assert (name,) in [error["loc"] for error in refused.value.errors()], (kind, name)
 
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

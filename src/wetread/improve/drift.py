@@ -65,8 +65,8 @@ class Limits(Policy):
 class DriftPolicy(Policy):
     """When drift is an alarm; see docs/drift.md."""
 
-    window_days: float = Field(7.0, gt=0)
-    reference_days: float = Field(28.0, gt=0)
+    window_days: float = Field(7.0, ge=1e-5, le=3650)
+    reference_days: float = Field(28.0, ge=1e-5, le=3650)
     reference_from: AwareDatetime | None = None
     least_images: int = Field(100, ge=20)
     least_reviews: int = Field(50, ge=20)

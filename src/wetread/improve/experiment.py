@@ -49,6 +49,12 @@ def _zone(name: str) -> str:
     return name
 
 
+def _length(minutes: float) -> float:
+    if minutes and not 0.01 <= minutes <= 100_000:
+        raise ValueError("write 0.01 to 100,000 minutes, or leave it out and give shifts")
+    return minutes
+
+
 class Guards(Policy):
     """The table `[guards]`: beyond any of these the experiment ends; each is judged by its interval."""
 
@@ -64,8 +70,10 @@ class Design(Policy):
     blocks: int = Field(ge=4, le=100_000, multiple_of=2)
     shifts: tuple[Annotated[str, AfterValidator(_shift)], ...] = ()
     zone: Annotated[str, AfterValidator(_zone)] = "UTC"
-    block_minutes: float = Field(0.0, ge=0)  # instead of shifts
-    washout_minutes: float = Field(0.0, ge=0)  # studies that come so soon after a change of order count in neither arm
+    block_minutes: Annotated[float, AfterValidator(_length)] = 0.0  # instead of shifts
+    washout_minutes: float = Field(
+        0.0, ge=0, le=100_000
+    )  # studies that come so soon after a change of order count in neither arm
     findings: tuple[str, ...] = ("Pneumothorax",)  # a study with any of these is critical: the primary outcome
     guards: Guards = Guards()
 

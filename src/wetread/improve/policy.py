@@ -12,9 +12,9 @@ from wetread.errors import ConfigError
 
 
 class Policy(BaseModel):
-    """One table of a policy; never changed once read."""
+    """One table of a policy; never changed once read. No number is infinite or none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 P = TypeVar("P", bound=Policy)
