@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -27,9 +28,11 @@ from wetread.dataset.join import join
 from wetread.errors import ConfigError, DatasetError
 from wetread.evaluate import hard
 from wetread.findings import CHEXPERT, PNEUMONIA
-from wetread.improve import curate
+from wetread.improve import cases, curate
 from wetread.improve.curate import Outcome, Request
 from wetread.improve.sides import Sides
+from wetread.radiograph import phantom
+from wetread.radiograph.suitability import Population, suit
 
 SECRETS = ("Zebedee", "Quixote", "MRN-55512", "ACC-99871", "19610412", "dr-strangelove", "Winifred")
 
@@ -260,6 +263,59 @@ def test_an_older_parent_moves_nobody_either(ward: Ward, made: Callable[..., Out
 
 
 @pytest.mark.system
+def test_a_population_and_a_task_have_versions_of_their_own_and_share_the_sides(
+    ward: Ward, made: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    two = write_dataset(tmp_path / "two", PNEUMONIA, np.array([[1, 0]]), np.zeros((1, SIDE, SIDE), np.uint8))
+    signed(ward, 1, PatientID="A", PatientAge="017Y")
+    signed(ward, 2, PatientID="B", PatientAge="050Y")
+    signed(ward, 3, PatientID="C", PatientAge=None)
+    child = opened(made(population="child", valid=0.0, test=0.0))
+    signed(ward, 4, PatientID="A", PatientAge="018Y", answers={}, added=["Pneumonia"])
+    kinds: list[dict[str, Any]] = [{"population": "adult"}, {}, {"population": "adult", "like": two.path}]
+    found = [made(**kind, valid=0.0, test=0.99) for kind in kinds]
+    adult, everybody, pneumonia = map(opened, found)
+    assert sorted(child.manifest["age_years"].to_list(), key=str) == [17, None]
+    assert sorted(adult.manifest["age_years"].to_list(), key=str) == [18, 50, None]
+    assert (len(everybody), pneumonia.task.name) == (4, PNEUMONIA.name)
+    assert [d.info["collection"]["parent"] for d in (child, adult, everybody, pneumonia)] == [None] * 4
+    sides = [dict(d.manifest.select("patient", "split").iter_rows()) for d in (child, adult, everybody, pneumonia)]
+    assert sorted(sides[2].values()) == ["test", "train", "train"]
+    assert set(sides[3].values()) == {"train"}  # A, who had trained as a child
+    assert all(side.items() <= sides[2].items() for side in sides)
+    again = [made(**kind) for kind in kinds]
+    assert [(one.version, one.made) for one in again] == [(one.version, False) for one in found]
+    signed(ward, 5, PatientAge="060Y")
+    assert opened(made(population="adult")).info["collection"]["parent"] == adult.hash
+    assert (made(population="child").version, made(population="child").made) == (child.path, False)
+
+
+@pytest.mark.system
+def test_two_sites_by_turns_make_a_version_each(ward: Ward, made: Callable[..., Outcome]) -> None:
+    for seed in range(2):
+        moved = signed(ward, seed)
+    with ward.database.write() as connection:
+        store.ensure_site(connection, "south")
+        connection.execute(store.study.update().where(store.study.c.id == moved).values(site="south"))
+    first = [opened(made(site=site)) for site in (SITE, "south")]
+    again = [made(site=site) for site in (SITE, "south", SITE)]
+    assert [(one.version, one.made) for one in again] == [(first[n].path, False) for n in (0, 1, 0)]
+    assert len(opened(made())) == 2
+
+
+@pytest.mark.parametrize("population", get_args(Population))
+def test_who_is_served_by_age_is_as_in_service(ward: Ward, population: Population) -> None:
+    chest = phantom.make(1).radiograph
+    real = replace(chest, source=chest.source if population == "phantom" else "dicom")
+    ward.take(dicom(1))
+    for age in (None, 0.0, 17.99, 18.0, 90.0):
+        with ward.database.write() as connection:
+            connection.execute(store.study.update().values(age_years=age))
+            found = connection.execute(sa.select(store.study.c.id).where(cases.served(population))).all()
+        assert bool(found) == suit(replace(real, age_years=age), population=population).suitable, age
+
+
+@pytest.mark.system
 def test_a_patient_who_turns_out_to_be_on_two_sides_is_on_none(ward: Ward, made: Callable[..., Outcome]) -> None:
     study = signed(ward, 1, PatientID="A")
     opened(made(valid=0.0, test=0.0))
@@ -379,7 +435,9 @@ def test_what_cannot_be_is_said_in_a_line(
     first = opened(made())
     other = write_dataset(tmp_path / "other", PNEUMONIA, np.array([[1, 0]]), np.zeros((1, SIDE, SIDE), np.uint8))
     with pytest.raises(ConfigError, match="task or transform"):
-        made(like=other.path)
+        made(like=other.path, parent=first.path)
+    with pytest.raises(ConfigError, match="population = 'adults': use adult, child"):
+        made(population="adults")
     signed(ward, 2)
     sides = first.path / "sides.json"
     kept = sides.read_text()
@@ -393,8 +451,9 @@ def test_what_cannot_be_is_said_in_a_line(
         made()
     sides.write_text(kept)
     (tmp_path / pseudonyms.FILE).unlink()
-    with pytest.raises(ConfigError, match=r"another learning\.key"):
-        made()
+    for more in ({}, {"like": other.path}):  # the next version, and the first of another kind
+        with pytest.raises(ConfigError, match=r"another learning\.key"):
+            made(**more)
 
 
 @pytest.mark.system
@@ -423,7 +482,7 @@ import importlib, os, sys
 from pathlib import Path
 from wetread.clinic.archive import Archive
 from wetread.clinic.store import Store
-from wetread.improve import curate
+from wetread.improve import cases, curate
 
 def die(*_, **__):
     os._exit(9)

@@ -55,13 +55,20 @@ def draw(connection: Connection, site: str, study: str, patient: str, share: flo
     connection.execute(store.draw.insert().values(study=study, share=share, chosen=chosen, at=now))
 
 
-def size(connection: Connection, site: str | None = None) -> dict[str, int]:
-    """Return how many studies there are in the sample, and how many of them are signed: the others may differ."""
+def size(connection: Connection, site: str | None = None, *wanted: sa.ColumnElement[bool]) -> dict[str, int]:
+    """Return how many studies there are in the sample, and how many of them are signed: the others may differ.
+
+    Parameters
+    ----------
+    site : str, optional
+        Only those of this site.
+    wanted : conditions on `store.study`
+    """
     table = store.study.c
     counted = (
         sa.select(sa.func.count(), sa.func.count(sa.case((table.reading == "signed", 1))))
         .join(store.draw, store.draw.c.study == table.id)
-        .where(store.draw.c.chosen, table.merged_into.is_(None), table.listed)
+        .where(store.draw.c.chosen, table.merged_into.is_(None), table.listed, *wanted)
     )
     if site is not None:
         counted = counted.where(table.site == site)

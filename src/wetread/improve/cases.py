@@ -17,6 +17,7 @@ from wetread.clinic.store import Store
 from wetread.findings import Task
 from wetread.improve import consensus
 from wetread.improve.consensus import Reading
+from wetread.radiograph.suitability import ADULT_AGE, Population
 
 _COLUMNS = [column for column in store.image_result.c if column.name != "maps"]
 
@@ -59,16 +60,26 @@ class Case:
         return bool(disputed)
 
 
-def signed(database: Store, site: str | None = None) -> Iterator[Case]:
+def served(population: Population) -> sa.ColumnElement[bool]:
+    """Return which studies a model for a population speaks about: by age as `suitability.suit`; unknown ones pass."""
+    age = store.study.c.age_years
+    if population == "adult":
+        return sa.or_(age.is_(None), age >= ADULT_AGE)
+    return sa.or_(age.is_(None), age < ADULT_AGE) if population == "child" else sa.true()
+
+
+def signed(database: Store, site: str | None = None, population: Population = "any") -> Iterator[Case]:
     """Yield the signed studies, in no order that means anything.
 
     Parameters
     ----------
     site : str, optional
         Only those of this site.
+    population : {"adult", "child", "phantom", "any"}
+        Only those about which a model for it speaks; see `served`.
     """
     table = store.study.c
-    wanted = sa.select(table.id).where(sa.text("study.reading = 'signed'")).order_by(table.id)
+    wanted = sa.select(table.id).where(sa.text("study.reading = 'signed'"), served(population)).order_by(table.id)
     if site is not None:
         wanted = wanted.where(table.site == site)
     with database.read() as connection:

@@ -8,6 +8,7 @@ A version is a packed dataset of all reviewed cases so far, which names the vers
 - ``audit/``: the random-audit sample, labelled by what was said before any model's word was known.
 
 Versions stand in ``DATA/datasets``, numbered. The same reviews give the same version; without new ones none is made.
+Versions for one site, population and kind of views follow each other; sides hold for all versions of the folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -39,6 +40,7 @@ from wetread.improve import cases, consensus, hard_cases, record
 from wetread.improve.lock import alone
 from wetread.improve.sides import Sides
 from wetread.radiograph.read import Limits
+from wetread.radiograph.suitability import Population
 
 FOLDER, LINEAGE, AUDIT = "datasets", "lineage.jsonl", "audit"
 _SAMPLING = ("audit", "hard", "routine")
@@ -53,7 +55,8 @@ class Request:
     Attributes
     ----------
     parent : Path or None
-        The version before; by default the newest of the data folder.
+        The version before; by default the newest of the data folder for the same site, population and views, and
+        with `like` of its task and transform.
     like : Path or None
         A packed dataset whose task and transform to take; needed for the first version.
     out : Path or None
@@ -66,6 +69,8 @@ class Request:
         As of `wetread pack`.
     workers : int
         Processes that decode.
+    population : {"adult", "child", "phantom", "any"}
+        Only studies about which a model for it speaks; see `cases.served`.
     """
 
     parent: Path | None = None
@@ -76,6 +81,7 @@ class Request:
     test: float | None = None
     views: str = "frontal"
     workers: int = 2
+    population: Population = "any"
 
 
 @dataclass(frozen=True)
@@ -132,25 +138,34 @@ def run(
     """
     if request.views not in ("frontal", "lateral", "all"):
         raise ConfigError(f"views = {request.views!r}: use frontal, lateral, all")
+    if request.population not in get_args(Population):
+        raise ConfigError(f"population = {request.population!r}: use {', '.join(get_args(Population))}")
     with alone(data / FOLDER, "curate"):
         there = versions(data)
-        parent = Dataset.open(request.parent or there[-1]) if request.parent or there else None
-        model = parent or (Dataset.open(request.like) if request.like else None)
-        if model is None:
+        like = Dataset.open(request.like) if request.like else None
+        if not (like or request.parent or there):
             raise ConfigError("the first version needs --like, a packed dataset whose task and transform it takes")
-        if parent and request.like:
-            _same(Dataset.open(request.like), parent)
-        shares = _shares(request, parent)
         secret = pseudonyms.key(data)
+        site = Pseudonyms(secret, request.site).name("site", request.site)[:8] if request.site else None
+        kind = {"views": request.views, "population": request.population, "site": site}
+        parent = Dataset.open(request.parent) if request.parent else _newest(there, kind, like)
+        model = parent or like or Dataset.open(there[-1])
+        if parent and like:
+            _same(like, parent)
+        shares = _shares(request, parent)
         mark = Pseudonyms(secret, "").name("key", "curate")
-        if parent and parent.info["collection"].get("key") != mark:
-            raise ConfigError(
-                f"{parent.path}: was made with another {pseudonyms.FILE}; restore it, or patients could change sides"
-            )
+        known = [Dataset.open(there[-1])] if there else []  # which knows more than an older parent
+        known += [parent] if parent else []
+        for dataset in known:
+            if dataset.info["collection"].get("key") != mark:
+                raise ConfigError(
+                    f"{dataset.path}: was made with another {pseudonyms.FILE}; restore it, or patients could change "
+                    "sides"
+                )
         images, lines = _gather(database, archive, secret, model.task, request, limits or Limits())
         before = Sides()
-        for path in (*there[-1:], *([parent.path] if parent else [])):  # the newest knows more than an older parent
-            before = before.with_those_of(Sides.read(path))
+        for dataset in known:
+            before = before.with_those_of(Sides.read(dataset.path))
         lines, after = _sided(lines, before, shares)
         content = b"".join(canonical(line) for line in lines)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -160,7 +175,7 @@ def run(
             return Outcome(None, False, {"studies": 0})
         number = int(there[-1].name) + 1 if there else 1
         out = request.out or data / FOLDER / f"{number:04d}"
-        about = _about(lines, sha256, mark, parent, {"views": request.views, **shares})
+        about = _about(lines, sha256, mark, parent, {**kind, **shares})
         with join.draft(out) as folder:
             dataset = _fill(folder, images, lines, model, parent, about, request)
             (folder / LINEAGE).write_bytes(content)
@@ -168,8 +183,8 @@ def run(
             _audit_set(folder, dataset, lines, model.task)
             hard_cases.write(dataset, lines)
             with database.read() as connection:
-                of_sample = sample.size(connection, request.site)
-            summary = _summary(dataset, about) | {"sample": of_sample}
+                of_sample = sample.size(connection, request.site, cases.served(request.population))
+            summary = _summary(dataset, about) | {"sample": of_sample, "population": request.population}
             with database.write() as connection:  # before anybody can see it
                 detail = {"sha256": dataset.hash, "parent": about["parent"], **summary}
                 audit.record(connection, request.site or "all", actor, "dataset.curated", dataset.hash[:32], detail)
@@ -186,7 +201,7 @@ def _gather(
     """Return the images by pseudonym, and a line a study in the order of pseudonyms: that of arrival would tell."""
     images: dict[str, _Image] = {}
     lines = []
-    for case in cases.signed(database, request.site):
+    for case in cases.signed(database, request.site, request.population):
         if not case.images:
             continue
         names = Pseudonyms(secret, case.study.site)
@@ -396,8 +411,20 @@ def _shares(request: Request, parent: Dataset | None) -> dict[str, float]:
     return shares
 
 
+def _newest(there: list[Path], kind: Mapping[str, Any], like: Dataset | None) -> Dataset | None:
+    """Return the newest version of a kind, and of the task and transform of a dataset."""
+    for path in reversed(there):
+        found = Dataset.open(path)
+        selection = {"population": "any", "site": None} | found.info["collection"]["selection"]
+        if all(selection.get(key) == value for key, value in kind.items()) and (like is None or _alike(like, found)):
+            return found
+    return None
+
+
+def _alike(one: Dataset, other: Dataset) -> bool:
+    return one.task.to_dict() == other.task.to_dict() and one.transform == other.transform
+
+
 def _same(like: Dataset, parent: Dataset) -> None:
-    if like.task.to_dict() != parent.task.to_dict() or like.transform != parent.transform:
-        raise ConfigError(
-            f"{like.path}: its task or transform is not that of {parent.path}; start anew with --out in another folder"
-        )
+    if not _alike(like, parent):
+        raise ConfigError(f"{like.path}: its task or transform is not that of {parent.path}; leave one of them out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from wetread.improve.commands import Data, Json, actor, clinic
 if TYPE_CHECKING:
     from wetread.config import Settings
     from wetread.findings import Task
+    from wetread.radiograph.suitability import Population
 
 curate = typer.Typer(invoke_without_command=True, help="Make a dataset of what readers signed, without the patients.")
 
@@ -40,7 +41,9 @@ def _task(data: Path, name: str | None) -> Task:
 def make(
     context: typer.Context,
     data: Annotated[Path | None, typer.Option(help="Data folder of the server.")] = None,
-    parent: Annotated[Path | None, typer.Option(help="Version before; default: the newest of the data folder.")] = None,
+    parent: Annotated[
+        Path | None, typer.Option(help="Version before; default: the newest for the same site, population and views.")
+    ] = None,
     like: Annotated[
         Path | None, typer.Option(help="Packed dataset whose task and transform the first version takes.")
     ] = None,
@@ -53,6 +56,9 @@ def make(
         float | None, typer.Option(help="Share of new patients that judge; default: the parent's, or 0.2.")
     ] = None,
     views: Annotated[str, typer.Option(help="frontal, lateral or all.")] = "frontal",
+    population: Annotated[
+        str, typer.Option(help="Only studies of adult or child patients, or of unknown age; default: any.")
+    ] = "any",
     workers: Annotated[int, typer.Option(help="Processes that decode.", min=1)] = 2,
     as_json: Json = False,
 ) -> None:
@@ -73,7 +79,7 @@ def make(
 
     if data is None:
         raise ConfigError("--data: name the data folder of a clinic")
-    request = curating.Request(parent, like, out, site, valid, test, views, workers)
+    request = curating.Request(parent, like, out, site, valid, test, views, workers, cast("Population", population))
     settings = _settings()
     with clinic(data, site) as (database, _):
         archive = open_archive(data, settings)
