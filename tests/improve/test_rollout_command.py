@@ -12,13 +12,13 @@ import study_package
 import tiny_package
 from typer.testing import CliRunner, Result
 
-from wetread.cli import app
 from wetread.clinic import audit, deploying, store
 from wetread.clinic.deploying import Candidate
 from wetread.clinic.service import Clinic
 from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.improve import staging
+from wetread.improve.rollout_command import rollout
 from wetread.model.package import Package
 
 # What is tested here are the steps, not whether a graph of noise sees a pneumonia.
@@ -49,7 +49,7 @@ def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
 
 
 def wetread(*words: str) -> Result:
-    return CliRunner().invoke(app, ["rollout", *words, "--data", "clinic"])
+    return CliRunner().invoke(rollout, [*words, "--data", "clinic"])
 
 
 def audited() -> int:
@@ -96,10 +96,9 @@ def test_from_staging_to_a_roll_back(new: Package) -> None:
 
 def test_a_verdict_holds_while_there_is_too_little(new: Package) -> None:
     staging.put(new, Path("clinic"))
-    opened = Store.existing(Path("clinic"))
-    with opened.write() as connection:
-        audit.record(connection, "default", "tester", staging.STAGED, new.id, {"passed": True})
-    opened.close()
+    with closing(Store.existing(Path("clinic"))) as opened, opened.write() as connection:
+        detail = {"passed": True, "champion": Package(Path("old")).id}
+        audit.record(connection, "default", "tester", staging.STAGED, new.id, detail)
     wetread("shadow", "new")
     said = wetread("verdict", "--apply", "--json")
     found = json.loads(said.output)
@@ -154,7 +153,8 @@ def test_a_slow_package_is_not_staged(new: Package) -> None:
 def test_what_cannot_be_is_one_line(new: Package) -> None:
     for words, said in (
         (("promote",), "nothing challenges"),
-        (("verdict",), "nothing challenges"),
+        (("verdict", "--slot", "chexpert/adult"), "nothing is deployed there"),
+        (("verdict", "--apply", "--slot", "chexpert/adult"), "nothing is deployed there"),
         (("canary", "--slot", "chexpert/adult"), "nothing is deployed there"),
         (("stage", "nothing"), "no model named 'nothing'"),
     ):
@@ -162,7 +162,11 @@ def test_what_cannot_be_is_one_line(new: Package) -> None:
         assert refused.exception is not None
         assert said in str(refused.exception)
         assert "\n" not in str(refused.exception)
-    done = wetread("verdict", "--apply")
-    assert (done.exit_code, done.output) == (0, "nothing challenges a champion; there is nothing to do\n")
+    for words in ((), ("--apply",), ("--slot", "pneumonia/any"), ("--apply", "--site", "north")):
+        done = wetread("verdict", *words)
+        assert (done.exit_code, done.output) == (4, "nothing challenges a champion; there is nothing to judge\n")
+    done = wetread("verdict", "--apply", "--json")
+    assert (done.exit_code, json.loads(done.stdout)) == (4, [])
+    assert wetread("verdict", "--json").stdout == ""
     Path("odd.toml").write_text("sahre = 0.1\n")
     assert "sahre" in str(wetread("verdict", "--policy", "odd.toml").exception)

@@ -22,8 +22,8 @@ from wetread.clinic.deployments import CANARY, CHAMPION, EVERYWHERE, SHADOW, Dep
 from wetread.clinic.store import Store
 from wetread.clinic.takeup import candidate
 from wetread.config import Settings
-from wetread.errors import ConflictError
-from wetread.improve import record, staging, verdict
+from wetread.errors import ConflictError, NotFoundError
+from wetread.improve import due, record, staging, verdict
 from wetread.improve.margins import Limits
 from wetread.improve.policy import Policy
 from wetread.improve.staging import Staging
@@ -76,22 +76,24 @@ class Rollout:
         Raises
         ------
         ConflictError
-            When it was not staged, or another one challenges.
+            When it was not staged beside the champion of now, or did not pass the last time, or another one challenges.
         """
         package = Package.open(name, self.data)
+        new = candidate(package)
         with self.database.write() as connection:
-            if not (
-                staging.was_staged(connection, package.id)
-                and (self.data / "models" / package.id / "model.json").is_file()
-            ):
-                raise ConflictError(
-                    f"{package.name} ({package.id[:12]}) was not staged, or failed: run "
-                    f"`wetread rollout stage {name} --data {self.data}` first"
-                )
+            champion = due.champion(connection, self.site, new.slot)
+            if champion is None or champion.model != new.model:  # else there is nothing to try
+                done = staging.last(connection, new.model, champion.model if champion else None)
+                there = (self.data / "models" / new.model / "model.json").is_file()
+                if not (done and done["passed"] and there):
+                    beside = f" beside the champion of now, {champion.label}" if champion else ""
+                    site = f" --site {self.site}" if self.site else ""
+                    raise ConflictError(
+                        f"{package.name} ({new.model[:12]}) was not staged, or failed,{beside}: run "
+                        f"`wetread rollout stage {name} --data {self.data}{site}` first"
+                    )
             self._site(connection)
-            return deploying.shadow(
-                connection, self.site, candidate(package), self.actor, reason, home=self.settings.site
-            )
+            return deploying.shadow(connection, self.site, new, self.actor, reason, home=self.settings.site)
 
     def canary(self, share: float, reason: str = "", *, slot: str = "") -> Change:
         """Let the challenger's word count for a share of the new studies."""
@@ -128,9 +130,16 @@ class Rollout:
 
         Without a site those of every site alone, too; with one its own, and when only others challenge there, these,
         for `judge` to refuse.
+
+        Raises
+        ------
+        NotFoundError
+            When nothing ever was in that slot.
         """
         with self.database.read() as connection:
             rows = deployments.history(connection, self.site or None)
+        if slot and all(row.slot != slot for row in rows):
+            raise NotFoundError(f"slot {slot[:64]!r}: nothing is deployed there; see `wetread rollout status`")
         found = [row for row in rows if row.until is None and row.stage != CHAMPION and slot in ("", row.slot)]
         own = [row for row in found if not self.site or row.site == self.site]
         return [(replace(self, site=self.site or row.site), row.slot) for row in own or found]

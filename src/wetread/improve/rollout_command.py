@@ -19,6 +19,7 @@ rollout = typer.Typer(
     no_args_is_help=True, help="Bring a package into service step by step, and take it back: no restart, nothing lost."
 )
 EXIT = {"promote": 0, "roll_back": 1, "hold": 3}
+NOTHING = 4  # challenges, as a timer mostly finds it
 _WORST = ("roll_back", "hold", "promote")
 
 _Site = Annotated[str, typer.Option(help="The only site; default: every site.")]
@@ -180,8 +181,8 @@ def verdict(
 ) -> None:
     """Weigh the challenger against the champion on the studies that both analysed; say it, or do it.
 
-    Exit code 0: promote, or with `--apply` nothing to do; 1: roll back, 3: hold. With `--apply` all that challenge, in
-    any slot and at any site, are weighed, each by itself (`--json` gives a list); the worst verdict is the exit code.
+    Exit code 0: promote, 1: roll back, 3: hold, 4: nothing challenges. With `--apply` all that challenge, in any slot
+    and at any site, are weighed, each by itself (`--json` gives a list); the worst verdict is the exit code.
     The records are in `DATA/improve/rollout`. Example:
     `wetread rollout verdict --apply --policy rollout.toml --data clinic`
     """
@@ -195,7 +196,8 @@ def verdict(
     rules = policies.load(policy, RolloutPolicy)
     with _open(data, database, site) as there:
         done, refused = [], None
-        for each, name in there.challenged(slot) if apply else [(there, slot)]:
+        challenged = there.challenged(slot)
+        for each, name in challenged if apply or not challenged else [(there, slot)]:
             try:
                 said = each.judge(rules.verdict, slot=name, browsers=browsers)
                 done.append((said, each.act(said, rules) if apply else None))
@@ -213,8 +215,8 @@ def verdict(
     if refused is not None:
         raise refused
     if not done:
-        typer.echo("nothing challenges a champion; there is nothing to do", err=as_json)  # as a timer mostly finds it
-        return
+        typer.echo("nothing challenges a champion; there is nothing to judge", err=as_json)
+        raise typer.Exit(NOTHING)
     raise typer.Exit(EXIT[min((said.outcome for said, _ in done), key=_WORST.index)])
 
 
