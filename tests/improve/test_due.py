@@ -61,3 +61,28 @@ def test_facts_are_of_the_site_and_of_the_time_since(tmp_path: Path) -> None:
     assert (everywhere.reviews, len(everywhere.drift)) == (280, 1)
     assert so_far.champion is None
     database.close()
+
+
+@pytest.mark.parametrize(("slot", "wanted"), [("chexpert/any", 4), ("chexpert/adult", 3), ("chexpert/child", 2)])
+def test_only_who_was_first_signed_since_and_is_served_is_new(tmp_path: Path, slot: str, wanted: int) -> None:
+    """Four new studies, one of a child, one of a patient of unknown age; addenda to old ones; one opened again."""
+    database = Store(f"sqlite:///{tmp_path}/clinic.db")
+    tables = Department().come(range(2)).tables
+    department.put(database, tables)
+    review, study = store.review, store.study
+    old, new = tables["review"][:-4], tables["review"][-4:]
+    since = START + timedelta(days=2)
+    with database.write() as connection:
+        at = since + timedelta(hours=1)
+        connection.execute(review.update().where(review.c.id.in_([r["id"] for r in new])).values(signed_at=at))
+        for row in old[:3]:
+            more = row | {"id": f"more-{row['id']}", "parent": row["id"], "signed_at": at}
+            connection.execute(review.insert().values(**more))
+        for row, age in zip(new, (40.0, 40.0, 5.0, None), strict=True):
+            connection.execute(study.update().where(study.c.id == row["study"]).values(age_years=age))
+    with database.read() as connection:
+        assert due.facts(connection, HERE, slot, since, NOW).reviews == wanted
+    with database.write() as connection:
+        connection.execute(study.update().where(study.c.id == new[0]["study"]).values(reading="unread"))
+        assert due.facts(connection, HERE, slot, since, NOW).reviews == wanted - (slot != "chexpert/child")
+    database.close()

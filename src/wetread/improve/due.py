@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from pydantic import Field
@@ -12,8 +12,10 @@ from sqlalchemy.engine import Connection
 
 from wetread.clinic import deployments, store
 from wetread.clinic.deployments import Deployment
+from wetread.improve import cases
 from wetread.improve.drift import DRIFT
 from wetread.improve.policy import Policy
+from wetread.radiograph.suitability import Population
 
 _DAY = 86_400.0
 
@@ -41,7 +43,8 @@ class Facts:
     last : datetime or None
         When the last training began.
     reviews : int
-        Studies signed since then.
+        Studies that were signed for the first time since then, of patients whom the slot serves. An addendum to an
+        older one is learnt from, but does not make it due.
     drift : tuple of str
         Reasons of the alarms since then, newest first.
     """
@@ -82,10 +85,12 @@ def challenger(connection: Connection, site: str, slot: str) -> str:
 def facts(connection: Connection, site: str, slot: str, last: datetime | None, now: datetime) -> Facts:
     """Return what has happened at a site, or `EVERYWHERE`, since the last training of a slot."""
     serving, reviews, checks = champion(connection, site, slot), store.review.c, store.drift_check.c
+    population = cast(Population, slot.rpartition("/")[2])
     signed = (
-        sa.select(sa.func.count(reviews.study.distinct()))
+        sa.select(reviews.study)
         .join(store.study, store.study.c.id == reviews.study)
-        .where(reviews.state == "signed")
+        .where(reviews.state == "signed", store.study.c.reading == "signed", cases.served(population))
+        .group_by(reviews.study)
     )
     alarms = sa.select(checks.report).where(checks.verdict == DRIFT).order_by(checks.at.desc())
     if site != deployments.EVERYWHERE:
@@ -93,13 +98,13 @@ def facts(connection: Connection, site: str, slot: str, last: datetime | None, n
     if serving is not None:
         alarms = alarms.where(checks.model == serving.model)
     if last is not None:
-        signed, alarms = signed.where(reviews.signed_at > last), alarms.where(checks.at > last)
+        signed, alarms = signed.having(sa.func.min(reviews.signed_at) > last), alarms.where(checks.at > last)
     return Facts(
         now,
         serving.model if serving else None,
         serving.since if serving else None,
         last,
-        int(connection.execute(signed).scalar_one()),
+        int(connection.execute(sa.select(sa.func.count()).select_from(signed.subquery())).scalar_one()),
         tuple(report["reason"] for report in connection.execute(alarms.limit(20)).scalars()),
     )
 
