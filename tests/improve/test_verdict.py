@@ -190,6 +190,17 @@ def test_too_little_is_never_a_pass(database: Store) -> None:
     assert "hold" in verdict.render(unread)
 
 
+@pytest.mark.parametrize("studies", [2, 3, 6])
+def test_a_few_studies_roll_nothing_back(database: Store, studies: int) -> None:
+    said = put(database, lambda finding, there, score: min(0.98, score + 0.4), studies=studies, slower=9).judge(
+        Limits()
+    )
+    assert said.outcome == "hold"
+    spread = [f for f in said.figures if f.name in ("score shift", "flagged", "latency")]
+    assert {f.verdict for f in spread} == {"inconclusive"}
+    assert len(spread) == 1 + 2 * len(FINDINGS)
+
+
 def test_nobody_read_is_never_a_pass(database: Store) -> None:
     said = put(database, signed=0.0).judge(Limits())
     assert (said.outcome, said.reviewed) == ("hold", 0)

@@ -42,7 +42,7 @@ ANCHORED = (
     "champion."
 )
 NORMAL = frozenset(task.normal for task in TASKS.values() if task.normal)  # which nobody misses
-_ENOUGH = 20  # studies, for a difference that does not vary
+_ENOUGH = 20  # patients, before the spread of scores, flags and times among them is believed
 _NOTHING = Contrast(math.nan, math.nan, math.nan, math.nan)
 _TOLD = Margin(-math.inf, math.inf, "")
 ANCHORED_CANARY = "Readers saw the word of the model that their study drew before they answered: agreement is anchored."
@@ -224,9 +224,8 @@ def _machines(pairs: Paired, limits: Limits) -> Iterable[Figure]:
         for kind in (lambda r: r["code"] == Code.MODEL_FAILED, lambda r: not r["suitable"])
     )
     for name, (old, new), most in (("errors", failed, limits.errors), ("refusals", refused, limits.refusals)):
-        one, other = (clustered.share(hit, every, patient) for hit in (new, old))
-        found = clustered.contrast(one, other, patient)
-        yield figure(name, "", other.value, one.value, found, at_most(most), limits.looks, len(every))
+        found = clustered.paired(new, old, every, patient)
+        yield figure(name, "", old.mean(), new.mean(), found, at_most(most), limits.looks, len(every))
     ran = np.array([bool(old["suitable"] and new["suitable"]) for old, new in pairs.images])
     seconds = np.array([[max(r["seconds"], 1e-6) for r in pair] for pair in pairs.images])[ran]
     yield _latency(seconds, patient[ran], limits)
@@ -235,13 +234,14 @@ def _machines(pairs: Paired, limits: Limits) -> Iterable[Figure]:
 def _latency(seconds: NDArray[np.float64], patient: NDArray[np.intp], limits: Limits) -> Figure:
     """Compare how long the same image took: the geometric mean of the ratios."""
     margin = Margin(-math.inf, math.log(limits.latency), f"at most {limits.latency:g} times")
-    if len(seconds) < 2:
-        return figure("latency", "", math.nan, math.nan, _NOTHING, margin, limits.looks, len(seconds))
+    if not len(seconds):
+        return figure("latency", "", math.nan, math.nan, _NOTHING, margin, limits.looks, 0)
     ratio = np.log(seconds[:, 1] / seconds[:, 0])
     mean = _mean(ratio, np.ones(len(ratio), dtype=bool))
     found = clustered.contrast(mean, replace(mean, value=0.0, influence=np.zeros(len(ratio))), patient)
     old, new = (float(np.median(seconds[:, side])) for side in (0, 1))
-    logs = figure("latency", "", old, new, found, margin, limits.looks, len(ratio))
+    enough = len(np.unique(patient)) >= _ENOUGH
+    logs = figure("latency", "", old, new, found, margin, limits.looks, len(ratio), enough=enough)
     value, low, high = (None if number is None else math.exp(number) for number in (logs.value, logs.low, logs.high))
     return replace(logs, value=value, low=low, high=high)
 
@@ -255,11 +255,26 @@ def _scores(pairs: Paired, limits: Limits) -> Iterable[Figure]:
         both = np.array([old is not None and new is not None for old, new in said])
         chosen = [(old, new) for old, new in said if old is not None and new is not None]
         old, new = (np.array([float(pair[side]["probability"]) for pair in chosen]) for side in (0, 1))
-        one, other = _mean(new, both), _mean(old, both)
-        yield _within("score shift", finding, one, other, patient, limits.shift, limits.looks, len(chosen))
-        flags = [np.array([bool((pair[side] or {}).get("flagged")) for pair in said]) for side in (0, 1)]
-        one, other = (clustered.share(flags[side], both, patient) for side in (1, 0))
-        yield _within("flagged", finding, one, other, patient, limits.flags, limits.looks, len(chosen))
+        enough = len(np.unique(patient[both])) >= _ENOUGH
+        means = _mean(new, both), _mean(old, both)
+        found = clustered.contrast(*means, patient)
+        if enough and math.isnan(found.low):  # all moved by the same, or not at all: a copy does
+            found = Contrast(found.value, found.value, found.value, math.nan)
+        moved = within(limits.shift)
+        yield figure(
+            "score shift", finding, means[1].value, means[0].value, found, moved, limits.looks, len(chosen),
+            enough=enough,
+        )  # fmt: skip
+        old, new = (np.array([bool((pair[side] or {}).get("flagged")) for pair in said]) for side in (0, 1))
+        found, moved = clustered.paired(new, old, both, patient), within(limits.flags)
+        yield figure(
+            "flagged", finding, _share(old, both), _share(new, both), found, moved, limits.looks, len(chosen),
+            enough=enough,
+        )  # fmt: skip
+
+
+def _share(hits: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> float:
+    return float(hits[chosen].mean()) if chosen.any() else math.nan
 
 
 def _mean(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> Estimate:
@@ -293,12 +308,10 @@ def _readers(pairs: Paired, limits: Limits) -> Iterable[Figure]:
         name: str, hits: list[NDArray[np.bool_]], chosen: NDArray[np.bool_], most: float,
         finding: str = "", *, least: int = 1, held: bool = True,
     ) -> Figure:  # fmt: skip
-        one, other = (clustered.share(hits[side], chosen, patient) for side in (1, 0))
-        found, count = clustered.contrast(one, other, patient), int(chosen.sum())
+        found, count = clustered.paired(hits[1], hits[0], chosen, patient), int(chosen.sum())
+        old, new = (_share(side, chosen) for side in hits)
         margin, enough = at_least(most), count >= least
-        return figure(
-            name, finding, other.value, one.value, found, margin, limits.looks, count, enough=enough, held=held
-        )
+        return figure(name, finding, old, new, found, margin, limits.looks, count, enough=enough, held=held)
 
     yield compare("agreement", right, every, limits.agreement)
     for name, chosen in (("agreement, read blind", blind), ("agreement, challenger shown", drew)):
@@ -337,19 +350,3 @@ def _findings(pairs: Paired) -> list[str]:
 
 def _of(merged: dict[str, Any], finding: str) -> dict[str, Any] | None:
     return next((f for f in merged["findings"] if f["finding"] == finding), None)
-
-
-def _within(
-    name: str,
-    finding: str,
-    one: Estimate,
-    other: Estimate,
-    patient: NDArray[np.intp],
-    most: float,
-    looks: int,
-    count: int,
-) -> Figure:
-    found = clustered.contrast(one, other, patient)
-    if math.isnan(found.low) and count >= _ENOUGH:  # all moved by the same, or not at all: a copy does
-        found = Contrast(found.value, found.value, found.value, math.nan)
-    return figure(name, finding, other.value, one.value, found, within(most), looks, count)
