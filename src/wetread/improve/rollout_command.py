@@ -100,14 +100,16 @@ def shadow(
 @rollout.command()
 def canary(
     data: Data,
-    share: Annotated[float, typer.Option(help="Of the studies that come from now on.", min=0.001, max=0.999)] = 0.1,
+    share: Annotated[
+        float, typer.Option(help="Of the patients whose studies come from now on.", min=0.001, max=0.999)
+    ] = 0.1,
     reason: _Reason = "",
     slot: _Slot = "",
     database: _Database = None,
     site: _Site = "",
     as_json: Json = False,
 ) -> None:
-    """Let the challenger's word count for a share of the new studies, or change that share.
+    """Let the challenger's word count for the new studies of a share of the patients, or change that share.
 
     Example: `wetread rollout canary --share 0.2 --data clinic`
     """
