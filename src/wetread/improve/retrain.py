@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -39,6 +39,7 @@ from wetread.improve.staging import Staging
 from wetread.infer.scorer import open_on
 from wetread.model.package import Package
 from wetread.radiograph.read import Limits
+from wetread.radiograph.suitability import Population
 
 Say = Callable[[str], None]
 FOLDER, STATE, RETRAINED = "improve/retrain", "state.json", "model.retrained"
@@ -77,7 +78,7 @@ class Curating(Policy):
 class Retraining(Policy):
     """A retraining policy; see docs/retrain.md."""
 
-    slot: str = Field(pattern=r"^[^/]+/[^/]+$")  # task and population, as `chexpert/adult`
+    slot: str = Field(pattern=r"^[^/]+/(adult|child|phantom|any)$")  # task and population, as `chexpert/adult`
     train: Training
     gate: Gating
     when: When = When()
@@ -203,11 +204,12 @@ def _open(room: Room, policy: Retraining, force: str) -> Attempt:
 
 
 def _curate(room: Room, policy: Retraining, attempt: Attempt) -> dict[str, Any]:
-    """Make a version of what was signed."""
-    first = not curate.versions(room.data)
+    """Make a version of what was signed, of patients whom the slot serves."""
     share = policy.curate
-    like = _path(room, policy.train.base) if first else None
-    request = curate.Request(like=like, valid=share.valid, test=share.test, views=share.views, site=room.site or None)
+    request = curate.Request(
+        like=_path(room, policy.train.base), valid=share.valid, test=share.test, views=share.views,
+        site=room.site or None, population=cast(Population, policy.slot.rpartition("/")[2]),
+    )  # fmt: skip
     made = curate.run(
         room.database, room.archive, room.data, request, limits=Limits.of(room.settings), actor=room.actor
     )
