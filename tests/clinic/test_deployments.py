@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,12 +19,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ward import SITE, NameReader, Ward, dicom, png
 
-from wetread.clinic import audit, deploying, deployments, export, reviews, store, triage, worklist
+from wetread.clinic import audit, deploying, deployments, export, reviews, store, switches, triage, worklist
 from wetread.clinic.ai import Ai
 from wetread.clinic.deploying import Candidate, Change
 from wetread.clinic.deployments import CANARY, CHALLENGER, CHAMPION, SHADOW, Deployment, Voices
 from wetread.clinic.jobs import Job
-from wetread.clinic.priority import Rules
+from wetread.clinic.priority import Rule, Rules
 from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import Code, ConflictError, NotFoundError
@@ -578,6 +579,63 @@ def test_each_new_study_draws_once_and_nobody_waits_for_a_shadow(tmp_path: Path)
     assert {key: told[key] for key in keys} == {
         key: "names 2" if drew[key] == CHALLENGER else "names 1" for key in keys
     }
+    ward.database.close()
+
+
+@pytest.mark.parametrize("stage", [CHAMPION, SHADOW, CANARY])
+def test_what_is_deployed_is_read_once_for_what_is_done_to_an_image(tmp_path: Path, stage: str) -> None:
+    """Once in the transaction in which it comes, and once in that of each result; a change shows in the next."""
+    old, new = NameReader("names", "1"), NameReader("names", "2")
+    ward = Ward(tmp_path, [old, new])
+    ward.intake._policy = ward.worker._policy = lambda c, site: switches.policy(c, site, Rule(), ai=True)
+    with ward.database.write() as connection:
+        store.ensure_site(connection, SITE)
+    deploy(ward, "first", old)
+    deploy(ward, "shadow", new)
+    if stage != SHADOW:
+        deploy(ward, "canary", share=1.0)
+    if stage == CHAMPION:
+        deploy(ward, "promote")
+    read: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        read.extend(re.findall(r"(?:FROM|JOIN) deployment\b", statement))
+
+    sa.event.listen(ward.database.engine, "before_cursor_execute", note)
+    study = ward.take(png(0), "edema.png").study
+    assert len(read) == 1
+    done = ward.work()
+    assert (done, len(read)) == (1 if stage == CHAMPION else 2, 1 + done)
+    assert told(ward, study) == ("names 1" if stage == SHADOW else "names 2")
+    deploy(ward, "rollback")
+    study = ward.take(png(1), "edema.png").study
+    ward.work()
+    assert told(ward, study) == "names 1"
+    ward.database.close()
+
+
+def told(ward: Ward, study: str) -> str | None:
+    """Return the model whose word a study has its place by."""
+    with ward.database.read() as connection:
+        return connection.execute(sa.select(store.study.c.model).where(store.study.c.id == study)).scalar_one()
+
+
+def test_a_list_that_is_ordered_anew_is_told_by_what_is_deployed_by_then(tmp_path: Path) -> None:
+    """Whatever was when somebody set out to order it."""
+    old, new = NameReader("names", "1"), NameReader("names", "2")
+    ward = Ward(tmp_path, [old, new])
+    with ward.database.write() as connection:
+        store.ensure_site(connection, SITE)
+    deploy(ward, "first", old)
+    deploy(ward, "shadow", new)
+    deploy(ward, "canary", share=1.0)
+    study = ward.take(png(0), "edema.png").study
+    ward.work()
+    with ward.database.read() as connection:
+        before = switches.policy(connection, SITE, Rule(), ai=True)
+    deploy(ward, "rollback")
+    assert triage.rerank(ward.database, before, SITE) == 1
+    assert told(ward, study) == "names 1"
     ward.database.close()
 
 

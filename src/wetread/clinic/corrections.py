@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from wetread.clinic import audit, claims, completion, critical, identity, keys, store, triage
+from wetread.clinic import audit, claims, completion, critical, deployments, identity, keys, store, triage
 from wetread.clinic.content import REASONS, Note
 from wetread.clinic.jobs import READ_ONLY, enqueue
 from wetread.clinic.priority import ORDER, Priority
@@ -152,7 +152,8 @@ class Corrections:
             touch(connection, row.study)
             # One that came rejected was seen by nobody.
             floor = connection.execute(sa.select(store.study.c.floor).where(store.study.c.id == row.study)).scalar_one()
-            enqueue(connection, image, self._models() or [READ_ONLY], Priority(floor), store.now())
+            rows = deployments.history(connection, site)
+            enqueue(connection, image, self._models() or [READ_ONLY], Priority(floor), store.now(), rows)
             self._refresh(connection, site, {row.study})
         return str(row.study)
 

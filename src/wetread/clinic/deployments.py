@@ -120,15 +120,18 @@ def drawn(who: str, salt: str) -> float:
 def history(connection: Connection, site: str | None = None) -> list[Deployment]:
     """Return the rows that concern a site, or all, oldest first."""
     found = [Deployment(*row) for row in connection.execute(_ALL)]
-    return found if site is None else [row for row in found if row.site in (EVERYWHERE, site)]
+    return found if site is None else _of_site(found, site)
+
+
+def _of_site(rows: Iterable[Deployment], site: str) -> list[Deployment]:
+    return [row for row in rows if row.site in (EVERYWHERE, site)]
 
 
 def slots(rows: Iterable[Deployment], site: str) -> dict[str, Slot]:
     """Return what holds at a site, by slot. `EVERYWHERE` gives what holds where a site has no row of its own."""
     groups: dict[str, list[Deployment]] = {}
-    for row in rows:
-        if row.site in (EVERYWHERE, site):
-            groups.setdefault(row.slot, []).append(row)
+    for row in _of_site(rows, site):
+        groups.setdefault(row.slot, []).append(row)
     return {name: _slot(name, group, site) for name, group in groups.items()}
 
 
@@ -195,15 +198,19 @@ class Voices:
 def voices(connection: Connection, study: str) -> Voices:
     """Return whose word counts for a study; of a signed one, that of those whom the reader answered."""
     found = connection.execute(_OF_STUDY, {"key": study}).all()
-    if not found:
-        return Voices()
     rows = [Deployment(*row[:-2]) for row in found]
-    mine = slots(rows, found[0].of)
+    return heard(connection, rows, study, found[0].of, signed=found[0].reading == "signed") if found else Voices()
+
+
+def heard(connection: Connection, rows: Sequence[Deployment], study: str, site: str, *, signed: bool) -> Voices:
+    """Return the same by the rows that concern its site, for who has read them in this transaction."""
+    if not rows:
+        return Voices()
     canaries = [row for row in rows if row.stage == CANARY]
     units = set(connection.execute(_ARMS, {"key": study}).scalars()) if canaries else set()
-    read = _answered(connection, study) if found[0].reading == "signed" else ()
+    read = _answered(connection, study) if signed else ()
     orders, unawaited = [], set[str]()
-    for slot in mine.values():
+    for slot in slots(rows, site).values():
         first = [model for model in read if model in slot.known]
         if slot.challenger is not None:
             if slot.challenger.stage == CANARY and slot.challenger.id in units:
@@ -255,23 +262,24 @@ def shadows() -> sa.Select[Any]:
 
 
 def analysing(
-    connection: Connection, models: Sequence[str], site: str, received: datetime, study: str
+    connection: Connection, rows: Iterable[Deployment], models: Sequence[str], site: str, received: datetime, study: str
 ) -> list[tuple[str, bool]]:
     """Return those of some packages that analyse an image of a site, each with whether somebody waits for it.
 
     Parameters
     ----------
+    rows : iterable of Deployment
+        What is deployed, and was: `history`, of this site or of all.
     models : sequence of str
         Those that are loaded.
     received : datetime
         When the image came; a challenger analyses what came since its stage began.
     """
-    rows = history(connection, site)
-    here = slots(rows, site).values()
+    rows, here = _of_site(rows, site), slots(rows, site).values()
     known = {row.model for row in rows}
     champions = {slot.champion.model for slot in here if slot.champion}
     challengers = {s.challenger.model for s in here if s.challenger and s.challenger.since <= received}
-    unheard = voices(connection, study).unawaited if challengers else frozenset()
+    unheard = heard(connection, rows, study, site, signed=False).unawaited if challengers else frozenset()
     return [
         (model, model not in unheard)
         for model in models
@@ -300,9 +308,9 @@ def wanted(rows: Iterable[Deployment], model: str, sites: Iterable[str]) -> dict
     return found
 
 
-def assign(connection: Connection, study: str, site: str, now: datetime) -> None:
+def assign(connection: Connection, rows: Iterable[Deployment], study: str, site: str, now: datetime) -> None:
     """Write down which arm a new study's patient drew, of each canary of its site; what came before draws nothing."""
-    for slot in slots(history(connection, site), site).values():
+    for slot in slots(rows, site).values():
         canary = slot.challenger
         if canary is None or canary.stage != CANARY:
             continue

@@ -233,9 +233,9 @@ class Intake:
                 key = arrival.correct_header(
                     connection, current, stored, rival.before, said, place, header, self._models(), actor
                 )
-                triage.refresh(connection, key, self._policy(connection, site), place.now)
-                if key != current.study:
-                    triage.refresh(connection, current.study, self._policy(connection, site), place.now)
+                policy = self._policy(connection, site)
+                for each in dict.fromkeys((key, current.study)):
+                    triage.refresh(connection, each, policy, place.now)
                 return Received(name, key, current.id, True, False, said.format, True)
             if current is not None:
                 row = arrival.of_id(connection, current.study)
@@ -265,9 +265,11 @@ class Intake:
             connection.execute(store.instance.insert(), image)
             if state == "quarantined":
                 cautions.append(HELD.get(str(reason), _OTHER))
+            policy = self._policy(connection, site)
             if state == "stored":
-                deployments.assign(connection, row.id, site, place.now)
-                enqueue(connection, image["id"], self._models() or [READ_ONLY], floor, place.now)
+                rows = policy.deployments(connection, site)
+                deployments.assign(connection, rows, row.id, site, place.now)
+                enqueue(connection, image["id"], self._models() or [READ_ONLY], floor, place.now, rows)
             why = {"reason": reason} if reason in HELD else {}
             store.emit(connection, _EVENTS.get(state, "instance.stored"), site, row.id, {"image": image["id"], **why})
             detail = {"image": image["id"], "state": state, **why}
@@ -281,7 +283,7 @@ class Intake:
             for each in sorted({row.id, *touched}):
                 if each in touched:
                     completion.renew(connection, each, self._models(), place.now)
-                triage.refresh(connection, each, self._policy(connection, site), place.now)
+                triage.refresh(connection, each, policy, place.now)
         return Received(name, row.id, image["id"], True, state == "quarantined", said.format)
 
     def _copy(self, connection: Connection, current: Row[Any], stored: Stored, name: str) -> None:
@@ -379,10 +381,11 @@ class Intake:
                 done = sa.select(jobs.c.instance).where(jobs.c.model == model)
                 mine = wanted.where(images.c.id.not_in(done), _of(deployments.wanted(deployed, model, sites)))
                 for image in connection.execute(mine).scalars().all():
-                    enqueue(connection, image, [model], Priority.ROUTINE, now)
+                    enqueue(connection, image, [model], Priority.ROUTINE, now, deployed)
                     count += 1
+            policies = {site: self._policy(connection, site) for site in set(studies.values())}
             for study, site in studies.items():
-                triage.refresh(connection, study, self._policy(connection, site), now)
+                triage.refresh(connection, study, policies[site], now)
         return count
 
 

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import audit, deployments, store, triage
+from wetread.clinic.deployments import Deployment
 from wetread.clinic.priority import ORDER, Priority
 from wetread.clinic.store import Store
 from wetread.clinic.triage import Policy
@@ -186,10 +187,17 @@ class Gate:
             self._changed.notify_all()
 
 
-def enqueue(connection: Connection, image: str, models: Sequence[str], floor: Priority, now: datetime) -> None:
+def enqueue(
+    connection: Connection,
+    image: str,
+    models: Sequence[str],
+    floor: Priority,
+    now: datetime,
+    rows: Collection[Deployment],
+) -> None:
     """Queue the analyses of an image, by all models of its site or by those that never saw it.
 
-    Those that nobody waits for come after all others; see `deployments`.
+    Those that nobody waits for come after all others: so say the `rows` of what is deployed, see `deployments`.
     """
     jobs, images = store.job, store.instance.c
     there = set(connection.execute(sa.select(jobs.c.model).where(jobs.c.instance == image)).scalars())
@@ -198,7 +206,7 @@ def enqueue(connection: Connection, image: str, models: Sequence[str], floor: Pr
             sa.select(images.site, images.study, images.received_at).where(images.id == image)
         ).one()
         row = {"instance": image, "state": "queued", "tries": 0, "due_at": now}
-        for model, awaited in deployments.analysing(connection, missing, of.site, of.received_at, of.study):
+        for model, awaited in deployments.analysing(connection, rows, missing, of.site, of.received_at, of.study):
             place = ORDER[floor] + (0 if awaited else deployments.LATER)
             connection.execute(jobs.insert(), row | {"model": model, "floor": place})
 

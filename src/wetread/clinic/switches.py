@@ -68,14 +68,15 @@ def everywhere(connection: Connection) -> list[Off]:
 
 def policy(connection: Connection, site: str, rule: Rule, *, ai: bool) -> Policy:
     """Return how the studies of a site are ranked now; without `ai` no model counts, whatever the switches say."""
-    found = off(connection, site)
+    found, rows = off(connection, site), tuple(deployments.history(connection, site))
     return Policy(
         rule,
         ai=ai and ALL not in found,
         off=frozenset(found) - {ALL},
         held=frozenset(each.package for each in found.values() if each.package),
-        deployed=deployments.fingerprint(deployments.history(connection, site), site),
+        deployed=deployments.fingerprint(rows, site),
         by_arrival=experiments.by_arrival(connection, site, store.now()),
+        rows=rows,
     )
 
 

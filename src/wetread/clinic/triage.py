@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from wetread.clinic import critical, deployments, keys, merging, priority, store, turns
-from wetread.clinic.deployments import Voices
+from wetread.clinic.deployments import Deployment, Voices
 from wetread.clinic.merging import View
 from wetread.clinic.priority import Priority, Rule, Rules, Scored
 from wetread.clinic.store import Store
@@ -66,8 +66,9 @@ class Policy:
     """How studies are ranked: the site's rule, whether AI may reorder at all, and which models may not.
 
     `off` holds names of models, `held` the packages of those that turned themselves off: nobody waits for their jobs.
-    `deployed` is the fingerprint of what is deployed, see `deployments`. `by_arrival`: an experiment has the list in
-    the order of arrival for now, whatever AI says.
+    `deployed` is the fingerprint of what is deployed, see `deployments`; `rows` are what it is of, as they are in this
+    transaction, None where it has to be looked up. `by_arrival`: an experiment has the list in the order of arrival
+    for now, whatever AI says.
     """
 
     rule: Rule = field(default_factory=Rule)
@@ -76,6 +77,11 @@ class Policy:
     held: frozenset[str] = frozenset()
     deployed: str = ""
     by_arrival: bool = False
+    rows: tuple[Deployment, ...] | None = field(default=None, compare=False, repr=False)
+
+    def deployments(self, connection: Connection, site: str) -> Sequence[Deployment]:
+        """Return what is deployed, and was, at the policy's site."""
+        return deployments.history(connection, site) if self.rows is None else self.rows
 
     @property
     def id(self) -> str:
@@ -94,7 +100,8 @@ def refresh(connection: Connection, study: str, policy: Policy, now: datetime, *
     row = connection.execute(_STUDY, {"key": study}).one()
     images = shown(connection, study)
     ids = sorted(image.id for image in images)
-    voices = deployments.voices(connection, study)
+    rows = policy.deployments(connection, row.site)
+    voices = deployments.heard(connection, rows, study, row.site, signed=row.reading == "signed")
     results = _newest(connection, voices, ids)
     left = connection.execute(_WAITING, {"keys": ids}).scalars().all()
     left = [model for model in left if model not in voices.unawaited]
@@ -282,8 +289,9 @@ def rerank(database: Store, policy: Policy, site: str) -> int:
         connection.execute(store.site.update().where(store.site.c.name == site).values(turns=None))
     for start in range(0, len(waiting), 100):
         with database.write() as connection:
+            here = replace(policy, rows=tuple(deployments.history(connection, site)))  # by now there may be others
             for key in waiting[start : start + 100]:
-                refresh(connection, key, policy, store.now(), anew=True)
+                refresh(connection, key, here, store.now(), anew=True)
     with database.write() as connection:
         connection.execute(store.site.update().where(store.site.c.name == site).values(policy=policy.id))
         store.emit(connection, "worklist.reordered", site)
