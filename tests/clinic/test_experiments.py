@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
@@ -40,6 +41,51 @@ def test_shifts_begin_by_the_clocks_of_the_site() -> None:
     assert (night.number, night.since) == (2, datetime(2026, 3, 2, 22, tzinfo=UTC))
     summer = found.block(datetime(2026, 4, 1, 8, tzinfo=UTC))
     assert (summer.number, summer.since) == (90, datetime(2026, 4, 1, 5, tzinfo=UTC))
+
+
+QUARTER = timedelta(minutes=15)
+AROUND = timedelta(days=3)
+
+
+def clock(zone: str, year: int) -> dict[datetime, datetime]:
+    """Return when a clock shows what first, by looking at it every quarter of an hour of a year and the days about it.
+
+    What it skips it would have shown as long after the skip as that lies after its beginning.
+    """
+    first: dict[datetime, datetime] = {}
+    at, due = datetime(year - 1, 12, 27, tzinfo=UTC), None
+    while at < datetime(year + 1, 1, 5, tzinfo=UTC):
+        shown = at.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
+        for skipped in range((shown - (due or shown)) // QUARTER):
+            first.setdefault((due or shown) + skipped * QUARTER, at + skipped * QUARTER)
+        first.setdefault(shown, at)
+        at, due = at + QUARTER, shown + QUARTER
+    return first
+
+
+@pytest.mark.parametrize(
+    ("zone", "year"),
+    [("Europe/Berlin", 2026), ("Australia/Lord_Howe", 2026), ("America/Sao_Paulo", 2018), ("Pacific/Apia", 2011),
+     ("Asia/Kathmandu", 2026)],
+)  # fmt: skip
+def test_blocks_share_out_the_year_whatever_the_clocks_do(zone: str, year: int) -> None:
+    first = clock(zone, year)
+    for shifts in (("06:00", "14:00", "22:00"), ("00:15", "02:30", "23:45"), ("02:15",)):
+        starts = [first[shown] for shown in sorted(first) if f"{shown:%H:%M}" in shifts]
+        found = made({"shifts": [*reversed(shifts)], "zone": zone, "block_minutes": 0, "blocks": 9999}, start=starts[9])
+        offsets = [[(at + by).astimezone(ZoneInfo(zone)).utcoffset() for by in (-AROUND, AROUND)] for at in starts]
+        for n, start in enumerate(starts[9:-9], 9):
+            if offsets[n][0] == offsets[n][1] and n % 29:
+                continue  # like its neighbours
+            for at in (
+                start - timedelta(microseconds=1),
+                start,
+                start + timedelta(hours=1),
+                start + timedelta(hours=5),
+            ):
+                wanted = max(m for m in range(n - 9, n + 9) if starts[m] <= at)
+                block = found.block(at)
+                assert (block.number, block.since) == (wanted - 9, starts[wanted])
 
 
 @given(st.text(max_size=8), st.sampled_from([SHIFTS, SHORT]), st.integers(0, 500))

@@ -66,10 +66,18 @@ class Experiment:
 
     def block(self, at: datetime) -> Block:
         """Return the block that a moment is in."""
-        since = _begun(self.rota, self.started_at, at)
-        number = _number(self.rota, self.started_at, since)
+        number, since = self._block(at)
         first = _coin(self.salt, number // 2)
         return Block(number, since, ARRIVAL if (number % 2 == 0) == first else AI)
+
+    def _block(self, at: datetime) -> tuple[int, datetime]:
+        rota = self.rota
+        if rota.shifts:
+            number, since = _shift(rota, at)
+            return number - _shift(rota, self.started_at)[0], since
+        length = timedelta(minutes=rota.minutes)
+        number = (at - self.started_at) // length
+        return number, self.started_at + number * length
 
 
 @dataclass(frozen=True)
@@ -116,37 +124,18 @@ def _coin(salt: str, pair: int) -> bool:
     return bool(hashlib.sha256(f"{salt} {pair}".encode()).digest()[0] & 1)
 
 
-def _begun(rota: Rota, start: datetime, at: datetime) -> datetime:
-    """Return when the block began that a moment is in."""
-    if not rota.shifts:
-        length = timedelta(minutes=rota.minutes)
-        return start + ((at - start) // length) * length
-    return max(one for one in _starts(rota, at) if one <= at)
+def _shift(rota: Rota, at: datetime) -> tuple[int, datetime]:
+    """Return the how manieth shift a moment is in, counted from the year 1, and when it began on the site's clocks.
 
-
-def _number(rota: Rota, start: datetime, since: datetime) -> int:
-    if not rota.shifts:
-        return round((since - start) / timedelta(minutes=rota.minutes))
-    first = _begun(rota, start, start)
-    day = timedelta(days=1)
-    zone = ZoneInfo(rota.zone)
-    days = (since.astimezone(zone).date() - first.astimezone(zone).date()) // day
-    places = [_shift(rota, one) for one in (first, since)]
-    return days * len(rota.shifts) + places[1] - places[0]
-
-
-def _shift(rota: Rota, since: datetime) -> int:
-    """Return which shift of its day begins then."""
-    of_day = [_at(rota, since, shift) for shift in sorted(rota.shifts)]
-    return of_day.index(since)
-
-
-def _starts(rota: Rota, at: datetime) -> list[datetime]:
-    days = (at - timedelta(days=1), at, at + timedelta(days=1))
-    return [_at(rota, day, shift) for day in days for shift in rota.shifts]
-
-
-def _at(rota: Rota, day: datetime, shift: str) -> datetime:
-    """Return when a shift begins on a day, on the clocks of the site."""
-    local = datetime.combine(day.astimezone(ZoneInfo(rota.zone)).date(), time.fromisoformat(shift))
-    return local.replace(tzinfo=ZoneInfo(rota.zone)).astimezone(UTC)
+    A shift that would begin in an hour which the clocks skip begins when a clock that nobody moved shows it; of an
+    hour that comes twice the first counts. Two days back, as clocks have skipped whole days, too.
+    """
+    zone, shifts = ZoneInfo(rota.zone), sorted(rota.shifts)
+    today = at.astimezone(zone).date()
+    days = [today + timedelta(days=n) for n in (-2, -1, 0, 1)]
+    starts = (
+        (day.toordinal() * len(shifts) + n, datetime.combine(day, time.fromisoformat(shift), zone).astimezone(UTC))
+        for day in days
+        for n, shift in enumerate(shifts)
+    )
+    return max(one for one in starts if one[1] <= at)
