@@ -71,8 +71,13 @@ def test_from_staging_to_a_roll_back(new: Package) -> None:
     assert len(list(Path("clinic/models").iterdir())) == 2  # the way back lies there, too
     (record,) = Path("clinic/improve/rollout").iterdir()
     assert json.loads((record / "record.json").read_text())["passed"]
+    Path("strict.toml").write_text(LENIENT.replace("least_rises = 0.0", "least_rises = 1.0"))
+    assert wetread("stage", "new", "--policy", "strict.toml").exit_code == 1  # what passed by other limits is no pass
+    assert "was not staged, or failed" in str(wetread("shadow", "new").exception)
+    anew = wetread("stage", "new", "--policy", "rollout.toml")
+    assert (anew.exit_code, "pass  load" in anew.output) == (0, True), anew.output
     for words, said in (
-        (("stage", "new"), "was staged already"),
+        (("stage", "new", "--policy", "rollout.toml"), "was staged already"),
         (("shadow", "new"), "is in shadow"),
         (("canary", "--share", "0.2"), "for 20% of new studies"),
         (("hold",), "until somebody moves it"),
@@ -94,11 +99,29 @@ def test_from_staging_to_a_roll_back(new: Package) -> None:
     assert "champion: tiny 1" in wetread("status").output
 
 
-def test_a_verdict_holds_while_there_is_too_little(new: Package) -> None:
-    staging.put(new, Path("clinic"))
+def passed(package: Package, champion: str, site: str = "default") -> None:
+    """Write down that a package passed beside a champion, and put it into place."""
+    staging.put(package, Path("clinic"))
     with closing(Store.existing(Path("clinic"))) as opened, opened.write() as connection:
-        detail = {"passed": True, "champion": Package(Path("old")).id}
-        audit.record(connection, "default", "tester", staging.STAGED, new.id, detail)
+        store.ensure_site(connection, site)
+        detail = {"passed": True, "champion": champion}
+        audit.record(connection, site, "tester", staging.STAGED, package.id, detail)
+
+
+def test_what_passed_beside_another_champion_is_staged_anew(new: Package) -> None:
+    passed(new, "f" * 64)
+    passed(new, "e" * 64, "north")
+    for words in ((), ("--site", "north")):
+        said = str(wetread("shadow", "new", *words).exception)
+        assert "was not staged, or failed, beside the champion of now, tiny 1" in said
+        assert " ".join(("wetread rollout stage new --data clinic", *words)) in said
+    passed(new, Package(Path("old")).id)
+    passed(new, "e" * 64, "north")  # later, and none of its business
+    assert wetread("shadow", "new").exit_code == 0
+
+
+def test_a_verdict_holds_while_there_is_too_little(new: Package) -> None:
+    passed(new, Package(Path("old")).id)
     wetread("shadow", "new")
     said = wetread("verdict", "--apply", "--json")
     found = json.loads(said.output)

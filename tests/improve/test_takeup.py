@@ -21,7 +21,7 @@ from wetread.clinic.deployments import CANARY, CHAMPION, SHADOW
 from wetread.clinic.service import Clinic
 from wetread.config import Settings
 from wetread.errors import ConflictError
-from wetread.improve import staging
+from wetread.improve import due, staging
 from wetread.improve.rollout import Rollout
 from wetread.model.package import Package
 
@@ -62,7 +62,9 @@ def staged(clinic: Clinic, package: Package) -> str:
     """Put a package where services find it, as one that passed."""
     staging.put(package, clinic.data)
     with clinic.database.write() as connection:
-        audit.record(connection, SITE, "tester", staging.STAGED, package.id, {"passed": True})
+        champion = due.champion(connection, "", deployments.slot_of(package))
+        detail = {"passed": True, "champion": champion and champion.model}
+        audit.record(connection, SITE, "tester", staging.STAGED, package.id, detail)
     return package.id
 
 

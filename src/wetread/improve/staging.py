@@ -3,15 +3,19 @@
 It must keep its golden outputs, answer pictures that were turned, shifted or brightened a little as it answers the
 originals, find what is drawn into a phantom, and answer about as fast as the champion when several ask at once. Where
 the champion fails a test of behaviour itself, the candidate may. What passes lies in ``DATA/models/<sha256>`` (the
-champion too, so that there is a way back), and the audit says so: `wetread rollout shadow` asks for that row.
+champion too, so that there is a way back), and the audit says so, with the champion and the policy: `wetread rollout
+shadow` asks for that row. Beside another champion, or by other limits, nothing is known until it is tested anew.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import tempfile
 import time
 import zipfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -31,6 +35,7 @@ from wetread.errors import ModelError
 from wetread.evaluate import gate_command
 from wetread.evaluate.behaviour import Behaviour
 from wetread.evaluate.gate_command import Model
+from wetread.improve import due
 from wetread.improve.policy import Policy
 from wetread.infer.predict import Predictor
 from wetread.model.package import FILES, Package
@@ -96,6 +101,8 @@ def stage(
 ) -> Staged:
     """Test a package, and put it and the champion of its slot into the data folder when it passes.
 
+    What passed beside the same champion by the same policy is not tested again.
+
     Parameters
     ----------
     name : str
@@ -110,36 +117,42 @@ def stage(
     """
     package = Package.open(name, data)
     slot = deployments.slot_of(package)
+    folder, asked = data / "models" / package.id, _hash(policy, settings.point)
     with database.read() as connection:
-        there = deployments.slots(deployments.history(connection, site), site).get(slot)
-        done = was_staged(connection, package.id)
-    row = there.champion if there else None
-    folder = data / "models" / package.id
-    if done and folder.exists():
-        return Staged(package.id, package.name, slot, row.model if row else None, str(folder), (), True)
-    champion = takeup.find(row.model, data, settings) if row is not None and row.model != package.id else None
+        serving = due.champion(connection, site, slot)
+        held = serving.model if serving is not None and serving.model != package.id else None
+        done = last(connection, package.id, held)
+    if done and done["passed"] and done["policy"] == asked and folder.exists():
+        return Staged(package.id, package.name, slot, held, str(folder), (), True)
+    champion = takeup.find(held, data, settings) if held else None
     with ExitStack() as stack:
         new = stack.enter_context(Predictor(package, settings))  # proves it on its golden radiographs
         old = stack.enter_context(Predictor(champion, settings)) if champion is not None else None
         tests = [Test("golden outputs", True, "kept", "kept"), *_behaviour(new, old, settings.point, policy)]
         tests.append(_load(new, old, policy.load))
-    staged = Staged(package.id, package.name, slot, row.model if row else None, str(folder), tuple(tests))
+    staged = Staged(package.id, package.name, slot, held, str(folder), tuple(tests))
     if staged.passed:
         put(package, data)
         if champion is not None:
             put(champion, data)
-    detail = takeup.candidate(package).__dict__ | {"passed": staged.passed, "tests": [asdict(test) for test in tests]}
+    detail = takeup.candidate(package).__dict__ | {"champion": held, "policy": asked, "passed": staged.passed}
+    detail["tests"] = [asdict(test) for test in tests]
     with database.write() as connection:
         audit.record(connection, site or settings.site, actor, STAGED, package.id, detail)
     return staged
 
 
-def was_staged(connection: Connection, model: str) -> bool:
-    """Tell whether a package passed its tests, the last time that they were run."""
+def last(connection: Connection, model: str, champion: str | None) -> Mapping[str, Any] | None:
+    """Return what became of a package when it was tested the last time beside this champion, or without one."""
     table = store.audit.c
-    wanted = sa.select(table.detail).where(table.object == model, table.action == STAGED)
-    detail = connection.execute(wanted.order_by(table.seq.desc()).limit(1)).scalar()
-    return bool(detail and detail["passed"])
+    wanted = sa.select(table.detail).where(table.object == model, table.action == STAGED).order_by(table.seq.desc())
+    return next((each for each in connection.execute(wanted).scalars() if each.get("champion", "") == champion), None)
+
+
+def _hash(policy: Staging, point: str) -> str:
+    """Return a word for what the tests ask: limits, and the operating point at which a finding is called."""
+    asked = {"staging": policy.model_dump(mode="json"), "point": point}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def put(package: Package, data: Path) -> Path:
