@@ -35,9 +35,10 @@ def test_nobody_asks(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({}, None),
-        ({"errors": 2, "first_errors": ["console: \x1b[31mbroken | `x`"]}, "2 errors, at most 0 wanted"),
+        ({"errors": 2, "first_errors": ["console: \x1b[31mbroken | `x`"]}, "errors 2, at most 0 wanted"),
         ({"list_ms": {"p50": 100.0, "p95": 1000.5}}, "p95 of the list 1000.5 ms, at most 1000 ms wanted"),
         ({"first_image_ms": {"p50": 1.0, "p95": 2001.0}}, "p95 of the first image 2001 ms, at most 2000 ms wanted"),
+        ({"first_image_ms": None}, "p95 of the first image inf ms, at most 2000 ms wanted"),
         ({"opened": 0, "list_ms": None, "first_image_ms": None}, "nothing was opened"),
     ],
 )
@@ -57,7 +58,7 @@ def test_what_is_measured_besides_must_be_without_errors(tmp_path: Path) -> None
     for limits in ({}, {"tablet": PageLimits()}):
         pages = browsing.judge(limits, SINCE, file)
         assert pages is not None
-        assert pages.reasons == ("pages, workstation: 1 errors, at most 0 wanted",)
+        assert pages.reasons == ("pages, workstation: errors 1, at most 0 wanted",)
     pages = browsing.judge({"workstation": PageLimits(errors=1)}, SINCE, file)
     assert pages is not None
     assert not pages.reasons

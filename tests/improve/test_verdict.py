@@ -246,7 +246,7 @@ def test_pages_that_break_hold_a_canary_and_never_roll_it_back(database: Store, 
     assert fine.outcome == "promote"
     assert "pages" in fine.summary()["reasons"][1]
     broken = judge(errors=3)
-    assert (broken.outcome, broken.reasons) == ("hold", ("pages, tablet: 3 errors, at most 0 wanted",))
+    assert (broken.outcome, broken.reasons) == ("hold", ("pages, tablet: errors 3, at most 0 wanted",))
     assert broken.summary()["reasons"] == list(broken.reasons)
     record = rollout.data / "improve" / "rollout" / broken.id
     assert "| tablet | 5 | 3 |" in (record / "record.md").read_text()

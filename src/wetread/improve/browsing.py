@@ -7,6 +7,7 @@ or is from before the canary, where one is asked for: by the policy, which names
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -140,18 +141,21 @@ def judge(limits: Mapping[str, PageLimits], since: datetime, file: Path | None) 
 def _over(name: str, limits: PageLimits, report: Report) -> Iterable[str]:
     """Say what of a profile is beyond its limits."""
     found = report.profiles.get(name)
-    if found is None or not found.opened:
-        yield f"pages, {name}: nothing was {'opened' if found else 'measured'}"
     if found is None:
+        yield f"pages, {name}: nothing was measured"
         return
     if found.errors > limits.errors:
-        yield f"pages, {name}: {found.errors} errors, at most {limits.errors} wanted"
+        yield f"pages, {name}: errors {found.errors}, at most {limits.errors} wanted"
+    if not found.opened:
+        yield f"pages, {name}: nothing was opened"
+        return
     for what, times, most in (
         ("list", found.list_ms, limits.list_ms),
         ("first image", found.first_image_ms, limits.first_image_ms),
     ):
-        if times is not None and most is not None and times.p95 > most:
-            yield f"pages, {name}: p95 of the {what} {times.p95:g} ms, at most {most:g} ms wanted"
+        p95 = times.p95 if times else math.inf
+        if most is not None and p95 > most:
+            yield f"pages, {name}: p95 of the {what} {p95:g} ms, at most {most:g} ms wanted"
 
 
 def lines(pages: Pages) -> list[str]:
