@@ -7,7 +7,7 @@ import sys
 import pytest
 from commands import COMMANDS
 
-from wetread import __version__, cli
+from wetread import __version__, cli, config
 from wetread.errors import ReadError, WetreadError
 
 
@@ -73,16 +73,24 @@ def test_an_error_is_one_line_and_exit_code_2(monkeypatch, capsys, error, line):
     assert run(monkeypatch, capsys, "anything") == (2, "", line)
 
 
-def test_a_module_that_no_extra_brings_is_a_bug_and_shows_where(monkeypatch):
-    monkeypatch.setattr(cli, "app", raising(ModuleNotFoundError(name="numpy")))
-    with pytest.raises(ModuleNotFoundError):
-        cli.main()
+@pytest.mark.parametrize("error", [ModuleNotFoundError(name="numpy"), KeyError("DOE^JANE"), RecursionError()])
+def test_a_defect_is_one_line_that_names_no_patient_and_a_code_that_no_answer_has(monkeypatch, capsys, error):
+    monkeypatch.delenv("WETREAD_DEBUG", raising=False)
+    monkeypatch.setattr(cli, "app", raising(error))
+    code, out, err = run(monkeypatch, capsys, "anything")
+    assert (code, out) == (70, "")
+    assert re.fullmatch(
+        rf"wetread: {type(error).__name__} in cli\.py:\d+ \(main\): a defect .+WETREAD_DEBUG=1.+\n", err
+    )
+    assert "DOE" not in err
+    monkeypatch.setenv("WETREAD_DEBUG", "1")
+    code, _, err = run(monkeypatch, capsys, "anything")
+    assert code == 70
+    assert err.startswith("Traceback")
 
 
-def test_a_bug_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli, "app", raising(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
-        cli.main()
+def test_the_variable_that_shows_tracebacks_is_no_setting():
+    assert config.load(environment={"WETREAD_DEBUG": "1"}) == config.load(environment={})
 
 
 def test_a_reader_that_stops_reading_ends_the_command_without_noise():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from wetread.infer import bench_command, triton_command
 from wetread.simulate import command as simulate_command
 from wetread.simulate import reading_room_command
 
+_HERE = Path(__file__).parent
 _DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 
 if TYPE_CHECKING:
@@ -1116,7 +1118,7 @@ def _spread(ray: str, workers: int | None, alone: int = 2) -> tuple[Spread, int]
 
 
 def main() -> None:
-    """Run the command line: an error is one line and exit code 2, never a traceback."""
+    """Run the command line: an error is one line and exit code 2, a defect of ours one line and 70, which no answer is."""
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], prog_name="wetread", standalone_mode=False))
     except typer.TyperException as error:  # wrong usage
@@ -1126,20 +1128,31 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except ModuleNotFoundError as error:
-        name = (error.name or "").split(".")[0]
-        if name not in _EXTRAS:
-            raise
-        _fail(f"{name} is not installed; pip install 'wetread[{_EXTRAS[name]}]'")
     except (WetreadError, OSError) as error:  # on purpose, or the machine's: permission, disk full, port in use
         _fail(str(error))
     except typer.Abort:
         sys.exit(130)
+    except Exception as error:
+        name = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if name in _EXTRAS:
+            _fail(f"{name} is not installed; pip install 'wetread[{_EXTRAS[name]}]'")
+        _defect(error)
 
 
-def _fail(message: str) -> NoReturn:
+def _defect(error: Exception) -> NoReturn:
+    """Say what went wrong and where, without the message of the exception, which may quote a patient's data."""
+    if os.environ.get("WETREAD_DEBUG"):
+        traceback.print_exception(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if _HERE in Path(frame.filename).parents), frames[-1])
+    place = f"{Path(last.filename).name}:{last.lineno} ({last.name})"
+    said = f"{type(error).__name__} in {place}: a defect of Wetread, not an answer"
+    _fail(f"{said}; WETREAD_DEBUG=1 shows the traceback, which may name patients", os.EX_SOFTWARE)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
     typer.echo(f"wetread: {' '.join(message.splitlines())}", err=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
