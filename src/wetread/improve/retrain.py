@@ -10,6 +10,7 @@ so only when the policy says so, and then only into shadow, where nobody sees it
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -111,6 +112,8 @@ class Attempt:
     policy: dict[str, Any]
     facts: dict[str, Any]
     reasons: list[str]
+    site: str = ""
+    files: dict[str, str] = field(default_factory=dict)  # that the policy named when it was begun: SHA-256
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     outcome: str = ""
     why: str = ""
@@ -142,7 +145,7 @@ def run(room: Room, policy: Retraining, *, force: str = "") -> Attempt:
     Parameters
     ----------
     force : str
-        Why to train although it is not due.
+        Why to train although it is not due. What was stopped, and was not begun for this reason, is given up.
 
     Returns
     -------
@@ -172,14 +175,17 @@ def run(room: Room, policy: Retraining, *, force: str = "") -> Attempt:
 
 
 def _open(room: Room, policy: Retraining, force: str) -> Attempt:
-    before = [one for one in attempts(room.data) if one.policy["slot"] == policy.slot]
+    before = [one for one in attempts(room.data) if (one.policy["slot"], one.site) == (policy.slot, room.site)]
     values = policy.model_dump(mode="json")
-    if before and not _closed(room, before[-1]):
-        if before[-1].policy == values:
-            return before[-1]
-        if not before[-1].outcome:
-            before[-1].outcome, before[-1].why = "failed", "given up: the policy was changed before it ended"
-        _close(room, before[-1])
+    if before and not _closed(room, last := before[-1]):
+        changed = "the policy" if last.policy != values else _changed(last.files, _files(room, policy))
+        anew = force and f"asked for: {force}" not in last.reasons
+        if not (changed or anew):
+            return last
+        if not last.outcome:
+            why = f"{changed} was changed before it ended" if changed else f"another was asked for: {force}"
+            last.outcome, last.why = "failed", f"given up: {why}"
+        _close(room, last)
     now = store.now()
     with room.database.read() as connection:
         challenger = due.challenger(connection, room.site, policy.slot)
@@ -188,16 +194,28 @@ def _open(room: Room, policy: Retraining, force: str) -> Attempt:
     judged = due.judge(found, policy.when)
     reasons = [f"asked for: {force}"] * bool(force) + list(judged.reasons)
     name = f"{now:%Y%m%d-%H%M%S}-{store.new_id()[:4]}"
-    attempt = Attempt(room.data / FOLDER / name, name, now, values, found.to_dict(), reasons)
+    attempt = Attempt(room.data / FOLDER / name, name, now, values, found.to_dict(), reasons, room.site)
     if challenger and policy.then == "shadow":
         attempt.outcome, attempt.why = "not due", f"{challenger} challenges already; its rollout comes first"
         return attempt
     if not (judged.due or force):
         attempt.outcome, attempt.why = "not due", reasons[0]
         return attempt
+    attempt.files = _files(room, policy)
     attempt.folder.mkdir(parents=True)
     attempt.save()
     return attempt
+
+
+def _files(room: Room, policy: Retraining) -> dict[str, str]:
+    """Return what the policy names, each with its SHA-256."""
+    named = filter(None, (policy.train.recipe, policy.gate.gates, policy.gate.audit_gates))
+    found = {name: hashlib.sha256(_path(room, name).read_bytes()).hexdigest() for name in named}
+    return found | {policy.train.base: Dataset.open(_path(room, policy.train.base)).hash}
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    return next((name for name, sha256 in now.items() if before.get(name) != sha256), "")
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -437,7 +455,8 @@ def _made(attempt: Attempt) -> str:
 
 def words(attempt: Attempt) -> str:
     """Return what was decided and why, as Markdown."""
-    lines = [f"# Training {attempt.id}: {attempt.outcome}", "", attempt.why, "", "## Why it was begun", ""]
+    where = f" at {attempt.site}" if attempt.site else ""
+    lines = [f"# Training {attempt.id}{where}: {attempt.outcome}", "", attempt.why, "", "## Why it was begun", ""]
     lines += [f"- {reason}" for reason in attempt.reasons]
     done = attempt.done
     if "curate" in done:

@@ -16,7 +16,12 @@ def retrain(
     policy: Annotated[Path, typer.Argument(help="When and how, TOML; see docs/retrain.md.")],
     data: Data,
     site: Annotated[str, typer.Option(help="The only site; default: every site.")] = "",
-    force: Annotated[str, typer.Option(help="Train although it is not due, and why.", metavar="REASON")] = "",
+    force: Annotated[
+        str,
+        typer.Option(
+            help="Train although it is not due, and why. Gives up what was stopped, unless begun so.", metavar="REASON"
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Train anew when the policy says that it is time, and hand what passes every gate to the rollout.
