@@ -232,7 +232,7 @@ def test_in_canary_those_who_saw_the_challenger_are_told_apart(database: Store) 
 
 
 def test_pages_that_break_hold_a_canary_and_never_roll_it_back(database: Store, tmp_path: Path) -> None:
-    rollout, file = put(database, share=0.3), tmp_path / "pages.json"
+    rollout, file = put(database, share=0.3, studies=220), tmp_path / "pages.json"
 
     def judge(stage: str = "canary", **figures: Any) -> Verdict:
         tablet = {"opened": 5, "list_ms": None, "first_image_ms": None, "errors": 0, "first_errors": []} | figures
@@ -241,7 +241,7 @@ def test_pages_that_break_hold_a_canary_and_never_roll_it_back(database: Store, 
             connection.execute(sa.update(store.deployment).where(store.deployment.c.share < 1).values(stage=stage))
         return rollout.judge(limits, browsers=file)
 
-    limits = Limits(browsers={"tablet": PageLimits()})
+    limits = Limits(browsers={"tablet": PageLimits()}, agreement=0.2, sensitivity=0.4)
     fine = judge()
     assert fine.outcome == "promote"
     assert "pages" in fine.summary()["reasons"][1]
