@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 import scipy.stats
 import sqlalchemy as sa
+import tiny_package
 from department import HERE, Tables
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from wetread.cli import app
-from wetread.clinic import audit, experiments, store
+from wetread.clinic import audit, deploying, experiments, store, takeup
 from wetread.clinic.store import Store
+from wetread.config import Settings
 from wetread.errors import ConfigError, ConflictError
+from wetread.findings import Task
 from wetread.improve import experiment, experiment_report, policy
 from wetread.improve.experiment import Design, blocks_needed, saved, t_quantile
 from wetread.improve.policy import Policy
@@ -235,6 +238,7 @@ def test_it_ends_by_itself_and_by_a_person_and_only_one_runs_at_a_site(tmp_path:
         ("blocks = 8\nshifts = ['7 am']", "write hours and minutes"),
         ("blocks = 8\nshifts = ['07:00']\nzone = 'Mars'", "not a time zone"),
         ("block_minutes = 60", "blocks"),
+        ("blocks = 8\nblock_minutes = 60\nfindings = []", "findings"),
         ("blocks = 8\nblock_minutes = inf", "block_minutes = inf"),
         ("blocks = 8\nblock_minutes = nan", "block_minutes = nan"),
         ("blocks = 8\nblock_minutes = 1e-9", r"0\.01 to 100,000 minutes"),
@@ -257,6 +261,35 @@ def test_a_study_arrives_in_a_block_of_any_length_that_is_allowed(minutes: float
     for passed in (0.5, 1.5, 999.5, 1000.5):
         at = there.started_at + timedelta(minutes=minutes * passed)
         assert (there.block(at).number, there.over(at)) == (int(passed), passed > 1000)
+
+
+def test_a_finding_that_nobody_knows_is_none_that_is_critical(tmp_path: Path) -> None:
+    database = open_clinic(tmp_path)
+    for finding in ("pneumothorax", "No Finding", ""):
+        design = Design(blocks=8, block_minutes=60, findings=("Edema", finding))
+        with pytest.raises(ConfigError, match=rf"findings: '{finding}' is of no task .* Pneumothorax, .* by name$"):
+            experiment.start(database, HERE, design, "dr", known=frozenset(["known by name"]))
+    with database.read() as connection:
+        assert experiments.running(connection, HERE) is None
+    database.close()
+
+
+def test_a_model_of_the_clinic_s_own_brings_its_findings(tmp_path: Path) -> None:
+    named = tiny_package.write(tmp_path / "named", Task("zoo", ("Quagga", "Okapi")))
+    deployed = tiny_package.write(tmp_path / "deployed", Task("savanna", ("Quagga", "Zebra sign")))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "deployed").rename(tmp_path / "models" / deployed.id)
+    database = open_clinic(tmp_path)
+    settings = Settings(models=["nowhere", str(named.path)])
+    assert experiment.known(database, tmp_path, settings, HERE) == {"Quagga", "Okapi"}
+    settings = Settings(models=["nowhere"])
+    assert experiment.known(database, tmp_path, settings, HERE) == set()
+    with database.write() as connection:
+        deploying.first(connection, HERE, [takeup.candidate(deployed)], [], whole=False)
+    found = experiment.known(database, tmp_path, settings, HERE)
+    assert found == {"Quagga", "Zebra sign"}
+    experiment.start(database, HERE, Design(blocks=8, block_minutes=60, findings=("Zebra sign",)), "dr", known=found)
+    database.close()
 
 
 def every_policy(kind: type[Policy] = Policy) -> Iterator[type[Policy]]:

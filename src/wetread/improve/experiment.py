@@ -11,8 +11,10 @@ import math
 import re
 import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -22,15 +24,18 @@ import sqlalchemy as sa
 from pydantic import AfterValidator, Field, model_validator
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, experiments, export, store
+from wetread.clinic import audit, deployments, experiments, export, store, takeup
 from wetread.clinic.experiments import AI, ARRIVAL, KIND, Experiment
 from wetread.clinic.store import Store
-from wetread.errors import ConflictError
+from wetread.config import Settings
+from wetread.errors import ConfigError, ConflictError, WetreadError
 from wetread.evaluate import clustered
 from wetread.evaluate.intervals import Interval, wilson
 from wetread.evaluate.metrics import FloatArray
-from wetread.findings import PRESENT
+from wetread.findings import PRESENT, TASKS
 from wetread.improve.policy import Policy
+from wetread.infer.remote import local_name
+from wetread.model.package import Package
 
 Ended = Literal["complete", "guard", "person"]
 
@@ -74,7 +79,9 @@ class Design(Policy):
     washout_minutes: float = Field(
         0.0, ge=0, le=100_000
     )  # studies that come so soon after a change of order count in neither arm
-    findings: tuple[str, ...] = ("Pneumothorax",)  # a study with any of these is critical: the primary outcome
+    findings: tuple[str, ...] = Field(
+        ("Pneumothorax",), min_length=1
+    )  # a study with any of these is critical: the primary outcome
     guards: Guards = Guards()
 
     @model_validator(mode="after")
@@ -110,14 +117,42 @@ def blocks_needed(sd: float, effect: float, power: float = 0.8, alpha: float = 0
 # --- begin and end ----------------------------------------------------------------------------------------------------
 
 
-def start(database: Store, site: str, design: Design, actor: str) -> Experiment:
+def known(database: Store, data: Path, settings: Settings, site: str) -> frozenset[str]:
+    """Return the findings of the models that are deployed at a site or that the settings name, beside those built in.
+
+    A package that cannot be read now adds none.
+    """
+    with database.read() as connection:
+        rows = deployments.history(connection, site)
+    found: set[str] = set()
+    for key in dict.fromkeys(row.model for row in rows if row.until is None):
+        with suppress(WetreadError, OSError):
+            found.update(takeup.find(key, data, settings).task.findings)
+    for name in settings.models:
+        with suppress(WetreadError, OSError):
+            found.update(Package.open(local_name(name), data).task.findings)
+    return frozenset(found)
+
+
+def start(database: Store, site: str, design: Design, actor: str, *, known: frozenset[str] = frozenset()) -> Experiment:
     """Begin an experiment at a site; the same design again changes nothing.
+
+    Parameters
+    ----------
+    known : frozenset of str
+        Findings beside those of the tasks that are built in, see `known`.
 
     Raises
     ------
+    ConfigError
+        For a critical finding that no task or model knows: nothing would ever be critical, and no guard would speak.
     ConflictError
         When another one is under way there.
     """
+    normal = {task.normal for task in TASKS.values()}
+    names = sorted({finding for task in TASKS.values() for finding in task.findings}.union(known) - normal)
+    if strange := [finding for finding in design.findings if finding not in names]:
+        raise ConfigError(f"findings: {strange[0]!r} is of no task and of no model here; known: {', '.join(names)}")
     values = design.model_dump(mode="json")
     with database.write() as connection:
         store.ensure_site(connection, site)

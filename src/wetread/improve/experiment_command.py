@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wetread.improve.commands import AnySite, Data, Json, Site, actor, clinic, sites
+from wetread.improve.commands import AnySite, Data, Json, Site, actor, clinic, opened, sites
 
 experiment = typer.Typer(no_args_is_help=True, help="Compare AI's order of the list with the order of arrival.")
 
@@ -44,8 +44,10 @@ def start(
     from wetread.improve import policy
 
     wanted = policy.load(plan, experiments.Design)
-    with clinic(data, site) as (database, name):
-        found = experiments.start(database, name, wanted, actor())
+    with opened(data) as (database, settings):
+        name = site or settings.site
+        known = experiments.known(database, data, settings, name)
+        found = experiments.start(database, name, wanted, actor(), known=known)
     typer.echo(f"{found.id}: {name}, {wanted.blocks} blocks, since {found.started_at:%Y-%m-%d %H:%M} UTC")
 
 
