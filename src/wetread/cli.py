@@ -1118,7 +1118,7 @@ def _spread(ray: str, workers: int | None, alone: int = 2) -> tuple[Spread, int]
 
 
 def main() -> None:
-    """Run the command line: an error is one line and exit code 2, a defect of ours one line and 70, which no answer is."""
+    """Run the command line: an error is one line and exit code 2, a defect one line and 70, which no answer is."""
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], prog_name="wetread", standalone_mode=False))
     except typer.TyperException as error:  # wrong usage
