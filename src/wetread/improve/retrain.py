@@ -30,8 +30,7 @@ from wetread.dataset.dataset import Dataset
 from wetread.errors import ConfigError
 from wetread.evaluate import gate_command, gates
 from wetread.evaluate.behaviour import worst
-from wetread.evaluate.gate_file import Gates, HardGate
-from wetread.improve import curate, due, record
+from wetread.improve import curate, due, record, trials
 from wetread.improve.due import When
 from wetread.improve.lock import alone
 from wetread.improve.policy import Policy
@@ -284,20 +283,13 @@ def _gate(room: Room, policy: Retraining, attempt: Attempt) -> dict[str, Any]:
     candidate = attempt.done["package"]["package"]
     champion = _champion(room, attempt)
     base, version = _path(room, policy.train.base), Path(attempt.done["curate"]["version"])
-    wanted = gates.load(_path(room, policy.gate.gates))
-    trials = {"the fixed test set": (base, _with_hard(wanted, base, policy.gate.hard_margin if champion else None))}
-    if champion is not None:
-        if batches := _batches(version):
-            margin = HardGate(margin=policy.gate.hard_margin)
-            only = wanted.model_copy(update=_NOTHING | {"hard": dict.fromkeys(batches, margin)})
-            trials["hard cases that readers found"] = (version, only)
-        if (version / curate.AUDIT).is_dir():
-            own = policy.gate.audit_gates
-            sample = gates.load(_path(room, own)) if own else wanted.model_copy(update=_NO_FLOOR)
-            if sample.compares or own:
-                trials["the random-audit sample"] = (version / curate.AUDIT, sample)
+    own = policy.gate.audit_gates
+    chosen = trials.choose(
+        gates.load(_path(room, policy.gate.gates)), gates.load(_path(room, own)) if own else None, base, version,
+        champion=champion.id if champion else None, margin=policy.gate.hard_margin,
+    )  # fmt: skip
     decisions: dict[str, Any] = {}
-    for name, (dataset, asked) in trials.items():
+    for name, (dataset, asked) in chosen.asked.items():
         room.say(f"gate: {name}")
         mine = open_on(candidate, room.data, dataset)
         theirs = open_on(str(champion.path), room.data, dataset) if champion else (None, None)
@@ -305,13 +297,11 @@ def _gate(room: Room, policy: Retraining, attempt: Attempt) -> dict[str, Any]:
         decisions[name] = json.loads(gate_command.decision_json(judged))
         record.as_json(attempt.folder / f"gates-{len(decisions)}.json", {"what": name, **decisions[name]})
     verdict = worst([found["verdict"] for found in decisions.values()])
-    missing = [] if "the random-audit sample" in decisions else ["there is no random-audit sample to judge on yet"]
-    if champion is None:
-        missing = ["there is no champion to compare with"]
     if verdict == "fail" or (verdict == "inconclusive" and policy.gate.inconclusive == "stop"):
         attempt.outcome = "gated" if verdict == "fail" else "inconclusive"
         attempt.why = "; ".join(_refused(decisions, verdict))
-    return {"verdict": verdict, "champion": champion.id if champion else None, "notes": missing, "decisions": decisions}
+    told = {"champion": champion.id if champion else None, "notes": chosen.notes, "decisions": decisions}
+    return {"verdict": verdict, **told}
 
 
 def _register(room: Room, policy: Retraining, attempt: Attempt) -> dict[str, Any]:
@@ -375,9 +365,6 @@ STEPS: Mapping[str, Callable[[Room, Retraining, Attempt], dict[str, Any]]] = {
 
 # --- help -------------------------------------------------------------------------------------------------------------
 
-_NOTHING: dict[str, Any] = {"critical": {}, "floor": {}, "ceiling": {}, "margin": {}, "hard": {}, "behaviour": None}
-_NO_FLOOR: dict[str, Any] = {"floor": {}, "ceiling": {}, "hard": {}, "behaviour": None}
-
 
 def _path(room: Room, name: str) -> Path:
     found = room.home / name
@@ -388,18 +375,6 @@ def _path(room: Room, name: str) -> Path:
 
 def _version(attempt: Attempt) -> Dataset:
     return Dataset.open(Path(attempt.done["curate"]["version"]))
-
-
-def _batches(dataset: Path) -> list[str]:
-    return sorted(path.stem for path in (dataset / "hard").glob("*.json"))
-
-
-def _with_hard(wanted: Gates, dataset: Path, margin: float | None) -> Gates:
-    """Add a gate for every hard batch of a dataset that the file does not name itself."""
-    if margin is None:
-        return wanted
-    every = {name: HardGate(margin=margin) for name in _batches(dataset)}
-    return wanted.model_copy(update={"hard": every | wanted.hard})
 
 
 def _champion(room: Room, attempt: Attempt) -> Package | None:
@@ -477,7 +452,8 @@ def words(attempt: Attempt) -> str:
             numbers = ["—" if g[key] is None else f"{g[key]:.3f}" for key in ("candidate", "champion")]
             cells = [g["gate"], g["subject"], g["figure"], *numbers, g["verdict"], g["reason"]]
             lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"- {note}" for note in done.get("gate", {}).get("notes", [])]
+    if notes := done.get("gate", {}).get("notes"):
+        lines += ["", *(f"- {note}" for note in notes)]
     for test in done.get("hand over", {}).get("staged", {}).get("tests", []):
         lines.append(f"- staging, {test['name']}: {test['found']} (wanted {test['wanted']})")
     return "\n".join(lines) + "\n"
