@@ -49,7 +49,7 @@ def fill(
 ) -> experiments.Experiment:  # fmt: skip
     """Draw an experiment that began long ago: critical studies wait `effect` minutes less in AI's order."""
     rng = random.Random(seed)
-    there = experiment.start(database, HERE, design, "dr")
+    there, _ = experiment.start(database, HERE, design, "dr")
     length = timedelta(minutes=design.block_minutes)
     start = store.now() - length * design.blocks - timedelta(minutes=begun)
     with database.write() as connection:
@@ -207,25 +207,31 @@ def test_guards_speak_when_findings_are_missed_or_wait(tmp_path: Path) -> None:
 
 def test_it_ends_by_itself_and_by_a_person_and_only_one_runs_at_a_site(tmp_path: Path) -> None:
     database = open_clinic(tmp_path)
-    first = experiment.start(database, HERE, DESIGN, "dr")
-    assert experiment.start(database, HERE, DESIGN, "dr") == first
+    with pytest.raises(ConflictError, match="no experiment"):
+        experiment.stop(database, HERE, "too soon", "dr")
+    first, new = experiment.start(database, HERE, DESIGN, "dr")
+    assert new
+    assert experiment.start(database, HERE, DESIGN, "dr") == (first, False)
     with pytest.raises(ConflictError, match="stop it first"):
         experiment.start(database, HERE, Design(blocks=8, block_minutes=60), "dr")
-    assert experiment.stop(database, HERE, "new scanner", "dr").ended == "person"
-    with pytest.raises(ConflictError, match="no experiment is under way"):
-        experiment.stop(database, HERE, "again", "dr")
+    stopped, now = experiment.stop(database, HERE, "new scanner", "dr")
+    assert (stopped.id, stopped.ended, now) == (first.id, "person", True)
+    assert experiment.stop(database, HERE, "again", "dr") == (stopped, False)
     assert experiment.watch(database, HERE, "cron") is None
-    experiment.start(database, HERE, DESIGN, "dr")
+    second, new = experiment.start(database, HERE, DESIGN, "dr")
+    assert new
+    assert (second.id != first.id, second.salt != first.salt) == (True, True)
     with database.write() as connection:
-        long_ago = store.now() - timedelta(days=9)
-        going = store.experiment.c.ended_at.is_(None)
-        connection.execute(store.experiment.update().where(going).values(started_at=long_ago))
+        for one, days in ((first, 10), (second, 9)):
+            mine, long_ago = store.experiment.c.id == one.id, store.now() - timedelta(days=days)
+            connection.execute(store.experiment.update().where(mine).values(started_at=long_ago))
     ended, reasons = experiment.watch(database, HERE, "cron") or (None, [])
     assert ended is not None
     assert (ended.ended, reasons) == ("complete", ["as many blocks as were planned"])
     with database.read() as connection:
         actions = connection.execute(sa.select(store.audit.c.action).order_by(store.audit.c.seq)).scalars().all()
     assert actions == ["experiment.started", "experiment.ended"] * 2
+    assert experiment.stop(database, HERE, "late", "dr") == (ended, False)
     database.close()
 
 
@@ -321,10 +327,14 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return CliRunner().invoke(app, ["experiment", *words])
 
     assert run("size", "--sd", "20", "--effect", "10").output.strip() == str(blocks_needed(20, 10))
-    assert "8 blocks" in run("start", "plan.toml", "--data", "clinic").output
+    first = run("start", "plan.toml", "--data", "clinic").output.strip()
+    assert "8 blocks" in first
+    assert run("start", "plan.toml", "--data", "clinic").output.strip() == f"{first}; unchanged"
     assert "goes on" in run("watch", "--data", "clinic").output
     assert "Effects are told when it is over" in run("report", "--data", "clinic").output
-    assert "ended" in run("stop", "--reason", "enough", "--data", "clinic").output
+    assert "ended (enough" in run("stop", "--reason", "enough", "--data", "clinic").output
+    again = run("stop", "--reason", "more than enough", "--data", "clinic")
+    assert (again.exit_code, "ended already (enough" in again.output) == (0, True)
     values = json.loads(run("report", "--data", "clinic", "--json").output)
     assert (values["ended"], values["complete"], values["primary"]["saved"]["value"]) == ("person", False, None)
     (folder,) = (tmp_path / "clinic" / "improve" / "experiment").iterdir()

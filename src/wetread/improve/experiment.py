@@ -38,6 +38,7 @@ from wetread.infer.remote import local_name
 from wetread.model.package import Package
 
 Ended = Literal["complete", "guard", "person"]
+COMPLETE = "as many blocks as were planned"
 
 
 def _shift(text: str) -> str:
@@ -134,8 +135,13 @@ def known(database: Store, data: Path, settings: Settings, site: str) -> frozens
     return frozenset(found)
 
 
-def start(database: Store, site: str, design: Design, actor: str, *, known: frozenset[str] = frozenset()) -> Experiment:
-    """Begin an experiment at a site; the same design again changes nothing.
+def start(
+    database: Store, site: str, design: Design, actor: str, *, known: frozenset[str] = frozenset()
+) -> tuple[Experiment, bool]:
+    """Begin an experiment at a site; return it, and whether it is a new one.
+
+    While one of the same design is under way nothing changes; once that has ended another begins, with blocks and a
+    coin of its own.
 
     Parameters
     ----------
@@ -158,11 +164,11 @@ def start(database: Store, site: str, design: Design, actor: str, *, known: froz
         store.ensure_site(connection, site)
         there = experiments.running(connection, site)
         if there is not None and there.over(store.now()):
-            _end(connection, there, "complete", "as many blocks as were planned", actor)
+            _end(connection, there, "complete", COMPLETE, actor)
             there = None
         if there is not None:
             if there.plan == values:
-                return there
+                return there, False
             since = f"{there.started_at:%Y-%m-%d}"
             raise ConflictError(f"site {site}: an experiment is under way since {since}; stop it first")
         key, salt = store.new_id(), secrets.token_hex(8)
@@ -172,22 +178,26 @@ def start(database: Store, site: str, design: Design, actor: str, *, known: froz
         store.emit(connection, "experiment.started", site, None, {"experiment": key})
         found = experiments.running(connection, site)
         assert found is not None
-        return found
+        return found, True
 
 
-def stop(database: Store, site: str, reason: str, actor: str) -> Experiment:
-    """End the experiment of a site; the list is AI's again within seconds.
+def stop(database: Store, site: str, reason: str, actor: str) -> tuple[Experiment, bool]:
+    """End the experiment of a site: the list is AI's again within seconds; return it, and whether it ended just now.
+
+    When none is under way, the newest one keeps how and why it ended.
 
     Raises
     ------
     ConflictError
-        When none is under way.
+        When there never was one.
     """
     with database.write() as connection:
         there = experiments.running(connection, site)
         if there is None:
-            raise ConflictError(f"site {site}: no experiment is under way")
-        return _end(connection, there, "person", reason, actor)
+            return find(connection, site), False
+        if there.over(store.now()):
+            return _end(connection, there, "complete", COMPLETE, actor), True
+        return _end(connection, there, "person", reason, actor), True
 
 
 def watch(database: Store, site: str, actor: str) -> tuple[Experiment, list[str]] | None:
@@ -200,7 +210,7 @@ def watch(database: Store, site: str, actor: str) -> tuple[Experiment, list[str]
         breaches = [] if over else guard(there, studies(connection, there))
     if not (over or breaches):
         return there, []
-    reasons = breaches or ["as many blocks as were planned"]
+    reasons = breaches or [COMPLETE]
     with database.write() as connection:
         now = experiments.running(connection, site)
         if now is None or now.id != there.id:

@@ -38,7 +38,8 @@ def start(
 ) -> None:
     """Begin an experiment at a site; nothing else about the clinic changes.
 
-    Example: `wetread experiment start plan.toml --data clinic`
+    While one with the same plan is under way nothing changes at all; once it has ended, a new one begins. Example:
+    `wetread experiment start plan.toml --data clinic`
     """
     from wetread.improve import experiment as experiments
     from wetread.improve import policy
@@ -47,8 +48,9 @@ def start(
     with opened(data) as (database, settings):
         name = site or settings.site
         known = experiments.known(database, data, settings, name)
-        found = experiments.start(database, name, wanted, actor(), known=known)
-    typer.echo(f"{found.id}: {name}, {wanted.blocks} blocks, since {found.started_at:%Y-%m-%d %H:%M} UTC")
+        found, new = experiments.start(database, name, wanted, actor(), known=known)
+    begun = f"{found.id}: {name}, {wanted.blocks} blocks, since {found.started_at:%Y-%m-%d %H:%M} UTC"
+    typer.echo(begun if new else f"{begun}; unchanged")
 
 
 @experiment.command()
@@ -75,15 +77,16 @@ def stop(
     reason: Annotated[str, typer.Option(help="Why; kept with it.")],
     site: Site = None,
 ) -> None:
-    """End the experiment of a site; the list is AI's again within seconds.
+    """End the experiment of a site; the list is AI's again within seconds. One that has ended stays as it is.
 
     Example: `wetread experiment stop --reason "new scanner" --data clinic`
     """
     from wetread.improve import experiment as experiments
 
     with clinic(data, site) as (database, name):
-        found = experiments.stop(database, name, reason, actor())
-    typer.echo(f"{found.id}: ended")
+        found, now = experiments.stop(database, name, reason, actor())
+    told = f"{found.reason}, {found.ended_at:%Y-%m-%d %H:%M} UTC" if found.ended_at else ""
+    typer.echo(f"{found.id}: {'ended' if now else 'ended already'} ({told})")
 
 
 @experiment.command()
