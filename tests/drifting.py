@@ -66,6 +66,7 @@ class Department:
         self.tables["instance"].append({
             "id": image, "site": HERE, "study": f"study-{n}", "series": f"series-{n}", "sop_uid": f"3.{n}",
             "sha256": f"{n:064x}", "bytes": 1, "format": "dicom", "name": "", "state": "stored", "received_at": at,
+            "device": device,
         })  # fmt: skip
         common = {"model": MODEL, "model_name": "one", "at": at}
         self.tables["image_result"].append(common | {
@@ -74,7 +75,7 @@ class Department:
         })  # fmt: skip
         exposure = {"mean": mean, "spread": rng.gauss(0.2, 0.02), "black": 0, "white": 0, "rows": 1, "columns": 1}
         self.tables["image_trait"].append({
-            "instance": image, "model": MODEL, "device": device, "exposure": exposure, "at": at,
+            "instance": image, "model": MODEL, "exposure": exposure, "at": at,
             "features": features.tobytes() if suitable else None,
         })  # fmt: skip
         self.tables["study_result"].append(

@@ -38,6 +38,30 @@ def test_format_is_told_by_content(head: bytes, wanted: str) -> None:
     assert identity.sniff(head) == wanted
 
 
+@pytest.mark.parametrize(
+    ("elements", "device", "station"),
+    [
+        (
+            {"Manufacturer": "Acme  Corp", "ManufacturerModelName": "dr 1", "StationName": "room 3"},
+            "ACME CORP DR 1",
+            "ROOM 3",
+        ),
+        (
+            {"Manufacturer": "A" * 60, "ManufacturerModelName": "B" * 9, "DeviceSerialNumber": "4711"},
+            "A" * 60 + " BBB",
+            "serial de650d61",
+        ),
+        ({"Manufacturer": "", "StationName": ""}, None, None),
+        ({"Manufacturer": "\x00Acme\n", "StationName": "S\x07" * 8}, "ACME", "S " * 7 + "S"),
+    ],
+)
+def test_what_took_an_image_is_told_in_one_spelling_and_a_serial_number_by_its_hash(
+    tmp_path: Path, elements: dict[str, str | None], device: str | None, station: str | None
+) -> None:
+    said = of(tmp_path, dicom(4, **elements))
+    assert (said.device, said.station) == (device, station)
+
+
 def test_dicom_says_who_and_what(tmp_path: Path) -> None:
     said = of(
         tmp_path,

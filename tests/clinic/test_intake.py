@@ -67,6 +67,19 @@ def test_dicom_images_meet_in_their_study(ward: Ward) -> None:
     assert (found.row.image_count, found.row.views) == (2, "PA+LAT")
 
 
+def test_it_is_kept_what_took_an_image_and_who_sent_it_readable_or_not(ward: Ward) -> None:
+    taken = {"Manufacturer": "Acme", "ManufacturerModelName": "DR", "StationName": "Room 3"}
+    ward.take(dicom(0, **taken), actor="AE GATE")
+    ward.take(dicom(1, **taken, BitsAllocated=13), actor="AE GATE")
+    ward.take(png(), "a.png", actor="folder")
+    ward.take(dicom(0, **taken | {"StationName": "Room 4"}), actor="AE OTHER")  # a corrected header
+    table = store.instance.c
+    with ward.database.read() as connection:
+        wanted = sa.select(table.device, table.station, table.source).where(table.state == "stored")
+        rows = [tuple(row) for row in connection.execute(wanted)]
+    assert set(rows) == {("ACME DR", "ROOM 4", "AE GATE"), ("ACME DR", "ROOM 3", "AE GATE"), (None, None, "folder")}
+
+
 def test_other_bytes_under_a_known_uid_are_kept_apart(ward: Ward) -> None:
     first = ward.take(dicom(0))
     other = ward.take(dicom(1, SOPInstanceUID="1.2.1.3"))

@@ -16,7 +16,7 @@ EXPOSURE = Exposure(0.4, 0.2, 0.1, 0.05, 2000.0, 1600.0)
 
 
 def analysis(features: np.ndarray | None) -> Analysis:
-    return Analysis("m", "a" * 64, "screen", True, features=features, device="ACME DR 1", exposure=EXPOSURE)
+    return Analysis("m", "a" * 64, "screen", True, features=features, exposure=EXPOSURE)
 
 
 def test_distances_survive_the_projection() -> None:
@@ -48,7 +48,6 @@ def test_a_row_comes_back_as_it_was() -> None:
     row = traits.row("i", "m", analysis(np.array([1, 2.5], np.float32)), store.now())
     assert row is not None
     assert row["exposure"] == dataclasses.asdict(EXPOSURE)
-    assert row["device"] == "ACME DR 1"
     np.testing.assert_array_equal(traits.unpack(row["features"]), [1, 2.5])
     assert traits.row("i", "m", dataclasses.replace(analysis(None), exposure=None), store.now()) is None
     unseen = traits.row("i", "m", analysis(None), store.now())

@@ -241,7 +241,7 @@ def test_a_package_that_breaks_its_promise_does_not_open(tmp_path: Path) -> None
 
 
 def test_an_analysis_says_how_its_image_was_taken_refused_or_not(predictor: Predictor) -> None:
-    for taken in (radiograph(1, device="ACME DR 1"), radiograph(1, device="ACME DR 1", view="LATERAL")):
+    for taken in (radiograph(1), radiograph(1, view="LATERAL")):
         found = predictor.analyse(taken)
         assert found.suitable is (taken.view == "PA")
-        assert (found.device, found.exposure) == ("ACME DR 1", Exposure.of(taken))
+        assert found.exposure == Exposure.of(taken)

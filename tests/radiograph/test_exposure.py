@@ -7,7 +7,7 @@ import pytest
 
 from wetread.radiograph import phantom
 from wetread.radiograph.exposure import Exposure
-from wetread.radiograph.read import Radiograph, read
+from wetread.radiograph.read import Radiograph
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -26,8 +26,3 @@ def test_a_darker_picture_has_a_lower_mean_and_the_same_size() -> None:
     before, after = Exposure.of(made), Exposure.of(darker)
     assert after.mean == pytest.approx(0.7 * before.mean, rel=0.02)
     assert (after.rows, after.columns) == made.pixels.shape
-
-
-def test_the_device_comes_from_the_tags_in_one_spelling() -> None:
-    content = phantom.dicom(phantom.make(3, size=96), patient="p", study="1")
-    assert read(content).device == "WETREAD PHANTOM PHANTOM"

@@ -246,6 +246,8 @@ def correct_header(
             view=said.view or current.view,
             series=series(connection, row.id, said, place.study_uid),
             sop_class=said.sop_class,
+            device=said.device,
+            station=said.station,
             pixels_sha256=digest,
         )
     )

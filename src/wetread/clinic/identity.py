@@ -7,6 +7,7 @@ the same again gives the same.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from dataclasses import dataclass, replace
@@ -43,6 +44,9 @@ _TAGS = (
     "RequestedProcedurePriority",
     "SOPClassUID",
     "Manufacturer",
+    "ManufacturerModelName",
+    "StationName",
+    "DeviceSerialNumber",
 )
 # Storage classes that hold no picture, by the beginning of their UID (PS3.6 table A-1), in the reader's words.
 _DOCUMENTS = {
@@ -91,6 +95,8 @@ class Identity:
     view: str | None = None
     priority: str | None = None
     sop_class: str | None = None
+    device: str | None = None  # manufacturer and model
+    station: str | None = None  # which of these: its name, or a word for its serial number
     document: str | None = None  # what it is, when it is kept beside the images: it holds no picture, or is ours
     own: bool = False  # we made it, and it came back
     rejects: Note | None = None
@@ -213,10 +219,24 @@ def _dicom(tags: dict[str, str], pixels: bool) -> Identity:
         view=_VIEWS.get(tags["ViewPosition"].upper()),
         priority=tags["RequestedProcedurePriority"] or None,
         sop_class=tags["SOPClassUID"][:64] or None,
+        device=_one_spelling(f"{tags['Manufacturer']} {tags['ManufacturerModelName']}"),
+        station=_station(tags["StationName"], tags["DeviceSerialNumber"]),
         document=document,
         own=own,
         cautions=tuple(cautions),
     )
+
+
+def _one_spelling(text: str) -> str | None:
+    """Return text with single blanks and in capitals, as many as a column holds."""
+    return " ".join(text.upper().split())[:64] or None
+
+
+def _station(name: str, serial: str) -> str | None:
+    """Return what a device is called where it stands; a serial number, known far and wide, only by its hash."""
+    if not name and serial:
+        return f"serial {hashlib.sha256(serial.encode()).hexdigest()[:8]}"
+    return _one_spelling(name)
 
 
 def _text(dataset: Any, tag: str) -> str:

@@ -261,6 +261,9 @@ class Intake:
                 "reason": reason,
                 "sop_class": said.sop_class,
                 "received_at": place.now,
+                "device": said.device,
+                "station": said.station,
+                "source": actor[:64],
             }
             connection.execute(store.instance.insert(), image)
             if state == "quarantined":

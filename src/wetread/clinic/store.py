@@ -276,6 +276,10 @@ instance = Table(
     Column("pixels_sha256", sa.String(64)),  # of pixel data and what gives it meaning; known once two have one UID
     Column("sop_class", Name),
     Column("received_at", Moment, nullable=False),
+    # What took it and who sent it, for drift; null where nobody says, and of what came before 0004.
+    Column("device", Name),  # manufacturer and model
+    Column("station", Name),
+    Column("source", Name),  # as the audit has it: an AE title, a token, a folder
     UniqueConstraint("site", "sop_uid", "sha256"),
 )
 alias = Table(
@@ -329,7 +333,6 @@ image_trait = Table(
     metadata,
     Column("instance", Key, ForeignKey("instance.id"), primary_key=True),
     Column("model", Name, primary_key=True),
-    Column("device", Name, nullable=False),  # manufacturer and model; empty where the file does not say
     Column("exposure", sa.JSON, nullable=False),
     Column("features", sa.LargeBinary),  # of the model, projected; none of what it refused unseen
     Column("at", Moment, nullable=False),

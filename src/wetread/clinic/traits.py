@@ -1,4 +1,4 @@
-"""What is kept of an image for drift: its exposure, what took it, and where it lies among the model's features.
+"""What is kept of an image for drift: its exposure, and where it lies among the model's features.
 
 Features are kept by a fixed random projection to few dimensions, as float16: distances between images survive it
 (Johnson and Lindenstrauss 1984), the picture does not.
@@ -27,7 +27,6 @@ def row(image: str, model: str, analysis: Analysis, now: datetime) -> dict[str, 
     return {
         "instance": image,
         "model": model,
-        "device": analysis.device or "",
         "exposure": {name: round(value, 5) for name, value in asdict(analysis.exposure).items()},
         "features": None if analysis.features is None else project(analysis.features, model).tobytes(),
         "at": now,

@@ -295,7 +295,7 @@ def gather(connection: Connection, site: str, model: str, reference: Period, win
     figures = [field.name for field in fields(Exposure)]
     return Images(
         np.array([new for new, _ in rows], bool),
-        np.array([row.device for _, row in rows], np.str_),
+        np.array([row.device or "" for _, row in rows], np.str_),
         {name: np.array([row.exposure.get(name, np.nan) for _, row in rows], float) for name in figures},
         np.array([not row.suitable for _, row in rows], bool),
         features,
@@ -324,7 +324,7 @@ def signed(connection: Connection, site: str, model: str, reference: Period, win
 def _image_rows(connection: Connection, site: str, model: str, period: Period) -> Sequence[sa.Row[Any]]:
     images, trait, results = store.instance.c, store.image_trait.c, store.image_result.c
     wanted = (
-        sa.select(store.study.c.patient_id, store.study.c.id, trait.device, trait.exposure, trait.features,
+        sa.select(store.study.c.patient_id, store.study.c.id, images.device, trait.exposure, trait.features,
                   results.suitable, results.findings)
         .join(store.study, store.study.c.id == images.study)
         .join(store.image_trait, sa.and_(trait.instance == images.id, trait.model == model))

@@ -86,8 +86,6 @@ class Analysis:
     features : float32 array, shape [D], or None
         Pooled features, for drift.
     familiarity : float or None
-    device : str or None
-        What took the image: manufacturer and model.
     exposure : Exposure or None
         Of the image before the transform, for drift. None for studies scored as arrays.
     """
@@ -107,7 +105,6 @@ class Analysis:
     maps: NDArray[np.float32] | None = field(default=None, repr=False)
     features: NDArray[np.float32] | None = field(default=None, repr=False)
     familiarity: float | None = None
-    device: str | None = None
     exposure: Exposure | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -339,14 +336,14 @@ class Predictor:
         """Queue a radiograph; the callable that comes back waits for its analysis."""
         meta = self.package.meta
         fit = suit(radiograph, population=meta.population, views=meta.views)
-        device, exposure = radiograph.device, Exposure.of(radiograph)  # not the pixels, which need not wait
+        exposure = Exposure.of(radiograph)  # not the pixels, which need not wait
         if not (fit.suitable or (fit.doubtful and meta.familiarity_threshold > 0)):
             refused = self.refused(fit.code or Code.NOT_CHEST, fit.reason, point, radiograph.view)
-            return lambda: _taken(refused, device, exposure)
+            return lambda: replace(refused, exposure=exposure)
         seen, view = self.package.transform(radiograph), int(radiograph.view == "LATERAL")
         future, taken_as = self._batcher.submit(self._input({view: seen}), wait_s), radiograph.view
-        return lambda: _taken(
-            self._finish(self._of(future.result(), view), taken_as, fit, seen, point), device, exposure
+        return lambda: replace(
+            self._finish(self._of(future.result(), view), taken_as, fit, seen, point), exposure=exposure
         )
 
     def _input(self, views: Mapping[int, Seen]) -> NDArray[np.uint8]:
@@ -389,10 +386,9 @@ class Predictor:
         seen = [self.package.transform(one) for one in pair]
         outputs = self._batcher.submit(self._input(dict(enumerate(seen))), 60.0).result()
         return tuple(
-            _taken(
+            replace(
                 self._finish(self._of(outputs, view), one.view, fits[view], seen[view], chosen),
-                one.device,
-                Exposure.of(one),
+                exposure=Exposure.of(one),
             )
             for view, one in enumerate(pair)
         )
@@ -445,10 +441,6 @@ class Predictor:
             maps=outputs.maps,
             **common,
         )
-
-
-def _taken(analysis: Analysis, device: str | None, exposure: Exposure) -> Analysis:
-    return replace(analysis, device=device, exposure=exposure)
 
 
 def _ahead(function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[Future[R]]:

@@ -127,7 +127,6 @@ def _read(data: bytes, name: str, limits: Limits, reduce_to: int | None) -> Radi
         series=_uid(dataset, "SeriesInstanceUID"),
         instance=_uid(dataset, "SOPInstanceUID"),
         acquired_at=_acquired(dataset),
-        device=_device(dataset),
         source="phantom" if phantom else "dicom",
     )
 
@@ -519,12 +518,6 @@ def _text(dataset: Dataset, keyword: str) -> str | None:
         return None
     text = "".join(c for c in str(value if value is not None else "") if c.isprintable()).strip()
     return text[:256] or None
-
-
-def _device(dataset: Dataset) -> str | None:
-    """Return who made the scanner and what it is called, in one spelling of blanks and capitals."""
-    words = [_text(dataset, keyword) for keyword in ("Manufacturer", "ManufacturerModelName")]
-    return " ".join(" ".join(filter(None, words)).upper().split())[:64] or None
 
 
 def _number(dataset: Dataset, keyword: str, default: int = 0) -> int:

@@ -62,8 +62,6 @@ class Radiograph:
         Patient ID and the three DICOM UIDs. Never a path: characters that a UID cannot hold make it None.
     acquired_at : str or None
         ISO 8601 date and time, in the scanner's own time zone unless it says which.
-    device : str or None
-        DICOM Manufacturer and Manufacturer's Model Name.
     source : str
         ``"dicom"``, ``"jpeg"``, ``"png"``, ``"webp"``, ``"tiff"``, or ``"phantom"`` for a synthetic radiograph.
     """
@@ -83,7 +81,6 @@ class Radiograph:
     series: str | None = None
     instance: str | None = None
     acquired_at: str | None = None
-    device: str | None = None
     source: str = ""
 
 

@@ -42,11 +42,12 @@ def _told() -> None:
 def _drift() -> None:
     """Keep of each image what drift is looked for in, and what was found."""
     moment = sa.DateTime(timezone=True)
+    for name in ("device", "station", "source"):
+        op.add_column("instance", sa.Column(name, sa.String(64)))
     op.create_table(
         "image_trait",
         sa.Column("instance", sa.String(36), nullable=False),
         sa.Column("model", sa.String(64), nullable=False),
-        sa.Column("device", sa.String(64), nullable=False),
         sa.Column("exposure", sa.JSON(), nullable=False),
         sa.Column("features", sa.LargeBinary()),
         sa.Column("at", moment, nullable=False),
