@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from squares import SIDE, write_dataset
+from typer.testing import CliRunner
 from ward import SITE, Ward, dicom
 
+from wetread.cli import app
 from wetread.clinic import reviews, store
 from wetread.config import Settings
 from wetread.dataset.dataset import Dataset
@@ -20,6 +23,7 @@ from wetread.findings import CHEXPERT, PNEUMONIA, Task
 from wetread.improve import retrain
 from wetread.improve.policy import load
 from wetread.improve.retrain import Attempt, Retraining, Room
+from wetread.improve.retrain_command import EXIT
 
 POLICY = """
 slot = "chexpert/adult"
@@ -137,3 +141,24 @@ def test_what_was_stopped_is_given_up_when_what_it_needs_was_changed(
         assert gone.why == f"given up: {changed}"
         assert gone.why in (gone.folder / "record.md").read_text()
     assert go().outcome == "not due"
+
+
+def test_the_exit_code_tells_what_came_of_it(clinic: Ward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy.toml").write_text(POLICY)
+
+    def code(*more: str) -> tuple[int, str]:
+        ran = CliRunner().invoke(app, ["retrain", "policy.toml", "--data", "clinic", "--json", *more])
+        return ran.exit_code, json.loads(ran.stdout)["outcome"] if ran.stdout else type(ran.exception).__name__
+
+    assert set(EXIT) == set(get_args(retrain.Outcome))
+    with monkeypatch.context() as patched:
+        patched.setattr(retrain, "STEPS", {"stop": stop})
+        assert code("--force", "to see")[1] == "TrainError"  # which `main` makes a line and 2
+        patched.setattr(retrain, "STEPS", {"decide": decide})
+        assert code() == (0, "staged")
+    with clinic.database.write() as connection:
+        connection.execute(store.study.update().values(reading="unread"))
+    assert code("--force", "nothing is signed") == (1, "failed")
+    last = retrain.attempts(tmp_path / "clinic")[-1]
+    assert "not one signed study can be learnt from" in (last.folder / "record.md").read_text()

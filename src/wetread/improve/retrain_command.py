@@ -9,7 +9,7 @@ import typer
 
 from wetread.improve.commands import Data, Json, actor, opened
 
-EXIT = {"failed": 1, "gated": 1, "inconclusive": 3}
+EXIT = {"not due": 0, "shadow": 0, "staged": 0, "failed": 1, "gated": 1, "inconclusive": 3}
 
 
 def retrain(
@@ -27,7 +27,8 @@ def retrain(
     """Train anew when the policy says that it is time, and hand what passes every gate to the rollout.
 
     Interrupted? The same command goes on. `DATA/improve/retrain/ID/record.md` explains every decision. Exit code 0:
-    not due, or handed over; 1: a gate failed, or there is nothing to learn from; 3: inconclusive. Example:
+    not due, or handed over; 1: a gate or staging failed, or nothing can be learnt from, so that there is no package;
+    2: a step could not be done, and the next command tries it again; 3: inconclusive. Example:
     `wetread retrain retrain.toml --data clinic`
     """
     import json
@@ -50,4 +51,4 @@ def retrain(
         typer.echo(f"{policy}: {attempt.outcome}: {attempt.why}")
         if attempt.outcome != "not due":
             typer.echo(attempt.folder / "record.md")
-    raise typer.Exit(EXIT.get(attempt.outcome, 0))
+    raise typer.Exit(EXIT[attempt.outcome])
