@@ -93,20 +93,21 @@ def signed(database: Store, site: str | None = None, population: Population = "a
 def _case(connection: Connection, key: str) -> Case | None:
     table = store.study
     study = connection.execute(sa.select(table).where(table.c.id == key, table.c.reading == "signed")).first()
-    readings = _readings(connection, key)
-    if study is None or not readings:  # opened again, or removed, while others were looked at
+    signed = readings(connection, [key]).get(key, ())
+    if study is None or not signed:  # opened again, or removed, while others were looked at
         return None
     images = export.images_of(connection, key)
     draw = connection.execute(sa.select(store.draw.c.share).where(store.draw.c.study == key, store.draw.c.chosen))
-    models = _models(connection, [image.id for image, _ in images], readings[0].signed_at)
-    return Case(study, readings, images, models, draw.scalar())
+    models = _models(connection, [image.id for image, _ in images], signed[0].signed_at)
+    return Case(study, signed, images, models, draw.scalar())
 
 
-def _readings(connection: Connection, study: str) -> tuple[Reading, ...]:
+def readings(connection: Connection, studies: Sequence[str]) -> dict[str, tuple[Reading, ...]]:
+    """Return what was signed of some studies and is in force, by study, in order of signature."""
     table, answers = store.review, store.review_finding
     rows = connection.execute(
         sa.select(table)
-        .where(table.c.study == study, table.c.state == "signed")
+        .where(table.c.study.in_(studies), table.c.state == "signed")
         .order_by(table.c.signed_at, table.c.created_at, table.c.id)
     ).all()
     said: dict[str, dict[str, tuple[str, str | None]]] = defaultdict(dict)
@@ -115,13 +116,23 @@ def _readings(connection: Connection, study: str) -> tuple[Reading, ...]:
         said[row.review][row.finding] = (row.answer, row.call)
         if row.model is not None and row.probability is not None:
             models[row.review][row.finding] = (row.model, row.probability)
-    return tuple(
-        Reading(
-            row.id, row.reader, row.parent, row.anchored, row.signed_at, row.normal, said[row.id],
-            row.own_call if row.own_call_at is not None else None, models[row.id],
+    found: dict[str, list[Reading]] = defaultdict(list)
+    for row in rows:
+        own = row.own_call if row.own_call_at is not None else None
+        found[row.study].append(
+            Reading(
+                row.id,
+                row.reader,
+                row.parent,
+                row.anchored,
+                row.signed_at,
+                row.normal,
+                said[row.id],
+                own,
+                models[row.id],
+            )
         )
-        for row in rows
-    )  # fmt: skip
+    return {study: tuple(each) for study, each in found.items()}
 
 
 def _models(connection: Connection, images: Sequence[str], before: datetime) -> list[dict[str, Any]]:

@@ -88,6 +88,11 @@ def labels(readings: Sequence[Reading], task: Task) -> tuple[dict[str, int], fro
     return found, frozenset(disputed)
 
 
+def first(readings: Sequence[Reading]) -> Reading:
+    """Return the last word of whoever signed first: as they signed it, or as their own addendum corrects it."""
+    return _readers(readings)[0][0]
+
+
 def blind_labels(readings: Sequence[Reading], task: Task) -> dict[str, int] | None:
     """Return what was said before any model's word was known (`own_call.labels`); None when nobody said anything so."""
     said = [own_call.labels(own, task) for _, own in _readers(readings) if own is not None]

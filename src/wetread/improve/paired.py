@@ -9,8 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import export, store, triage
+from wetread.clinic import store, triage
 from wetread.clinic.deployments import CHALLENGER, Deployment, whose
+from wetread.findings import PRESENT, UNCERTAIN
+from wetread.improve import cases, consensus
 
 Said = dict[str, Any]
 
@@ -28,7 +30,8 @@ class Paired:
     patients : dict of str to str
         Study → a word for its patient.
     truth : dict of str to dict
-        Study → finding → whether it is there, of those that were signed; uncertain ones are not in it.
+        Study → finding → whether it is there, of those that were signed, in the last word of their first reader;
+        uncertain ones are not in it.
     blind : set of str
         Those of them that were read blind.
     drew : set of str
@@ -84,22 +87,18 @@ def gather(connection: Connection, row: Deployment, champion: str, site: str, mo
 
 
 def _truth(connection: Connection, studies: Sequence[str]) -> tuple[dict[str, dict[str, bool]], set[str]]:
-    """Return what the first reader signed of each finding, by study, and which studies were read blind."""
-    table, answers = store.review.c, store.review_finding.c
+    """Return the last word of the first reader on each finding, by study, and which studies were read blind.
+
+    A reader's own addendum corrects them. Another's does not: somebody adds to a report where there is cause to, often
+    what a model said, so that the studies that the second reader is asked about are no fair sample; and to leave out
+    what two see differently would leave out where models err. One who corrects a blind read has seen the model's word.
+    """
     truth: dict[str, dict[str, bool]] = {}
     blind = set[str]()
     for start in range(0, len(studies), 500):
-        some = studies[start : start + 500]
-        signed = sa.select(store.review).where(table.study.in_(some), table.state == "signed", table.parent.is_(None))
-        rows = {row.id: row for row in connection.execute(signed.order_by(table.signed_at.desc(), table.id))}
-        said: dict[str, dict[str, tuple[str, str | None]]] = {key: {} for key in rows}
-        for answer in connection.execute(sa.select(store.review_finding).where(answers.review.in_(list(rows)))):
-            said[answer.review][answer.finding] = (answer.answer, answer.call)
-        for key, row in rows.items():  # the oldest comes last, and stays
-            labels = export.labels_of({"normal": row.normal, "answers": said[key]})
-            truth[row.study] = {finding: value == 1 for finding, value in labels.items() if value in (0, 1)}
-            if row.anchored:
-                blind.discard(row.study)
-            else:
-                blind.add(row.study)
+        for study, signed in cases.readings(connection, studies[start : start + 500]).items():
+            said = consensus.first(signed).said
+            truth[study] = {finding: value == PRESENT for finding, value in said.items() if value != UNCERTAIN}
+            if not signed[0].anchored and said == signed[0].said:
+                blind.add(study)
     return truth, blind
