@@ -51,6 +51,17 @@ class Department:
                     self._sign(n, at, said, answers)
         return self
 
+    def stay(self, days: range, beds: int, nights: float, **more: Any) -> Department:
+        """Beds that are never empty: each has a daily image of who lies in it, `nights` on the average."""
+        for bed in range(beds):
+            guest, left = 0, self.rng.expovariate(1 / nights)
+            for day in days:
+                self.come(range(day, day + 1), 1, patient=f"bed {bed}, {guest}", **more)
+                left -= 1
+                if left <= 0:
+                    guest, left = guest + 1, self.rng.expovariate(1 / nights)
+        return self
+
     def _add(
         self, n: int, at: datetime, image: str, patient: str, said: list[dict[str, Any]], device: str, mean: float,
         axis: float, refused: float,

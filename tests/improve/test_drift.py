@@ -84,6 +84,16 @@ def test_one_patient_with_many_images_counts_once(database: Store) -> None:
     assert "pixels" not in kinds(found)
 
 
+def test_patients_who_come_back_are_no_drift(database: Store) -> None:
+    drawn = Department().come(range(35), 8).stay(range(35), 20, 14, device="PORTABLE", dark=0.15, axis=1.0, ill=0.7)
+    found = drawn.report(database)
+    assert (found.verdict, found.reason) == (QUIET, "nothing that matters and is more than chance")
+    # Nobody is in both: of each patient one image, wherever it fell.
+    assert sum((s.before + s.after) for s in found.sources if s.name == ALL) == len(
+        {row["patient_id"] for row in drawn.tables["study"]}
+    )
+
+
 def test_too_little_to_say_is_said(database: Store) -> None:
     found = Department().come(range(35), 2, signed=False).report(database)
     assert (found.verdict, "40 of each wanted" in found.reason) == (UNKNOWN, True)

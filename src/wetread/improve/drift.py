@@ -11,30 +11,27 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 from pydantic import AwareDatetime, Field
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, export, store, traits
+from wetread.clinic import audit, store
 from wetread.clinic.figures import Period
 from wetread.clinic.store import Store
 from wetread.evaluate import shift
-from wetread.evaluate.metrics import BoolArray, FloatArray
+from wetread.evaluate.metrics import BoolArray
 from wetread.evaluate.shift import Change, Channel
-from wetread.findings import ABSENT, PRESENT
 from wetread.improve.policy import Policy
-from wetread.radiograph.exposure import Exposure
+from wetread.improve.windows import Images, Limits, Reviews, gather, signed
 
 ALL = "all devices"
 DRIFT, QUIET, UNKNOWN = "drift", "quiet", "unknown"
-MOST = 2_000  # images of either window; more prove smaller effects, which do not matter
 _STEPS = 7  # a window begins and ends at a seventh of its length, so that a second check finds the first
 _NAMESPACE = uuid.UUID("6f1f3f0e-6d0c-4b9e-9f0b-3c1f5c1d2a77")
 _LOOK = {
@@ -46,20 +43,6 @@ _LOOK = {
     "labels": "how often readers see a finding: the patients, or how readers read",
     "calibration": "how far the model's probabilities are right: recalibrate, or train anew on what was signed",
 }
-
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Limits(Policy):
-    """The smallest effect of each kind that matters; those of distances and shares are 0 to 1."""
-
-    pixels: Share = 0.25
-    device: Share = 0.2
-    refused: Share = 0.05
-    features: Annotated[float, Field(gt=0, le=1.41)] = 0.1
-    scores: Share = 0.2
-    labels: Share = 0.1
-    calibration: Share = 0.1
 
 
 class DriftPolicy(Policy):
@@ -74,61 +57,6 @@ class DriftPolicy(Policy):
     resamples: int = Field(999, ge=99, le=20_000)
     seed: int = Field(0, ge=0)
     limits: Limits = Limits()
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Images of two windows, one of each patient.
-
-    Attributes
-    ----------
-    after : bool array, shape [N]
-        Which are of the newer window.
-    devices : str array, shape [N]
-    figures : dict of str to float64 array, shape [N]
-        Of the exposure.
-    refused : bool array, shape [N]
-    features : float64 array, shape [N, D]
-        Rows of NaN where there are none.
-    scores : dict of str to float64 array, shape [N]
-        Probability of each finding, NaN where the image was refused.
-    """
-
-    after: BoolArray
-    devices: NDArray[np.str_]
-    figures: dict[str, FloatArray]
-    refused: BoolArray
-    features: FloatArray
-    scores: dict[str, FloatArray]
-
-    def channels(self, limits: Limits, of: BoolArray, *, devices: bool) -> Iterator[Channel]:
-        """Yield what may have changed among the images `of` [N], with the mix of devices or without."""
-        for name, values in self.figures.items():
-            yield _channel("pixels", name, shift.distance, values[of], limits.pixels)
-        if devices:
-            yield Channel("device", "mix", shift.mix(self.devices[of]), limits.device, np.ones(int(of.sum()), bool))
-        yield _channel("refused", "share", shift.difference, self.refused[of].astype(float), limits.refused)
-        if self.features.shape[1]:
-            known = np.asarray(~np.isnan(self.features[of, 0]))
-            yield Channel("features", "discrepancy", shift.discrepancy(self.features[of]), limits.features, known)
-        for finding, values in self.scores.items():
-            yield _channel("scores", finding, shift.distance, values[of], limits.scores)
-
-
-@dataclass(frozen=True, eq=False)
-class Reviews:
-    """Signed studies of two windows, one of each patient: what readers said, 0 or 1 [N], and the model, NaN if not."""
-
-    after: BoolArray
-    labels: dict[str, FloatArray]
-    expected: dict[str, FloatArray]
-
-    def channels(self, limits: Limits) -> Iterator[Channel]:
-        """Yield what may have changed: how often each finding is seen, and how far the model is off on the average."""
-        for finding, said in self.labels.items():
-            yield _channel("labels", finding, shift.difference, said, limits.labels)
-            off = said - self.expected[finding]
-            yield _channel("calibration", finding, shift.difference, off, limits.calibration)
 
 
 @dataclass(frozen=True)
@@ -281,96 +209,6 @@ def from_dict(found: Mapping[str, Any]) -> Report:
     return Report(**{**found, **periods, **lists, "sources": sources})
 
 
-def gather(connection: Connection, site: str, model: str, reference: Period, window: Period) -> Images:
-    """Return the images of two windows that a model saw: of each patient one, drawn by its id, which is random."""
-    rows = _one_each(
-        (False, _image_rows(connection, site, model, reference)), (True, _image_rows(connection, site, model, window))
-    )
-    size = max((len(traits.unpack(row.features)) for _, row in rows if row.features), default=0)
-    features = np.full((len(rows), size), np.nan)
-    for place, (_, row) in enumerate(rows):
-        if row.features:
-            features[place] = traits.unpack(row.features)
-    scores = [{f["finding"]: f["probability"] for f in row.findings} for _, row in rows]
-    figures = [field.name for field in fields(Exposure)]
-    return Images(
-        np.array([new for new, _ in rows], bool),
-        np.array([row.device or "" for _, row in rows], np.str_),
-        {name: np.array([row.exposure.get(name, np.nan) for _, row in rows], float) for name in figures},
-        np.array([not row.suitable for _, row in rows], bool),
-        features,
-        _columns(scores),
-    )
-
-
-def signed(connection: Connection, site: str, model: str, reference: Period, window: Period) -> Reviews:
-    """Return the signed studies of two windows: what was said of each finding, and the probability that the model gave.
-
-    Uncertain answers count as none.
-    """
-    rows = _one_each(
-        (False, _signed_rows(connection, site, model, reference)), (True, _signed_rows(connection, site, model, window))
-    )
-    said, expected = [], []
-    for _, row in rows:
-        labels = export.labels_of(export.said(connection, row))
-        said.append({f: float(value) for f, value in labels.items() if value in (PRESENT, ABSENT)})
-        expected.append({f["finding"]: f["probability"] for f in row.findings})
-    of_model = _columns(expected)
-    of_reader = {name: values for name, values in _columns(said).items() if name in of_model}
-    return Reviews(np.array([new for new, _ in rows], bool), of_reader, {name: of_model[name] for name in of_reader})
-
-
-def _image_rows(connection: Connection, site: str, model: str, period: Period) -> Sequence[sa.Row[Any]]:
-    images, trait, results = store.instance.c, store.image_trait.c, store.image_result.c
-    wanted = (
-        sa.select(store.study.c.patient_id, store.study.c.id, images.device, trait.exposure, trait.features,
-                  results.suitable, results.findings)
-        .join(store.study, store.study.c.id == images.study)
-        .join(store.image_trait, sa.and_(trait.instance == images.id, trait.model == model))
-        .join(store.image_result, sa.and_(results.instance == images.id, results.model == model))
-        .where(images.site == site, period.holds(images.received_at), images.state == "stored")
-        .order_by(images.id)
-        .limit(2 * MOST)
-    )  # fmt: skip
-    return list(connection.execute(wanted))
-
-
-def _signed_rows(connection: Connection, site: str, model: str, period: Period) -> Sequence[sa.Row[Any]]:
-    studies, reviews, results = store.study.c, store.review.c, store.study_result.c
-    newest = sa.select(sa.func.max(reviews.signed_at)).where(reviews.study == studies.id, reviews.state == "signed")
-    result = sa.select(sa.func.max(results.at)).where(results.study == studies.id, results.model == model)
-    wanted = (
-        sa.select(studies.patient_id, store.review, results.findings)
-        .select_from(store.study)
-        .join(store.review, sa.and_(
-            reviews.study == studies.id, reviews.state == "signed",
-            reviews.signed_at == newest.correlate(store.study).scalar_subquery()))
-        .join(store.study_result, sa.and_(
-            results.study == studies.id, results.model == model,
-            results.at == result.correlate(store.study).scalar_subquery()))
-        .where(studies.site == site, period.holds(studies.received_at), studies.reading == "signed")
-        .order_by(studies.id)
-        .limit(2 * MOST)
-    )  # fmt: skip
-    return list(connection.execute(wanted))
-
-
-def _one_each(*windows: tuple[bool, Sequence[sa.Row[Any]]]) -> list[tuple[bool, sa.Row[Any]]]:
-    """Return one row of each patient, at most `MOST` of each window; who is in both stays in the newer."""
-    found: list[tuple[bool, sa.Row[Any]]] = []
-    seen: set[str] = set()
-    for new, rows in reversed(windows):
-        of_window: dict[str, sa.Row[Any]] = {}
-        for row in rows:
-            patient = row.patient_id or f"study {row.id}"  # without an identifier nobody knows whom it belongs to
-            if patient not in seen and len(of_window) < MOST:
-                of_window.setdefault(patient, row)
-        seen |= set(of_window)
-        found = [(new, row) for row in of_window.values()] + found
-    return found
-
-
 def _models(connection: Connection, site: str, window: Period) -> list[tuple[str, str, datetime]]:
     """Return the models that saw images of a window at a site: id, name, and when the first image came."""
     images, trait, results = store.instance.c, store.image_trait.c, store.image_result.c
@@ -390,15 +228,6 @@ def _models(connection: Connection, site: str, window: Period) -> list[tuple[str
         name = connection.execute(sa.select(results.model_name).where(results.model == model).limit(1)).scalar() or ""
         found.append((model, name, since))
     return found
-
-
-def _channel(kind: str, name: str, effect: Any, values: FloatArray, limit: float) -> Channel:
-    return Channel(kind, name, effect(values), limit, ~np.isnan(values))
-
-
-def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, FloatArray]:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: np.array([row.get(name, np.nan) for row in rows], float) for name in names}
 
 
 def _least(after: BoolArray) -> int:
