@@ -26,7 +26,7 @@ test: $(VENV)/.dev  ## the quick tests: no torch, no browser, minutes
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not system and not train"
 
 test-system: $(VENV)/.system  ## the rest: training, servers, browser (Debian: chromium, postgresql, prometheus)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "system or train" --durations=15
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "system or train" --durations=15
 
 faults: $(VENV)/.system  ## kill the service fifty times under load; print what was lost (nothing)
 	$(BIN)/python tests/faults.py --kills 50

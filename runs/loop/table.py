@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-VERDICT = {"0": "promote", "1": "roll back", "3": "hold", "": "none"}
+VERDICT = {"0": "promote", "1": "roll back", "3": "hold", "4": "nothing to judge", "": "none"}
 
 
 def auroc(file: str, finding: str = "") -> str:
