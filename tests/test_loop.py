@@ -29,5 +29,5 @@ def test_the_loop_closes(tmp_path: Path) -> None:
     assert ran.returncode == 0, said
     table = (tmp_path / "loop" / "table.md").read_text(encoding="utf-8")
     assert "**no**" not in table, said
-    for line in ("| drift after the middle | alarm | yes |", "| the sabotaged candidate | sabotage: rolled_back | yes |"):
-        assert line in table, said
+    assert "| drift after the middle | alarm | yes |" in table, said
+    assert "| the sabotaged candidate | sabotage: rolled_back | yes |" in table, said
