@@ -85,7 +85,7 @@ def test_one_patient_with_many_images_counts_once(database: Store) -> None:
 
 
 def test_patients_who_come_back_are_no_drift(database: Store) -> None:
-    drawn = Department().come(range(35), 8).stay(range(35), 20, 14, device="PORTABLE", dark=0.15, axis=1.0, ill=0.7)
+    drawn = Department(2).come(range(35), 5).stay(range(35), 20, 14, device="PORTABLE", dark=0.15, axis=1.0, ill=0.7)
     found = drawn.report(database)
     assert (found.verdict, found.reason) == (QUIET, "nothing that matters and is more than chance")
     # Nobody is in both: of each patient one image, wherever it fell.

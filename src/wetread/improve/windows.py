@@ -184,7 +184,7 @@ def _in_either(moment: Any, reference: Period, window: Period) -> sa.ColumnEleme
     return sa.or_(reference.holds(moment), window.holds(moment))
 
 
-def _one_each(rows: Iterable[sa.Row[Any]], window: Period) -> dict[str, bool]:
+def _one_each(rows: Iterable[sa.Row[tuple[Any, ...]]], window: Period) -> dict[str, bool]:
     """Draw one of each patient over both windows, at most `MOST` of either; return which are of the newer.
 
     Rows are moment, patient, study and id. Whoever comes often stands in either window as often as chance has it: with
