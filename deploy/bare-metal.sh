@@ -121,8 +121,8 @@ service() {
   systemctl reload-or-restart nginx
 }
 
-ready() { # wait until it answers, a minute at most
-  for _ in $(seq 60); do
+ready() { # wait until it answers, two minutes at most
+  for _ in $(seq 120); do
     if curl --fail --silent --output /dev/null "http://127.0.0.1:$PORT/readyz"; then return 0; fi
     sleep 1
   done

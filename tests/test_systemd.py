@@ -62,6 +62,13 @@ def test_the_service_starts_with_the_machine_and_is_reached_through_nginx(booted
     assert booted.run("curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", *https) == "200"
 
 
+def test_systemd_has_nothing_to_say_of_the_installed_units(booted: Machine) -> None:
+    units = booted.run("find", "/etc/systemd/system", "-maxdepth", "1", "-name", "wetread*").split()
+    assert len(units) == len(list((machine.ROOT / "deploy/systemd").iterdir()))
+    plain = [unit.replace("@.", "@1.") for unit in units]
+    booted.run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *plain)
+
+
 def test_the_process_may_what_the_unit_says_and_no_more(booted: Machine) -> None:
     assert float(booted.run("systemd-analyze", "security", "--no-pager", "wetread").split()[-3]) < 1.5
     main = booted.shows("wetread", "MainPID")

@@ -311,6 +311,11 @@ def test_dashboards_are_of_one_kind_and_have_a_place_for_all() -> None:
             assert at["x"] + at["w"] <= 24
             places |= cells
             assert panel["datasource"]["uid"] == "prometheus"
+            assert {target["datasource"]["uid"] for target in panel["targets"]} == {"prometheus"}
+            assert panel["type"] in ("stat", "timeseries")  # of Grafana itself, no plug-in
+        named = {variable["name"] for variable in board["templating"]["list"]}
+        assert set(re.findall(r"\$(?!__)(\w+)", json.dumps(board["panels"]))) <= named  # `$__…` are Grafana's own
+        assert all(v["datasource"]["uid"] == "prometheus" for v in board["templating"]["list"])
 
 
 def test_the_page_of_monitoring_has_each_metric_and_alert() -> None:
@@ -343,6 +348,17 @@ def test_each_alert_is_silent_and_speaks() -> None:
     for command in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts.test.yml"]):
         done = subprocess.run([promtool, *command], cwd=RULES, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.system
+def test_prometheus_understands_what_the_dashboards_ask(tmp_path: Path) -> None:
+    asked = [e.replace("$__rate_interval", "5m") for where, e in _expressions().items() if ".json" in where]
+    rules = [{"record": f"asked:{n}", "expr": expression} for n, expression in enumerate(asked)]
+    (tmp_path / "asked.yml").write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}))
+    command = [_program("promtool"), "check", "rules", "asked.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(asked)} rules found" in done.stdout
 
 
 @pytest.mark.system
