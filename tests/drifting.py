@@ -30,8 +30,8 @@ class Department:
 
     def come(
         self, days: range, a_day: int = 8, *, device: str = "ACME DR", dark: float = 0.0, score: float = 0.0,
-        ill: float = 0.2, off: float = 0.0, axis: float = 0.0, refused: float = 0.0, patient: str | None = None,
-        signed: bool = True,
+        ill: float = 0.2, off: float = 0.0, axis: float = 0.0, refused: float = 0.0, unread: float = 0.0,
+        patient: str | None = None, signed: bool = True, station: str | None = None, source: str | None = None,
     ) -> Department:  # fmt: skip
         rng = self.rng
         for day in days:
@@ -45,7 +45,9 @@ class Department:
                     {"finding": f, "probability": q, "threshold": 0.5, "flagged": q > 0.5, "call": "likely"}
                     for f, q in zip(FINDINGS, p, strict=True)
                 ]
-                self._add(n, at, image, patient or f"P{n}", said, device, rng.gauss(0.5 - dark, 0.05), axis, refused)
+                self._add(
+                    n, at, image, patient or f"P{n}", said, device, rng.gauss(0.5 - dark, 0.05), axis, refused, unread
+                )
                 if signed:
                     answers = [s if rng.random() > off else not s for s in sick]
                     self._sign(n, at, said, answers)
@@ -64,9 +66,11 @@ class Department:
 
     def _add(
         self, n: int, at: datetime, image: str, patient: str, said: list[dict[str, Any]], device: str, mean: float,
-        axis: float, refused: float,
+        axis: float, refused: float, unread: float,
     ) -> None:  # fmt: skip
         rng, suitable = self.rng, self.rng.random() >= refused
+        readable = not unread or rng.random() >= unread
+        suitable = suitable and readable
         features = np.array([rng.gauss(axis, 1) for _ in range(6)], np.float16)
         self.tables["study"].append({
             "id": f"study-{n}", "site": HERE, "study_uid": f"1.{n}", "patient_id": patient, "patient_name": "",
@@ -85,10 +89,11 @@ class Department:
             "caution_codes": [], "point": "screen", "findings": said if suitable else [], "seconds": 0.1,
         })  # fmt: skip
         exposure = {"mean": mean, "spread": rng.gauss(0.2, 0.02), "black": 0, "white": 0, "rows": 1, "columns": 1}
-        self.tables["image_trait"].append({
-            "instance": image, "model": MODEL, "exposure": exposure, "at": at,
-            "features": features.tobytes() if suitable else None,
-        })  # fmt: skip
+        if readable:
+            self.tables["image_trait"].append({
+                "instance": image, "model": MODEL, "exposure": exposure, "at": at,
+                "features": features.tobytes() if suitable else None,
+            })  # fmt: skip
         self.tables["study_result"].append(
             common | {"id": f"merged-{n}", "study": f"study-{n}", "images": "x", "findings": said}
         )

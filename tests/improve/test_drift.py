@@ -77,6 +77,21 @@ def test_a_new_scanner_is_named_and_one_device_that_changes_is_found_by_itself(d
     assert by_name["ACME DR"].alarms == ()
 
 
+def test_a_new_scanner_whose_images_nobody_can_read_is_found(database: Store) -> None:
+    drawn = Department().come(range(35), 7).come(range(28, 35), 7, device="NEW DX", unread=1.0, signed=False)
+    found = drawn.report(database)
+    assert found.new_devices == ("NEW DX",)
+    assert {"refused: share", "device: mix"} <= set(found.sources[0].alarms)
+    assert "pixels" not in kinds(found)
+    measured = {c.kind: c.after for c in found.sources[0].changes}
+    assert (measured["refused"], measured["pixels"]) == (14 * 7, 7 * 7)
+
+
+def test_a_window_of_which_nothing_can_be_read_is_checked(database: Store) -> None:
+    found = Department().come(range(28)).come(range(28, 35), unread=1.0, signed=False).report(database)
+    assert (found.verdict, kinds(found)) == (DRIFT, {"refused"})
+
+
 def test_one_patient_with_many_images_counts_once(database: Store) -> None:
     drawn = Department().come(range(28)).come(range(28, 35), 6).come(range(28, 35), 30, patient="P", dark=0.2)
     found = drawn.report(database)

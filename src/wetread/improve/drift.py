@@ -210,21 +210,26 @@ def from_dict(found: Mapping[str, Any]) -> Report:
 
 
 def _models(connection: Connection, site: str, window: Period) -> list[tuple[str, str, datetime]]:
-    """Return the models that saw images of a window at a site: id, name, and when the first image came."""
+    """Return the models that were given images of a window at a site: id, name, and when the first came.
+
+    An image that could not be read counts in the window, and the first is one of which something was measured.
+    """
     images, trait, results = store.instance.c, store.image_trait.c, store.image_result.c
     first: sa.ColumnElement[Any] = sa.type_coerce(sa.func.min(images.received_at), store.Moment())
     joined = store.image_trait.join(store.instance, images.id == trait.instance)
-    seen = (
-        sa.select(trait.model)
-        .select_from(joined)
+    given = (
+        sa.select(results.model)
+        .join(store.instance, images.id == results.instance)
         .where(images.site == site, window.holds(images.received_at))
         .distinct()
     )
     found = []
-    for model in sorted(connection.execute(seen).scalars()):
+    for model in sorted(connection.execute(given).scalars()):
         since = connection.execute(
             sa.select(first).select_from(joined).where(images.site == site, trait.model == model)
         ).scalar_one()
+        if since is None:
+            continue
         name = connection.execute(sa.select(results.model_name).where(results.model == model).limit(1)).scalar() or ""
         found.append((model, name, since))
     return found

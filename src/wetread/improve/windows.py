@@ -107,7 +107,7 @@ def gather(connection: Connection, site: str, model: str, reference: Period, win
     return Images(
         np.array([new for new, _ in rows], bool),
         np.array([row.device or "" for _, row in rows], np.str_),
-        {name: np.array([row.exposure.get(name, np.nan) for _, row in rows], float) for name in figures},
+        {name: np.array([(row.exposure or {}).get(name, np.nan) for _, row in rows], float) for name in figures},
         np.array([not row.suitable for _, row in rows], bool),
         features,
         _columns(scores),
@@ -130,14 +130,12 @@ def signed(connection: Connection, site: str, model: str, reference: Period, win
     return Reviews(np.array([new for new, _ in rows], bool), of_reader, {name: of_model[name] for name in of_reader})
 
 
-def _images(
-    connection: Connection, site: str, model: str, reference: Period, window: Period
-) -> list[tuple[bool, sa.Row[Any]]]:
+def _images(connection: Connection, site: str, model: str, reference: Period, window: Period) -> list[tuple[bool, Any]]:
     images, trait, results, studies = store.instance.c, store.image_trait.c, store.image_result.c, store.study.c
     joined = (
         store.instance.join(store.study, studies.id == images.study)
         .join(store.image_result, sa.and_(results.instance == images.id, results.model == model))
-        .join(store.image_trait, sa.and_(trait.instance == images.id, trait.model == model))
+        .outerjoin(store.image_trait, sa.and_(trait.instance == images.id, trait.model == model))
     )  # fmt: skip
     there = (
         sa.select(images.received_at, studies.patient_id, images.study, images.id)
@@ -156,7 +154,7 @@ def _images(
 
 def _studies(
     connection: Connection, site: str, model: str, reference: Period, window: Period
-) -> list[tuple[bool, sa.Row[Any]]]:
+) -> list[tuple[bool, Any]]:
     studies, reviews, results = store.study.c, store.review.c, store.study_result.c
     newest = sa.select(sa.func.max(reviews.signed_at)).where(reviews.study == studies.id, reviews.state == "signed")
     result = sa.select(sa.func.max(results.at)).where(results.study == studies.id, results.model == model)
@@ -184,7 +182,7 @@ def _in_either(moment: Any, reference: Period, window: Period) -> sa.ColumnEleme
     return sa.or_(reference.holds(moment), window.holds(moment))
 
 
-def _one_each(rows: Iterable[sa.Row[tuple[Any, ...]]], window: Period) -> dict[str, bool]:
+def _one_each(rows: Iterable[Any], window: Period) -> dict[str, bool]:
     """Draw one of each patient over both windows, at most `MOST` of either; return which are of the newer.
 
     Rows are moment, patient, study and id. Whoever comes often stands in either window as often as chance has it: with
