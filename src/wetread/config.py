@@ -21,7 +21,9 @@ from wetread.errors import ConfigError, hide
 _T = TypeVar("_T")
 
 # Read by the tests and by the demo, not settings of the application.
-_OTHER_VARIABLES = frozenset({"WETREAD_DEBUG", "WETREAD_REQUIRE", "WETREAD_TOKEN", "WETREAD_PASSWORD", "WETREAD_SHARED"})
+_OTHER_VARIABLES = frozenset(
+    {"WETREAD_DEBUG", "WETREAD_REQUIRE", "WETREAD_TOKEN", "WETREAD_PASSWORD", "WETREAD_SHARED"}
+)
 
 
 def _zone(name: str) -> str:

@@ -219,6 +219,47 @@ def test_a_crew_ends_at_a_count_and_when_it_is_stopped(room, tmp_path):
     assert crew.read(member, {"ann": room.client("ann")}, path, seed=1, stop=stop)["ann"].get("signed", 0) <= 2
 
 
+class Turns(threading.Event):
+    """Does something at the fifth wait of who follows it."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act, self.turns = act, 0
+
+    def wait(self, timeout=None):
+        self.turns += 1
+        if self.turns == 5:
+            self.act()
+        return super().wait(timeout)
+
+
+def test_a_crew_waits_for_who_still_sends_however_quiet_it_is(room, tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "_POLL_S", 0.01)
+    member = [crew.Member("ann", Skill(), Habit(dict.fromkeys(CLASSES, 0.0), look=False))]
+    with truth.Writer(tmp_path / "t.jsonl", CLOCK) as writer:
+        turns = Turns(writer.end)
+        crew.read(member, {"ann": room.client("ann")}, tmp_path / "t.jsonl", seed=1, stop=turns, idle_s=0.001)
+    assert turns.turns == 5
+
+
+def test_a_crew_ends_when_nobody_writes_the_truth_any_more_without_a_last_line(room, tmp_path):
+    room.send("No Finding")
+    path = write(tmp_path / "t.jsonl", room.cases.values(), ended=False)
+    member = [crew.Member("ann", Skill(), Habit(dict.fromkeys(CLASSES, 0.0), look=False))]
+    done = crew.read(member, {"ann": room.client("ann")}, path, seed=1, idle_s=0.3)
+    assert done["ann"]["signed"] == 1
+
+
+def test_what_is_being_read_when_it_is_stopped_is_given_back_unsigned(room):
+    key, stop = room.send("No Finding"), threading.Event()
+    reader = room.reader("ann", stop=stop)
+    reader._wait = lambda study, minutes: stop.set()
+    assert reader.step() is None
+    assert (reader.done["given back"], reader.done["signed"]) == (1, 0)
+    found = room.study(key)
+    assert (found["status"], found["claim"]) == ("analysed", None)
+
+
 def test_reading_times_have_their_mean_and_spread():
     habit, rng = Habit({"critical": 4.0}, spread=0.5), generator(1, "a", "b")
     times = [habit.takes("critical", rng) for _ in range(20_000)]
@@ -267,20 +308,30 @@ def test_a_crew_that_is_none_is_refused_by_name(tmp_path, text):
 @pytest.mark.system  # Argon2 takes its time
 def test_readers_get_accounts_for_as_long_as_they_read_and_never_somebody_s(tmp_path):
     with Room(tmp_path / "data") as room:
-        accounts.create(room.database, "Simulated 2", "radiologist", ward.SITE, "correct horse battery")
+        taken = accounts.create(room.database, "Simulated 2", "radiologist", ward.SITE, "correct horse battery")
         members = crew.alike(1, Skill(), Habit())
         for _ in range(2):  # the second time it is there, disabled
             with crew.employed(room.database, members, ward.SITE) as passwords:
                 accounts.log_in(room.database, "Simulated 1", passwords["Simulated 1"])
             with pytest.raises(DeniedError):
                 accounts.log_in(room.database, "Simulated 1", passwords["Simulated 1"])
-        with (
-            pytest.raises(ClinicError, match="is somebody's"),
-            crew.employed(room.database, crew.alike(2, Skill(), Habit()), ward.SITE),
-        ):
-            pass
+        own = accounts.find(room.database, ward.SITE, "Simulated 1")
+        accounts.change(room.database, ward.SITE, own.id, disabled=False)  # as one whose simulation was killed
+        with crew.employed(room.database, members, ward.SITE) as passwords:
+            accounts.log_in(room.database, "Simulated 1", passwords["Simulated 1"])
+
+        def refused():
+            with (
+                pytest.raises(ClinicError, match="is somebody's"),
+                crew.employed(room.database, crew.alike(2, Skill(), Habit()), ward.SITE),
+            ):
+                pass
+
+        refused()
         assert accounts.find(room.database, ward.SITE, "Simulated 1").disabled_at is not None
         assert accounts.find(room.database, ward.SITE, "Simulated 2").disabled_at is None
+        accounts.change(room.database, ward.SITE, taken.id, disabled=True)
+        refused()  # nobody who left comes back as a simulated reader
 
 
 def test_each_reader_needs_a_token_of_their_own():

@@ -84,6 +84,43 @@ def test_studies_that_arrive_by_http_are_read_meanwhile_and_scored_before_and_af
     assert set(phases["all"]["models"]) == {"phantom"}
 
 
+def test_who_is_told_to_stop_puts_things_in_order_and_a_token_that_is_none_leaves_no_file(server):
+    truth, token = server.data.parent / "stopped.jsonl", server.http.headers["Authorization"].split()[1]
+    arrive = words(server, "arrivals", "--rate", 0.01, "--truth", truth)
+    refused = CliRunner(env={"WETREAD_TOKEN": "none"}).invoke(cli.app, arrive)
+    assert "token not accepted" in str(refused.exception)
+    assert not truth.exists()
+    database, running = Store.existing(server.data, ""), []
+    try:
+        for command, ready in (
+            (arrive, lambda: truth.exists() and truth.read_text().count("\n")),
+            (words(server, "readers", truth, "--data", server.data), lambda: working(database)),
+        ):
+            running.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "wetread", *command],
+                    stdout=subprocess.DEVNULL, env=os.environ | {"WETREAD_TOKEN": token},
+                )
+            )  # fmt: skip
+            while not ready():
+                assert running[-1].poll() is None
+                time.sleep(0.05)
+        for process in running:
+            process.terminate()
+        assert [process.wait(60) in (0, 130) for process in running] == [True, True]  # 130: before they read
+        assert '"ended"' in truth.read_text().splitlines()[-1]
+        assert working(database) == []
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+        database.close()
+
+
+def working(database):
+    return [a.name for a in accounts.accounts(database) if a.name.startswith("Simulated") and a.disabled_at is None]
+
+
 def test_studies_that_arrive_by_dicom_in_batches_are_found_by_their_uid(server):
     truth = server.data.parent / "dicom.jsonl"
     sent = run(

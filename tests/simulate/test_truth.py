@@ -41,6 +41,12 @@ def test_it_says_when_all_was_sent_and_a_failed_study_is_no_case_to_be_found(tmp
     assert found.by_key() == {}
 
 
+def test_a_file_is_locked_as_long_as_it_is_written(tmp_path):
+    with Writer(tmp_path / "t.jsonl", CLOCK):
+        assert truth.written(tmp_path / "t.jsonl")
+    assert not truth.written(tmp_path / "t.jsonl")
+
+
 def test_a_file_that_is_there_is_not_overwritten(tmp_path):
     (tmp_path / "t.jsonl").write_text("precious")
     with pytest.raises(ConfigError, match="exists already"):

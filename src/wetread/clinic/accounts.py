@@ -18,7 +18,18 @@ from wetread.errors import ClinicError, ConflictError, DeniedError, NotFoundErro
 ROLES = (Role.RADIOLOGIST, Role.ENGINEER, Role.ADMINISTRATOR)
 # Names that the audit uses for what no person did.
 _RESERVED = frozenset(
-    {"operator", "command line", "intake", "watched folder", "pull", "outputs", "adt message", "unknown", "wetread"}
+    {
+        "operator",
+        "command line",
+        "intake",
+        "watched folder",
+        "pull",
+        "outputs",
+        "adt message",
+        "simulation",
+        "unknown",
+        "wetread",
+    }
 )
 _WRONG = "name or password: not right, or the account is disabled"
 

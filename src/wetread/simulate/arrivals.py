@@ -15,7 +15,7 @@ import numpy as np
 
 from wetread.errors import ClinicError, DeniedError, hide
 from wetread.simulate.department import Patient
-from wetread.simulate.ways import Answer, UnreachableError, Way
+from wetread.simulate.ways import Answer, UnreachableError, Way, absent, nobody
 
 Recorder = Callable[[Patient, Answer], None]
 
@@ -197,11 +197,8 @@ class _Crew:
         try:
             answers = self.way(patients)
         except UnreachableError as error:
-            never = isinstance(error.__cause__, (httpx.ConnectError, httpx.UnsupportedProtocol, type(None)))
-            if never and not self._answered:
-                raise ClinicError(
-                    f"{self.way.where}: no server there ({error.__cause__ or error}); start `wetread serve`"
-                ) from None
+            if nobody(error) and not self._answered:
+                raise absent(self.way.where, error) from None
             return [Answer(str(error), again=True)] * len(patients)
         self._answered = True
         return answers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,7 +72,7 @@ def arrivals(
     --speed 4320 --hourly day --drift exposure --truth month.jsonl`
     """
     import json
-    from contextlib import nullcontext
+    from contextlib import ExitStack
     from datetime import UTC, timedelta
 
     from wetread.errors import ConfigError
@@ -99,16 +101,20 @@ def arrivals(
     )  # fmt: skip
     gaps, chosen = _split(schedule.arrivals())
     who = patients.arriving(source, chosen, seed=seed, prevalence=prevalence, shifts=shifts)
-    writer = None if truth is None else Writer(truth, schedule.clock, seed=seed, drift=drift or [], drift_at=drift_at)
-    with _way(url, token, by, dicom) as way, writer or nullcontext():
-        summary = arrivals.send(
-            who, gaps, way, batch=batch, patience=arrivals.Patience(tries),
-            record=None if writer is None else lambda patient, answer: writer.write(case(patient, answer)),
-        )  # fmt: skip
-        if writer is not None:
-            writer.end(**summary.to_dict())
-    typer.echo(json.dumps(summary.to_dict(), indent=2))
-    if summary.to_dict()["failed"]:
+    told: dict[str, Any] = {}
+    with ExitStack() as stack:
+        stack.enter_context(_interruptible())
+        way = stack.enter_context(_way(url, token, by, dicom))
+        writer: Writer | None = None
+        if truth is not None:  # only now that the server takes something, so that the same command may be given again
+            writer = stack.enter_context(Writer(truth, schedule.clock, seed=seed, drift=drift or [], drift_at=drift_at))
+            stack.callback(lambda: writer.end(**told))  # whatever happens: nobody shall wait for more
+        record = None if writer is None else lambda patient, answer: writer.write(case(patient, answer))
+        told |= arrivals.send(
+            who, gaps, way, batch=batch, patience=arrivals.Patience(tries), record=record
+        ).to_dict()  # fmt: skip
+    typer.echo(json.dumps(told, indent=2))
+    if told["failed"]:
         raise typer.Exit(1)
 
 
@@ -159,6 +165,7 @@ def readers(
     habit = Habit(dict.fromkeys(CLASSES, minutes), shift=hours(shift), hand_over=hand_over, look=look)
     members = crews.load(crew) if crew else crews.alike(number, skill, habit, secrets)
     with ExitStack() as stack:
+        stack.enter_context(_interruptible())
         passwords: dict[str, str] = {}
         if any(not member.token for member in members):
             if data is None:
@@ -283,9 +290,23 @@ def _split(pairs: Any) -> tuple[Any, Any]:
     return (gap for _, gap in one), (arrival for arrival, _ in other)
 
 
-def _way(url: str, token: str, by: str, dicom: str) -> AbstractContextManager[Way]:
-    from contextlib import contextmanager
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a simulation as Ctrl-C does: what was begun is put in order."""
+    import signal
+    from threading import current_thread, main_thread
 
+    if current_thread() is not main_thread():  # where signals do not arrive
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _way(url: str, token: str, by: str, dicom: str) -> AbstractContextManager[Way]:
     from wetread.clinic import peers
     from wetread.errors import ConfigError
     from wetread.simulate import ways
@@ -299,6 +320,7 @@ def _way(url: str, token: str, by: str, dicom: str) -> AbstractContextManager[Wa
         if by not in ("upload", "stow"):
             raise ConfigError(f"--by {by}: not upload or stow")
         with connect(url, token) as client:
+            ways.admitted(client)
             yield ways.Upload(client) if by == "upload" else ways.Stow(client)
 
     return opened()

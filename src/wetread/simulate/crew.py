@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from wetread.clinic import access, accounts
+from wetread.clinic import access, accounts, audit
 from wetread.clinic.store import Store
 from wetread.errors import ClinicError, ConfigError, DeniedError, NotFoundError, hide
 from wetread.simulate import truth
@@ -27,6 +27,7 @@ from wetread.simulate.readers import Habit, Reader
 from wetread.simulate.truth import Case, Truth
 
 _POLL_S = 0.2
+_ACTOR = "simulation"  # as the audit names who made, enabled and disabled an account
 _CSRF = re.compile(r'<meta name="csrf-token" content="([0-9a-f]+)">')
 
 
@@ -78,10 +79,14 @@ def _member(values: dict[str, Any]) -> Member:
 def employed(database: Store, members: Sequence[Member], site: str) -> Iterator[dict[str, str]]:
     """Give each member without a token an account for as long as this lasts; yields name → password.
 
+    An account that an earlier simulation made is taken, also one that it could not disable any more.
+
     Raises
     ------
     ConflictError
         When a token has the name of a member.
+    ClinicError
+        When an account that no simulation made has it.
     """
     passwords = {member.name: secrets.token_urlsafe(24) for member in members if not member.token}
     keys = []
@@ -90,18 +95,19 @@ def employed(database: Store, members: Sequence[Member], site: str) -> Iterator[
             try:
                 account = accounts.find(database, site, name)
             except NotFoundError:
-                account = accounts.create(database, name, access.Role.RADIOLOGIST, site, password, actor="simulation")
+                made = accounts.create(database, name, access.Role.RADIOLOGIST, site, password, actor=_ACTOR)
+                keys.append(made.id)
             else:
-                if account.disabled_at is None:
+                if not any(audit.rows(database, actor=_ACTOR, action="account.created", what=account.id)):
                     raise ClinicError(f"account {name!r}: is somebody's; give the simulated reader another name")
-                accounts.set_password(database, site, account.id, password, actor="simulation")
-                accounts.change(database, site, account.id, disabled=False, actor="simulation")
-            keys.append(account.id)
+                keys.append(account.id)
+                accounts.set_password(database, site, account.id, password, actor=_ACTOR)
+                accounts.change(database, site, account.id, disabled=False, actor=_ACTOR)
         yield passwords
     finally:
         for key in keys:
             with suppress(ClinicError):
-                accounts.change(database, site, key, disabled=True, actor="simulation")
+                accounts.change(database, site, key, disabled=True, actor=_ACTOR)
 
 
 def log_in(url: str, name: str, password: str) -> httpx.Client:
@@ -134,7 +140,7 @@ class Following:
     """A truth file that may still grow; safe in several threads."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._lock, self._size = path, threading.RLock(), -1
+        self.path, self._lock, self._size, self._grown = path, threading.RLock(), -1, time.monotonic()
         self.truth: Truth = truth.read(path)
         self._cases = self.truth.by_key()
 
@@ -152,9 +158,14 @@ class Following:
             size = self.path.stat().st_size
             if size == self._size:
                 return False
-            self._size, self.truth = size, truth.read(self.path)
+            self._size, self._grown, self.truth = size, time.monotonic(), truth.read(self.path)
             self._cases = self.truth.by_key()
             return True
+
+    def ended(self, idle_s: float) -> bool:
+        """Return whether nothing more comes: it says so, or for so long nobody wrote, and nobody is about to."""
+        silent = time.monotonic() - self._grown > idle_s
+        return self.truth.ended or (silent and not truth.written(self.path))
 
     @property
     def patients(self) -> int:
@@ -189,7 +200,7 @@ def read(
         Ends it once so many are signed.
     idle_s : float
         Once all were sent: how long nobody finds anything to read before it ends, in real s, when not all studies
-        can be signed by the crew.
+        can be signed by the crew. Also, how long a truth file that nobody writes may lack its last line.
     now : callable
         The real time.
 
@@ -219,7 +230,7 @@ def read(
         signed = sum(reader.done["signed"] for reader in readers)
         if count is not None and signed >= count:
             return True
-        return following.truth.ended and (signed >= following.patients or quiet_s > idle_s)
+        return following.ended(idle_s) and (signed >= following.patients or quiet_s > idle_s)
 
     def work(reader: Reader) -> None:
         found = time.monotonic()  # when there was something to read, or no shift

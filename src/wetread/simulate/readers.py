@@ -178,6 +178,9 @@ class Reader:
         self._look(opened)
         self._acknowledge(study)
         self._wait(study, self.habit.takes(row["priority"], rng))
+        if self.stop.is_set():  # in the middle of a reading, which nobody signs half read
+            self._ask("DELETE", f"{study}/claim")
+            return "given back"
         seen = self.skill.sees(case, rng)
         if opened["blind"]:
             named = [name for name, there in seen.items() if there]

@@ -1,14 +1,17 @@
 """What is true of each study that was sent, one line of JSON each: what a simulation is scored by.
 
 The first line says how time runs; each study has one line, written once the server has answered or was given up; a
-last line says that all were sent. Whoever follows the file while it grows reads whole lines only.
+last line says that all were sent. Whoever follows the file while it grows reads whole lines only; as long as somebody
+writes it, it is locked, so that whoever follows a file without its last line knows whether more may come.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -102,6 +105,8 @@ class Writer:
             self._file = path.open("x", encoding="utf-8")
         except FileExistsError:
             raise ConfigError(f"{path}: exists already; name a new truth file, or remove it") from None
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(self._file, fcntl.LOCK_EX)
         told = {"start": clock.start.isoformat(), "began": clock.began.isoformat(), "speed": clock.speed}
         self._line({"simulation": told | more})
 
@@ -169,6 +174,16 @@ def read(path: Path) -> Truth:
     if clock is None:
         raise ConfigError(f"{path}: no first line; `wetread simulate arrivals --truth` writes a truth file")
     return Truth(clock, cases, ended)
+
+
+def written(path: Path) -> bool:
+    """Return whether somebody is writing a truth file."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+        return False
 
 
 def case(patient: Patient, answer: Answer) -> Case:

@@ -72,6 +72,33 @@ class UnreachableError(ClinicError):
     """No server answered; it may come back."""
 
 
+def admitted(client: httpx.Client) -> None:
+    """Ask a server, with nothing to keep, whether it takes studies from us.
+
+    Raises
+    ------
+    DeniedError
+        When it does not accept the token.
+    ClinicError
+        When there is no server.
+    """
+    try:
+        _post(client, "/api/v1/studies")
+    except UnreachableError as error:
+        if nobody(error):
+            raise absent(hide(str(client.base_url)), error) from None
+
+
+def nobody(error: UnreachableError) -> bool:
+    """Return whether there was not even somebody to talk to."""
+    return isinstance(error.__cause__, (httpx.ConnectError, httpx.UnsupportedProtocol, type(None)))
+
+
+def absent(where: str, error: UnreachableError) -> ClinicError:
+    """Return what to tell whoever gave an address at which nobody is."""
+    return ClinicError(f"{where}: no server there ({error.__cause__ or error}); start `wetread serve`")
+
+
 class Upload:
     """`POST /api/v1/studies`: the files of one patient as they are, those of several in one zip archive."""
 
