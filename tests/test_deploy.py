@@ -324,7 +324,12 @@ def test_every_job_has_its_timer_and_those_of_kubernetes_the_same():
     assert {name.removesuffix(".timer") for name in installed[1].split()} == timers - {"wetread-retrain"}
 
 
-# Workflows, and YAML as such
+# Scripts, workflows, and YAML as such
+
+
+def test_scripts_are_as_shellcheck_wants_them():
+    run(tool("shellcheck"), *DEPLOY.glob("*.sh"), ROOT / ".ci/run")
+    run(tool("shellcheck"), "--severity=error", *(ROOT / "runs").glob("*.sh"))  # which show each command bare
 
 
 def test_github_understands_the_workflows():
