@@ -8,9 +8,10 @@ import math
 import random
 import uuid
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, get_args
+from zoneinfo import ZoneInfo
 
 import department
 import numpy as np
@@ -30,6 +31,7 @@ from wetread.errors import ConfigError, ConflictError
 from wetread.findings import Task
 from wetread.improve import experiment, experiment_report, policy
 from wetread.improve.experiment import Design, blocks_needed, saved, t_quantile
+from wetread.improve.experiment_studies import Study, studies
 from wetread.improve.policy import Policy
 
 DESIGN = Design(blocks=40, block_minutes=60, findings=("Pneumothorax",))
@@ -107,9 +109,9 @@ def tables_of(
         })  # fmt: skip
 
 
-def read(database: Store, there: experiments.Experiment) -> list[experiment.Study]:
+def read(database: Store, there: experiments.Experiment) -> list[Study]:
     with database.read() as connection:
-        return experiment.studies(connection, there)
+        return studies(connection, there)
 
 
 def test_a_known_effect_is_recovered_within_its_interval(tmp_path: Path) -> None:
@@ -131,15 +133,11 @@ def test_a_known_effect_is_recovered_within_its_interval(tmp_path: Path) -> None
     database.close()
 
 
-def simulated(rng: np.random.Generator, effect: float, blocks: int = 24) -> list[experiment.Study]:
+def simulated(rng: np.random.Generator, effect: float, blocks: int = 24) -> list[Study]:
     arms = [experiments.AI, experiments.ARRIVAL] * (blocks // 2)
     now = store.now()
-    none: frozenset[str] = frozenset()
     return [
-        experiment.Study(
-            f"{b:06d}", arm, now, None, None, now + timedelta(minutes=max(0.1, wait)), None, "routine", None,
-            none, none, none, False,
-        )
+        Study(f"{b:06d}", arm, now, signed=now + timedelta(minutes=max(0.1, wait)))
         for b, arm in enumerate(arms)
         for shift in [rng.normal(0, 10)]
         for wait in rng.normal(100 + shift - (effect if arm == experiments.AI else 0), 15, rng.integers(3, 12))
@@ -167,6 +165,91 @@ def test_the_size_has_the_power_that_it_promises() -> None:
     ]
     assert blocks % 2 == 0
     assert np.mean(shown) == pytest.approx(0.8, abs=0.04)
+
+
+def test_scanners_clocks_classes_and_the_models_own_seconds_are_told(tmp_path: Path) -> None:
+    database, zone = open_clinic(tmp_path), ZoneInfo("Europe/Berlin")
+    there = fill(database, Design(blocks=8, block_minutes=60, zone="Europe/Berlin"), a_block=1, seed=1)
+    came = read(database, there)[0].received
+
+    def shown(minutes: float, to: tzinfo = zone) -> str:  # as a header has it, so long before it was received
+        return (came - timedelta(minutes=minutes)).astimezone(to).isoformat(timespec="seconds")
+
+    says = [shown(10)[:19], shown(20, UTC), shown(-5)[:19], "2026-03-02T00:00:00", "2026-03-02", "nonsense", None]
+    image: dict[str, Any] = {
+        "study": "study-0", "series": "series-0", "site": HERE, "bytes": 1, "format": "dicom", "name": "",
+        "state": "stored", "received_at": came,
+    }  # fmt: skip
+    result: dict[str, Any] = {
+        "model_name": "one", "version": "1", "suitable": True, "reason": "", "cautions": [], "point": "screen",
+        "findings": [], "at": came,
+    }  # fmt: skip
+    seen = [
+        ("frontal", "both", MODEL, 1.5),
+        ("lateral", "both", MODEL, 1.5),
+        ("later", "alone", MODEL, 0.5),
+        ("frontal", "both", "c" * 64, 9.0),
+    ]  # the last only challenges: its word of the study does not count
+    with database.write() as connection:
+        for n, text in enumerate(says):
+            values: dict[str, Any] = {"acquired_at": text, "floor": "urgent" if n == 3 else "routine"}
+            values |= {"received_at": came} if n < 3 else {}
+            connection.execute(store.study.update().where(store.study.c.id == f"study-{n}").values(values))
+        connection.execute(store.series.insert().values(id="series-0", study="study-0", series_uid="2.0"))
+        for key in dict.fromkeys(key for key, *_ in seen):
+            connection.execute(store.instance.insert().values(image | {"id": key, "sop_uid": key, "sha256": key}))
+        for n, (key, basis, model, seconds) in enumerate(seen):
+            more = {"id": f"r{n}", "instance": key, "basis": basis, "model": model, "seconds": seconds}
+            connection.execute(store.image_result.insert().values(result | more))
+    found = read(database, there)
+    taken = [study.minutes("acquired", "received") for study in found if study.acquired]
+    assert sorted(one for one in taken if one == one) == [pytest.approx(10, abs=0.02), pytest.approx(20, abs=0.02)]
+    told = experiment_report.report(there, found, over=True)
+    assert told["clocks"] == {"studies": 8, "acquired": 3, "ahead": 1, "zone": "Europe/Berlin"}
+    waits = told["waits"]
+    assert sum(waits["all"]["acquired to received"][arm]["count"] for arm in ("ai", "arrival")) == 2
+    assert "Of 8 studies 3 say at what time" in experiment_report.words(told)
+    ill = sum("Pneumothorax" in study.flagged for study in found)
+    assert 0 < ill < 8
+    of_class = {
+        name: sum(waits[f"class: {name}"]["received to signed"][arm]["count"] for arm in ("ai", "arrival"))
+        for name in ("critical", "urgent", "routine")
+    }
+    asked = next(study for study in found if study.block == "000003")
+    urgent = int("Pneumothorax" not in asked.flagged)  # else AI has made it critical
+    assert of_class == {"critical": ill, "urgent": urgent, "routine": 8 - ill - urgent}
+    (mine,) = [study for study in found if not math.isnan(study.seconds)]
+    assert mine.seconds == 2.0
+    assert mine.waited == pytest.approx(3.0, abs=1e-3)
+    latency = told["latency"][mine.arm]
+    assert (latency["model_s"]["median"], latency["waited_s"]["count"]) == (2.0, 1)
+    database.close()
+
+
+def test_agreement_is_of_what_ai_called_with_an_interval_over_blocks() -> None:
+    now = store.now()
+    more: dict[str, tuple[str, str | None]] = {
+        "Mass": ("agree", "unsure"),
+        "Cyst": ("added", None),
+        "Nodule": ("unsure", "likely"),
+    }
+    agreed = {"Edema": ("agree", "likely"), "Fracture": ("agree", "unlikely"), **more}
+    denied = {"Edema": ("disagree", "likely"), "Fracture": ("disagree", "unlikely")}
+    every = [Study(f"{n}", "ai", now, signed=now, answers=agreed if n < 9 else denied) for n in range(12)]
+
+    def agreement(chosen: list[Study]) -> Any:
+        there = experiments.Experiment("e", HERE, DESIGN.model_dump(mode="json"), "s", "dr", now, now, "complete", "")
+        return experiment_report.report(there, chosen, over=True)["agreement"]["ai"]
+
+    found = agreement(every)
+    assert {name: (one["part"], one["whole"]) for name, one in found["findings"].items()} == {
+        "Edema": (9, 12), "Fracture": (9, 12),
+    }  # fmt: skip
+    assert (found["all"]["part"], found["all"]["whole"]) == (18, 24)
+    assert found["all"]["low"] == pytest.approx(found["findings"]["Edema"]["low"], abs=0.02)
+    again = agreement([one for one in every for _ in range(9)])["all"]
+    assert again["low"] == pytest.approx(found["all"]["low"], abs=0.02)  # more of the same shifts tells nothing new
+    assert agreement([])["all"] == {"part": 0, "whole": 0, "value": None, "low": None, "high": None}
 
 
 def test_effects_are_told_when_it_is_over_and_not_before(tmp_path: Path) -> None:

@@ -12,11 +12,9 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
@@ -24,15 +22,16 @@ import sqlalchemy as sa
 from pydantic import AfterValidator, Field, model_validator
 from sqlalchemy.engine import Connection
 
-from wetread.clinic import audit, deployments, experiments, export, store, takeup
-from wetread.clinic.experiments import AI, ARRIVAL, KIND, Experiment
+from wetread.clinic import audit, deployments, experiments, store, takeup
+from wetread.clinic.experiments import AI, ARRIVAL, Experiment
 from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import ConfigError, ConflictError, WetreadError
 from wetread.evaluate import clustered
 from wetread.evaluate.intervals import Interval, wilson
 from wetread.evaluate.metrics import FloatArray
-from wetread.findings import PRESENT, TASKS
+from wetread.findings import TASKS
+from wetread.improve.experiment_studies import Study, studies
 from wetread.improve.policy import Policy
 from wetread.infer.remote import local_name
 from wetread.model.package import Package
@@ -246,104 +245,6 @@ def find(connection: Connection, site: str, key: str = "") -> Experiment:
 
 
 # --- what came of it --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study of an experiment.
-
-    Attributes
-    ----------
-    block : str
-    arm : {"ai", "arrival"}
-    received, analysed, opened, signed : datetime or None
-    acquired : str or None
-        As the scanner says it, in a zone that it does not say.
-    priority : str
-        Its class in the end, by the rule: of studies by arrival the requester's.
-    reader : str or None
-    truth : frozenset of str
-        Findings that the reader saw.
-    answered : frozenset of str
-        Findings of which the reader said whether they are there.
-    flagged : frozenset of str
-        Findings that AI had flagged.
-    early : bool
-        It came within the wash-out.
-    """
-
-    block: str
-    arm: str
-    received: datetime
-    analysed: datetime | None
-    opened: datetime | None
-    signed: datetime | None
-    acquired: str | None
-    priority: str
-    reader: str | None
-    truth: frozenset[str]
-    answered: frozenset[str]
-    flagged: frozenset[str]
-    early: bool
-
-    def minutes(self, since: str = "received", until: str = "signed") -> float:
-        """Return how long a stage took, in min; NaN where an end of it is not known."""
-        first, last = getattr(self, since), getattr(self, until)
-        return (last - first).total_seconds() / 60 if first and last else float("nan")
-
-
-def studies(connection: Connection, experiment: Experiment) -> list[Study]:
-    """Return the studies of an experiment, in order of arrival."""
-    table, assigned, events = store.study.c, store.assignment.c, store.event.c
-    rows = connection.execute(
-        sa.select(store.study, assigned.arm, assigned.block)
-        .join(store.assignment, assigned.study == table.id)
-        .where(assigned.unit == experiment.id, assigned.kind == KIND, table.listed, table.merged_into.is_(None))
-        .order_by(table.received_at, table.id)
-    ).all()
-    keys = sa.select(assigned.study).where(assigned.unit == experiment.id, assigned.kind == KIND)
-    first: sa.ColumnElement[Any] = sa.type_coerce(sa.func.min(events.at), store.Moment())
-    claimed = sa.select(events.study, first).where(events.kind == "study.claimed", events.study.in_(keys))
-    opened = {row[0]: row[1] for row in connection.execute(claimed.group_by(events.study))}
-    results = store.study_result.c
-    done: sa.ColumnElement[Any] = sa.type_coerce(sa.func.min(results.at), store.Moment())
-    merged = sa.select(results.study, done).where(results.study.in_(keys)).group_by(results.study)
-    analysed = {row[0]: row[1] for row in connection.execute(merged)}
-    flags: dict[str, set[str]] = {}
-    for row in connection.execute(sa.select(results.study, results.findings).where(results.study.in_(keys))):
-        flags.setdefault(row.study, set()).update(f["finding"] for f in row.findings if f["flagged"])
-    reviews = store.review
-    signed: dict[str, tuple[Any, dict[str, int]]] = {}
-    first_signed = (
-        sa.select(reviews)
-        .where(reviews.c.study.in_(keys), reviews.c.state == "signed", reviews.c.parent.is_(None))
-        .order_by(reviews.c.signed_at)
-    )
-    for row in list[Any](connection.execute(first_signed)):
-        signed.setdefault(row.study, (row, export.labels_of(export.said(connection, row))))
-    wash = experiment.plan["washout_minutes"]
-    found = []
-    for row in rows:
-        review, labels = signed.get(row.id, (None, {}))
-        since = experiment.block(row.received_at).since
-        found.append(
-            Study(
-                row.block,
-                row.arm,
-                row.received_at,
-                analysed.get(row.id),
-                opened.get(row.id),
-                review.signed_at if review else None,
-                row.acquired_at,
-                row.priority,
-                review.reader if review else None,
-                frozenset(finding for finding, value in labels.items() if value == PRESENT),
-                frozenset(labels),
-                frozenset(flags.get(row.id, ())),
-                (row.received_at - since).total_seconds() < 60 * wash,
-            )
-        )
-    return found
 
 
 def guard(experiment: Experiment, found: Sequence[Study]) -> list[str]:

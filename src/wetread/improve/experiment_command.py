@@ -97,20 +97,21 @@ def report(
     site: Site = None,
     as_json: Json = False,
 ) -> None:
-    """Report an experiment: waits by stage, finding and reader in either order, with intervals over blocks.
+    """Report an experiment: waits by stage, finding, class and reader in either order, with intervals over blocks.
 
     Also kept in `DATA/improve/experiment/ID`. Before its end no effect is told. Example:
     `wetread experiment report --data clinic`
     """
     import json
 
-    from wetread.clinic import store
+    from wetread.clinic import priority, store
     from wetread.improve import experiment as experiments
-    from wetread.improve import experiment_report
+    from wetread.improve import experiment_report, experiment_studies
 
-    with clinic(data, site) as (database, name), database.read() as connection:
+    with opened(data) as (database, settings), database.read() as connection:
+        name = site or settings.site
         there = experiments.find(connection, name, key)
-        found = experiments.studies(connection, there)
+        found = experiment_studies.studies(connection, there, priority.rules(settings.priority).of(name))
     over = there.ended_at is not None or there.over(store.now())
     values = experiment_report.report(there, found, over=over, interim=interim)
     experiment_report.write(data / "improve" / "experiment" / there.id, values, found)

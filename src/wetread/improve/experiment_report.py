@@ -12,14 +12,17 @@ import numpy as np
 
 from wetread.clinic.experiments import AI, ARRIVAL, Experiment
 from wetread.clinic.figures import Share, Spread
-from wetread.evaluate import plots
+from wetread.clinic.priority import ORDER
+from wetread.evaluate import clustered, plots
 from wetread.improve import record
-from wetread.improve.experiment import Design, Study, guard, saved
+from wetread.improve.experiment import Design, guard, saved
+from wetread.improve.experiment_studies import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STAGES = {
+    "acquired to received": ("acquired", "received"),
     "received to analysed": ("received", "analysed"),
     "received to opened": ("received", "opened"),
     "opened to signed": ("opened", "signed"),
@@ -50,6 +53,7 @@ def report(experiment: Experiment, found: Sequence[Study], *, over: bool, interi
         **{
             f"finding: {f}": [s for s in counted if f in s.truth] for f in sorted({f for s in counted for f in s.truth})
         },
+        **{f"class: {name}": [study for study in counted if study.priority == name] for name in map(str, ORDER)},
         **{f"reader: {name}": [study for study in counted if study.reader == name] for name in readers},
     }
     values: dict[str, Any] = {
@@ -64,8 +68,16 @@ def report(experiment: Experiment, found: Sequence[Study], *, over: bool, interi
         "blocks": {"planned": design.blocks, "with studies": blocks},
         "studies": {arm: sum(study.arm == arm for study in counted) for arm in (AI, ARRIVAL)},
         "left_out": len(found) - len(counted),
+        "clocks": {
+            "studies": len(counted),
+            "acquired": sum(study.acquired is not None for study in counted),
+            "ahead": sum(study.ahead for study in counted),
+            "zone": design.zone,
+        },
         "guards": guard(experiment, found),
+        "latency": {arm: _latency([s for s in counted if s.arm == arm]) for arm in (AI, ARRIVAL)},
         "accuracy": {arm: _accuracy([s for s in counted if s.arm == arm], critical) for arm in (AI, ARRIVAL)},
+        "agreement": {arm: _agreement([s for s in counted if s.arm == arm]) for arm in (AI, ARRIVAL)},
     }
     if told:
         values["interim"] = not over
@@ -129,6 +141,40 @@ def _accuracy(studies: Sequence[Study], critical: set[str]) -> dict[str, Any]:
     }
 
 
+def _agreement(studies: Sequence[Study]) -> dict[str, Any]:
+    """Return how often readers agreed with what AI called; where it was unsure itself nobody can.
+
+    The interval is over blocks: several answers are of one study, and several studies of one reader's shift.
+    """
+    said = [
+        (finding, answer == "agree", study.block)
+        for study in studies for finding, (answer, call) in study.answers.items()
+        if call in ("likely", "unlikely") and answer in ("agree", "disagree")
+    ]  # fmt: skip
+    agree = np.array([agreed for _, agreed, _ in said], bool)
+    name = np.array([finding for finding, *_ in said], np.str_)
+    block = np.unique([block for *_, block in said], return_inverse=True)[1].astype(np.intp)
+
+    def share(chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
+        found = clustered.share(agree, chosen, block).interval
+        return {"part": int(agree[chosen].sum()), "whole": int(chosen.sum())} | _interval(found)
+
+    findings = {finding: share(name == finding) for finding in sorted({finding for finding, *_ in said})}
+    return {"all": share(np.ones(len(said), bool)), "findings": findings}
+
+
+def _latency(studies: Sequence[Study]) -> dict[str, Any]:
+    """Return how long models computed for a study, and how long its word took beside that; in s."""
+    seen = [study for study in studies if not math.isnan(study.seconds)]
+    return {
+        name: {"count": spread.count, "median": spread.median, "p95": spread.p95}
+        for name, spread in {
+            "model_s": Spread.of(study.seconds for study in seen),
+            "waited_s": Spread.of(study.waited for study in seen),
+        }.items()
+    }
+
+
 def _share(share: Share) -> dict[str, Any]:
     low, high = share.interval or (None, None)
     return {"part": share.part, "whole": share.whole, "value": share.value, "low": low, "high": high}
@@ -166,6 +212,20 @@ def words(values: dict[str, Any]) -> str:
     else:
         lines += _effects(values)
     lines += [
+        "## How long AI took",
+        "",
+        "| order | models computed: median, p95 (studies) | beside that: queue, further images |",
+        "|---|---|---|",
+    ]
+    for arm, found in values["latency"].items():
+        lines.append(f"| {arm} | {_seconds_text(found['model_s'])} | {_seconds_text(found['waited_s'])} |")
+    clocks = values["clocks"]
+    lines += [
+        "",
+        f"Of {clocks['studies']} studies {clocks['acquired']} say at what time they were acquired (in the zone "
+        f"{clocks['zone']} where they say none). {clocks['ahead']} of these say so of a time after they were received: "
+        "that scanner's clock is ahead, and they are left out of *acquired to received*.",
+        "",
         "## What AI said and readers signed",
         "",
         "| order | finding | sensitivity | specificity |",
@@ -176,6 +236,10 @@ def words(values: dict[str, Any]) -> str:
             cells = [_percent(each[name]) for name in ("sensitivity", "specificity")]
             lines.append(f"| {arm} | {finding} | {cells[0]} | {cells[1]} |")
         lines.append(f"| {arm} | *false alerts* | {_percent(found['false_alerts'])} | |")
+    lines += ["", "## Readers agreed with AI", "", "| order | finding | agreed |", "|---|---|---|"]
+    for arm, found in values["agreement"].items():
+        for finding, each in {"*all*": found["all"], **found["findings"]}.items():
+            lines.append(f"| {arm} | {finding} | {_percent(each)} |")
     return "\n".join([*lines, ""])
 
 
@@ -207,6 +271,13 @@ def _minutes_text(found: dict[str, float | None]) -> str:
     if found["low"] is None:
         return f"{found['value']:.1f} (too few blocks for an interval)"
     return f"{found['value']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
+
+
+def _seconds_text(found: dict[str, Any]) -> str:
+    if not found["count"]:
+        return "—"
+    high = "too few" if found["p95"] is None else f"{found['p95']:.2f} s"
+    return f"{found['median']:.2f} s, {high} ({found['count']})"
 
 
 def _percent(found: dict[str, Any]) -> str:
