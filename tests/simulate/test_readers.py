@@ -260,6 +260,12 @@ def test_what_is_being_read_when_it_is_stopped_is_given_back_unsigned(room):
     assert (found["status"], found["claim"]) == ("analysed", None)
 
 
+@pytest.mark.parametrize("idle_s", [float("nan"), float("inf"), -1.0])
+def test_a_crew_that_would_never_end_does_not_begin(tmp_path, idle_s):
+    with pytest.raises(ConfigError, match="idle"):
+        crew.read([], {}, write(tmp_path / "t.jsonl", []), seed=1, idle_s=idle_s)
+
+
 def test_reading_times_have_their_mean_and_spread():
     habit, rng = Habit({"critical": 4.0}, spread=0.5), generator(1, "a", "b")
     times = [habit.takes("critical", rng) for _ in range(20_000)]
@@ -297,6 +303,8 @@ def test_a_crew_is_read_from_toml(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "x = 1", "[[reader]]", '[[reader]]\nname = "a"\nage = 3', '[[reader]]\nname = "a"\nsensitivity = 2',
+     '[[reader]]\nname = "a"\nshift = [8, 8]', '[[reader]]\nname = "a"\nminutes = {routine = inf}',
+     '[[reader]]\nname = "a"\nspread = nan', '[[reader]]\nname = "a"\nhand_over = 2',
      '[[reader]]\nname = "a"\nshift = 3', '[[reader]]\nname = "a"\n[[reader]]\nname = "a"'],
 )  # fmt: skip
 def test_a_crew_that_is_none_is_refused_by_name(tmp_path, text):

@@ -129,6 +129,12 @@ def test_a_package_lends_its_accuracy(run):
         ["--package", "none"],
         ["--arrivals", "1,2"],
         ["--patients", "10"],
+        ["--patients", "999999999999", "--replications", "5"],
+        ["--reading-minutes", "1e300", "--analytic"],
+        ["--reading-minutes", "1e-300", "--analytic"],
+        ["--diseased-minutes", "inf"],
+        ["--load", "0.9999999999999999"],
+        ["--load", "1e-300"],
     ],
     ids=" ".join,
 )

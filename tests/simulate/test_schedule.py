@@ -1,5 +1,6 @@
 """Which arrival comes when: simulated time, real gaps, and the moment of a drift."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
@@ -7,7 +8,7 @@ import pytest
 
 from wetread.errors import ConfigError
 from wetread.simulate.pattern import DAY, burst
-from wetread.simulate.schedule import Schedule
+from wetread.simulate.schedule import Schedule, patients
 from wetread.simulate.truth import Clock
 
 START, BEGAN = datetime(2026, 3, 2, tzinfo=UTC), datetime(2026, 5, 1, tzinfo=UTC)
@@ -42,11 +43,27 @@ def test_without_an_end_it_goes_on_and_speed_shortens_the_gaps():
         ({"bursts": [burst("3@0.5")]}, "--days"),
         ({"drift_at": 0.5}, "--count"),
         ({"clock": Clock(START, BEGAN, 0)}, "speed"),
+        ({"clock": Clock(START, BEGAN, 1e-300)}, "speed"),
+        ({"clock": Clock(START.replace(year=9999), BEGAN)}, "start"),
+        ({"number": 3, "days": math.inf}, "days"),
+        ({"number": 3, "days": math.nan}, "days"),
+        ({"number": 10**12}, "count"),
+        ({"rate": 1e-300}, "rate"),
+        ({"rate": math.inf}, "rate"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(values, match):
     with pytest.raises(ConfigError, match=match):
         Schedule(**{"clock": Clock(START, BEGAN), "seed": 0} | values)
+
+
+@pytest.mark.parametrize(
+    ("per_day", "days", "match"),
+    [(3, math.inf, "days"), (3, math.nan, "days"), (-3, 1, "per-day"), (math.nan, 1, "per-day"), (1e9, 10, "per-day")],
+)
+def test_so_many_a_day_that_nobody_could_count_them_are_refused(per_day, days, match):
+    with pytest.raises(ConfigError, match=match):
+        patients(per_day, days)
 
 
 def test_simulated_time_and_real_time_are_one_line():

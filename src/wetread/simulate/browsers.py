@@ -125,12 +125,14 @@ def run(
     Raises
     ------
     ConfigError
-        For an unknown profile, or without a browser.
+        For an unknown profile or a time that is none, or without a browser.
     DeniedError, ClinicError
         When the server does not let us in, or has no study to open.
     """
     if unknown := [name for name in profiles if name not in PROFILES]:
         raise ConfigError(f"profile {unknown[0]!r}: not one of {', '.join(PROFILES)}")
+    if not 0.1 <= timeout_s <= 3600:
+        raise ConfigError(f"timeout = {timeout_s}: must be 0.1 to 3600 s")
     from playwright.sync_api import Error, sync_playwright
 
     began = datetime.now(UTC)

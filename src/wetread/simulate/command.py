@@ -77,7 +77,7 @@ def arrivals(
 
     from wetread.errors import ConfigError
     from wetread.simulate import arrivals, patients, pattern
-    from wetread.simulate.schedule import Schedule
+    from wetread.simulate import schedule as plan
     from wetread.simulate.shift import Shift
     from wetread.simulate.truth import Clock, Writer, case
 
@@ -88,14 +88,16 @@ def arrivals(
     source: patients.Source = patients.Phantoms(seed, size, laterals)
     if folder is not None:
         source = patients.Files(folder) if table is None else patients.Folder(folder, table)
+    if days is not None:
+        pattern.check(days)
     if per_day is not None and days is not None:
-        count = round(per_day * days)
+        count = plan.patients(per_day, days)
     elif isinstance(source, patients.Folder):
         count = count or source.count
     shifts = [Shift(kind, drift_at, drift_size) for kind in drift or ()]  # type: ignore[arg-type]
     began = datetime.now(UTC)
     begin = start.replace(tzinfo=UTC) if start else began - (timedelta(days=days or 0) if speed > 1 else timedelta())
-    schedule = Schedule(
+    schedule = plan.Schedule(
         Clock(begin, began, speed), seed, pattern.read(hourly), count, days, rate,
         [pattern.burst(each) for each in burst or ()], drift_at if shifts else None,
     )  # fmt: skip

@@ -211,9 +211,13 @@ def read(
 
     Raises
     ------
+    ConfigError
+        For a time that is none.
     DeniedError, ClinicError
         When a reader is not let in, or the server is gone.
     """
+    if not 0 <= idle_s <= 1e7:
+        raise ConfigError(f"idle = {idle_s}: must be 0 to 10000000 s")
     stop, following = stop or threading.Event(), Following(path)
     names = [member.name for member in members]
     clock = following.truth.clock

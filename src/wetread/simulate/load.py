@@ -199,10 +199,10 @@ def run(
     ClinicError, DeniedError
         When there is no server, no model analyses what is sent, or the token is not accepted.
     """
-    if not (1 <= clinics <= most <= 1024 and seconds > 0 and limit_s > 0 and pause_s >= 0):
+    if not (1 <= clinics <= most <= 1024 and 0 < seconds <= 1e6 and limit_s > 0 and 0 <= pause_s <= 1e6):
         raise ConfigError(
             f"load: clinics = {clinics}, most = {most}, seconds = {seconds}, limit = {limit_s}, pause = {pause_s}: "
-            "must be 1 <= clinics <= most <= 1024, times above 0"
+            "must be 1 <= clinics <= most <= 1024, times above 0 and at most a million s"
         )
     films, steps, number = Films(size, seed), list[Step](), clinics
     with connect(url, token) as first:

@@ -108,6 +108,12 @@ def burst(text: str) -> Burst:
     return Burst(int(found[1]), float(found[2]), float(found[3] or 1))
 
 
+def check(days: float) -> None:
+    """Refuse a stretch of time that is none."""
+    if not 0 < days <= 3660:
+        raise ConfigError(f"days = {days}: must be more than 0, and at most 3660")
+
+
 def times(
     pattern: Pattern, count: int, days: float, *, start: datetime, seed: int, bursts: Sequence[Burst] = ()
 ) -> NDArray[np.float64]:
@@ -135,8 +141,7 @@ def times(
     ConfigError
         For a time that is none, or in which the pattern lets nobody come.
     """
-    if not (np.isfinite(days) and 0 < days <= 3660):
-        raise ConfigError(f"days = {days}: must be more than 0, and at most 3660")
+    check(days)
     rng, end = np.random.default_rng([seed, 7]), days * DAY_S
     into = start.minute * 60 + start.second + start.microsecond / 1e6
     edges = np.unique(np.clip(np.arange(0.0, end + 2 * 3600, 3600) - into, 0, end))

@@ -53,6 +53,16 @@ class Habit:
     hand_over: float = 0.0
     look: bool = True
 
+    def __post_init__(self) -> None:
+        for name, value in {**self.minutes, "spread": self.spread}.items():
+            if not 0 <= value <= 1e5:
+                raise ConfigError(f"reader: {name} = {value}: must be 0 to 100000")
+        if not 0 <= self.hand_over <= 1:
+            raise ConfigError(f"reader: hand_over = {self.hand_over}: must be 0 to 1")
+        begin, end = self.shift
+        if begin == end or not all(0 <= hour <= 24 for hour in self.shift):
+            raise ConfigError(f"reader: shift = {begin:g} to {end:g}: must be two different hours, 0 to 24")
+
     def takes(self, priority: str, rng: np.random.Generator) -> float:
         """Draw a reading time, in simulated minutes."""
         mean = self.minutes.get(priority, MINUTES["routine"])

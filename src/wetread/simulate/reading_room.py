@@ -27,6 +27,10 @@ EDGE = 0.1
 """Share of a replication at either end that is not counted: the room fills there, and empties."""
 
 
+MOST = 20_000_000
+"""Patients of a simulation; they stand in memory."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """Patients that are alike: what they are called in the results, their share, reading time and rank.
@@ -88,9 +92,11 @@ class Room:
             raise ConfigError(f"readers = {self.readers}: give 1 to 1000")
         if not 0 < self.load < 1:
             raise ConfigError(f"load = {self.load:g}: must be above 0 and below 1, else the queue grows without end")
+        if not 1e-9 <= self.load <= 0.9999:
+            raise ConfigError(f"load = {self.load}: so near 0 or 1 nothing can be told; give at most 0.9999")
         for kind in self.kinds:
-            if not (math.isfinite(kind.minutes) and kind.minutes > 0):
-                raise ConfigError(f"reading time of {kind.labels[-1]} = {kind.minutes:g}: give minutes above 0")
+            if not 1e-3 <= kind.minutes <= 1e5:
+                raise ConfigError(f"reading time of {kind.labels[-1]} = {kind.minutes:g}: give 0.001 to 100000 minutes")
         if wrong := [cap for cap in self.caps if not cap >= 0]:
             raise ConfigError(f"cap = {wrong[0]:g}: give minutes, 0 or more")
 
@@ -277,7 +283,7 @@ def simulate(room: Room, patients: int = 400_000, replications: int = 20, seed: 
     ----------
     room : Room
     patients : int
-        In all replications together.
+        In all replications together, at most `MOST`.
     replications : int
         At least 5; intervals come from the spread between them.
     seed : int
@@ -286,11 +292,12 @@ def simulate(room: Room, patients: int = 400_000, replications: int = 20, seed: 
     Raises
     ------
     ConfigError
-        For fewer than 100 patients in a replication, or fewer than 5 replications.
+        For fewer than 100 patients in a replication, fewer than 5 replications, or more patients than fit.
     """
-    if replications < 5 or patients < 100 * replications:
+    if replications < 5 or not 100 * replications <= patients <= MOST:
         raise ConfigError(
-            f"patients = {patients} in {replications} replications: give at least 5 replications of 100 patients"
+            f"patients = {patients} in {replications} replications: give at least 5 replications of 100 patients, "
+            f"and at most {MOST} patients in all"
         )
     count = patients // replications
     kept = slice(int(EDGE * count), count - int(EDGE * count))

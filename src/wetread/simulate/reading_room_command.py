@@ -113,7 +113,8 @@ def reading_room(
 
     every = [replace(room, load=value) for value in (_loads(sweep) if sweep else [load])]
     if not analytic and (most := max(rooms.enough(each, replications) for each in every)) > patients:
-        typer.echo(f"! a room so busy settles slowly; its waits come out too short below --patients {most}", err=True)
+        how = f"below --patients {most}" if most <= rooms.MOST else "with any number of patients; try --analytic"
+        typer.echo(f"! a room so busy settles slowly; its waits come out too short {how}", err=True)
     outcomes = None if analytic else [rooms.simulate(each, patients, replications, seed) for each in every]
     means = [queueing.means(each) for each in every] if outcomes is None else [found.means() for found in outcomes]
     if plot is not None:

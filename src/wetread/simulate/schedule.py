@@ -13,6 +13,17 @@ from wetread.simulate.patients import Arrival
 from wetread.simulate.pattern import Burst, Pattern
 from wetread.simulate.truth import Clock
 
+MOST = 10_000_000
+"""Patients of a schedule."""
+
+
+def patients(per_day: float, days: float) -> int:
+    """Return how many patients come within some days; raises `ConfigError` for numbers that cannot be."""
+    pattern.check(days)
+    if not 0 < per_day * days <= MOST:
+        raise ConfigError(f"per-day = {per_day}: must be above 0, and at most {MOST} patients in all")
+    return round(per_day * days)
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -50,8 +61,16 @@ class Schedule:
     drift_at: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.clock.speed <= 1e6:
-            raise ConfigError(f"speed = {self.clock.speed}: must be more than 0, and at most a million")
+        if not 0.01 <= self.clock.speed <= 1e6:
+            raise ConfigError(f"speed = {self.clock.speed}: must be at least 0.01, and at most a million")
+        if not 1900 <= self.clock.start.year <= 2200:
+            raise ConfigError(f"start = {self.clock.start:%Y-%m-%d}: must be in the years 1900 to 2200")
+        if self.days is not None:
+            pattern.check(self.days)
+        if not 1e-4 <= self.rate <= 1e5:
+            raise ConfigError(f"rate = {self.rate}: must be at least 0.0001 a minute, and at most 100000")
+        if self.number is not None and not 0 <= self.number <= MOST:
+            raise ConfigError(f"count = {self.number}: must be at most {MOST}")
         if self.days is None and self.bursts:
             raise ConfigError("burst: comes at a fraction of the whole time; give --days")
         if self.days is not None and self.number is None:
