@@ -144,4 +144,4 @@ def machine() -> Iterator[Machine]:
         finally:
             process.kill()  # and by --kill-child everything there, its mounts with it
             process.wait(60)
-    shutil.rmtree(layer)
+            shutil.rmtree(layer)
