@@ -51,6 +51,7 @@ class Department:
                 if signed:
                     answers = [s if rng.random() > off else not s for s in sick]
                     self._sign(n, at, said, answers)
+                self.tables["instance"][-1] |= {"station": station, "source": source}
         return self
 
     def stay(self, days: range, beds: int, nights: float, **more: Any) -> Department:

@@ -33,6 +33,7 @@ def kinds(report: drift.Report) -> set[str]:
 def test_nothing_changed(database: Store) -> None:
     found = Department().come(range(35)).report(database)
     assert (found.verdict, kinds(found), found.new_devices) == (QUIET, set(), ())
+    assert found.reason == "nothing that matters and is more than chance"
     assert [source.name for source in found.sources] == [ALL, "reviews"]
     of_all = found.sources[0]
     assert (of_all.before, of_all.after) == (28 * 8, 7 * 8)
@@ -71,10 +72,15 @@ def test_a_new_scanner_is_named_and_one_device_that_changes_is_found_by_itself(d
     found = drawn.come(range(28, 35), 10, device="NEW DX").report(database)
     assert found.new_devices == ("NEW DX",)
     by_name = {source.name: source for source in found.sources}
-    assert set(by_name) == {ALL, "ACME DR", "OLD CR", "reviews"}
+    of = {ALL, "ACME DR", "OLD CR", "NEW DX"}
+    assert set(by_name) == of | {"reviews", "reviews of ACME DR", "reviews of OLD CR", "reviews of NEW DX"}
     assert "device: mix" in by_name[ALL].alarms
     assert "pixels: mean" in by_name["OLD CR"].alarms
+    assert by_name["ACME DR"].changes
     assert by_name["ACME DR"].alarms == ()
+    assert {c.kind for c in by_name["reviews of OLD CR"].changes} == {"labels", "calibration"}
+    assert by_name["NEW DX"].changes == by_name["reviews of NEW DX"].changes == ()
+    assert (by_name["NEW DX"].before, by_name["NEW DX"].after) == (0, 70)
 
 
 def test_a_new_scanner_whose_images_nobody_can_read_is_found(database: Store) -> None:
@@ -102,7 +108,7 @@ def test_one_patient_with_many_images_counts_once(database: Store) -> None:
 def test_patients_who_come_back_are_no_drift(database: Store) -> None:
     drawn = Department(2).come(range(35), 5).stay(range(35), 20, 14, device="PORTABLE", dark=0.15, axis=1.0, ill=0.7)
     found = drawn.report(database)
-    assert (found.verdict, found.reason) == (QUIET, "nothing that matters and is more than chance")
+    assert (found.verdict, kinds(found)) == (QUIET, set())
     # Nobody is in both: of each patient one image, wherever it fell.
     assert sum((s.before + s.after) for s in found.sources if s.name == ALL) == len(
         {row["patient_id"] for row in drawn.tables["study"]}
@@ -112,6 +118,60 @@ def test_patients_who_come_back_are_no_drift(database: Store) -> None:
 def test_too_little_to_say_is_said(database: Store) -> None:
     found = Department().come(range(35), 2, signed=False).report(database)
     assert (found.verdict, "40 of each wanted" in found.reason) == (UNKNOWN, True)
+
+
+def test_quiet_names_what_was_not_looked_at(database: Store) -> None:
+    drawn = Department().come(range(35), signed=False).come(range(35), 1, device="RARE CR")
+    found = drawn.report(database)
+    by_name = {source.name: source for source in found.sources}
+    assert found.verdict == QUIET
+    assert found.reason.endswith("too little to say of RARE CR, reviews")
+    for name, counts in (("RARE CR", (28, 7)), ("reviews", (28, 7))):
+        assert by_name[name].changes == ()
+        assert (by_name[name].before, by_name[name].after) == counts
+
+
+def test_a_finding_of_which_too_few_were_asked_is_named(database: Store) -> None:
+    drawn = Department().come(range(35))
+    answered = [row for row in drawn.tables["review_finding"] if row["finding"] == "Edema"]
+    drawn.tables["review_finding"] = answered + [r for r in drawn.tables["review_finding"] if r not in answered][:30]
+    found = drawn.report(database)
+    assert "labels: Pneumothorax (reviews)" in found.reason
+    assert found.sources[-1].few == ("labels: Pneumothorax", "calibration: Pneumothorax")
+    assert drift.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_one_of_two_scanners_of_a_model_and_one_of_two_senders_is_found_by_itself(database: Store) -> None:
+    drawn = Department()
+    for room, sender in (("ROOM 1", "AE WEST"), ("ROOM 2", "AE WEST"), ("ROOM 3", "AE EAST")):
+        drawn.come(range(28), 8, station=room, source=sender)
+        drawn.come(range(28, 35), 8, station=room, source=sender, dark=0.1 if room == "ROOM 2" else 0.0)
+    found = drawn.report(database)
+    by_name = {source.name: source for source in found.sources}
+    stations = {"station ROOM 1", "station ROOM 2", "sender AE WEST"}
+    assert {name for name in by_name if "reviews" not in name} == {ALL, *stations, by_name_of(by_name, "3", "EAST")}
+    assert {f"reviews of {name}" for name in stations} < set(by_name)
+    assert "pixels: mean" in by_name["station ROOM 2"].alarms
+    assert by_name["station ROOM 1"].alarms == ()
+    assert "labels" not in kinds(found)
+
+
+def by_name_of(names: dict[str, Any], *ends: str) -> str:
+    """Return the one name that stands for several groups of the same images."""
+    (found,) = (name for name in names if "reviews" not in name and name.endswith(ends))
+    return found
+
+
+def test_only_so_many_groups_are_compared_and_the_rest_is_said(database: Store) -> None:
+    drawn = Department()
+    for number in range(14):
+        drawn.come(range(35), 1 if number else 7, device=f"D{number:02}", signed=False)
+    found = drawn.report(database, DriftPolicy(**POLICY.model_dump() | {"most_groups": 1}))
+    names = [source.name for source in found.sources]
+    assert names == [ALL, "D00", *(f"D{number:02}" for number in range(1, 11)), "3 more groups", "reviews"]
+    assert [bool(source.changes) for source in found.sources] == [True, True] + [False] * 12
+    assert "and 6 more" in found.reason
+    assert (found.sources[-2].before, found.sources[-2].after) == (3 * 28, 3 * 7)
 
 
 def test_a_reference_that_is_not_whole_is_not_called_quiet(database: Store) -> None:

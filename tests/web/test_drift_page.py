@@ -54,8 +54,11 @@ def checked(client: Any) -> Any:
                 Change("pixels", "mean", 0.625, 0.25, 0.1, 0.001, 200, 160),
             ),
             ("pixels: mean",),
+            ("features: discrepancy", "scores: Pneumothorax"),
         ),
         Source(HOSTILE, 12, 9, (), ()),
+        Source(f"reviews of station {HOSTILE}", 3, 1, (), ()),
+        Source("reviews of sender AE GATE", 0, 2, (), ()),
     )  # fmt: skip
     database = client.clinic.database
     keep(database, report("older", "quiet", 2, *quiet))
@@ -75,7 +78,9 @@ def test_the_newest_check_is_told_and_the_older_ones_drawn(checked: Any) -> None
     assert "all devices, 200 patients before, 160 after" in text
     # the largest effect first, an alarm told as such
     assert text.index("pixels: mean 0.625 0.25 0.100 0.001 alarm") < text.index("scores: Edema 0.100 0.2 0.110 0.400 —")
-    assert "Too few to compare." in text
+    assert text.count("Too few to compare.") == 3
+    assert "Too few to compare: features: discrepancy, scores: Pneumothorax" in text
+    assert "signed studies of station <b>ACME</b> & Co, 3 patients before, 1 after" in text
     drawn = re.findall(r'data-value="([\d.]+)">[\d.]+</td><td data-value="1">', html)
     assert [float(value) for value in drawn] == [0.2, 2.5]  # in order of time
     assert "there" not in re.findall(r"check=(\w+)", html)
@@ -86,6 +91,7 @@ def test_the_report_is_there_in_words_of_ones_own_site(checked: Any) -> None:
     assert answer.headers["content-type"].startswith("text/plain")
     assert "# Drift: names, default" in answer.text
     assert "pixels: ask who serves the device" in answer.text
+    assert "Too few to compare: features: discrepancy, scores: Pneumothorax." in answer.text
     for check in ("there", "none", ""):
         assert checked("GET", f"/drift/report?check={check}", "engineer").status_code == 404
 
@@ -110,7 +116,13 @@ def test_an_experiment_shows_how_far_it_is_and_no_effect(checked: Any) -> None:
 
 def test_it_speaks_german_and_only_to_those_who_keep_it_running(checked: Any) -> None:
     text = words(checked("GET", "/drift", headers={"Accept-Language": "de"}).text)
-    for german in ("Neue Geräte", "alle Geräte, 200 Patienten vorher, 160 nachher", "Bildpunkte: Mittelwert 0,625"):
+    for german in (
+        "Neue Geräte",
+        "alle Geräte, 200 Patienten vorher, 160 nachher",
+        "Bildpunkte: Mittelwert 0,625",
+        "signierte Studien: Absender AE GATE",
+        "Zu wenige für einen Vergleich: Merkmale",
+    ):
         assert german in text
     assert checked("GET", "/drift", "radiologist").status_code == 403
     token = access.create(checked.clinic.database, "there", "engineer", "nowhere")

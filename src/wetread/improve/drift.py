@@ -1,20 +1,20 @@
 """Does what comes in, or what is said of it, still look as it did? Two windows of time compared.
 
 The *reference* begins when the model came into use at the site, unless the policy names another beginning; the *window*
-is the newest whole one. Compared are, over all devices and by each that has images enough: exposure and size, the mix
-of devices, what is refused, the model's features and scores; and of what readers signed the frequency of each finding
-and the model's calibration. An alarm wants images enough, more than chance over all that is compared, and an effect
-that matters (`wetread.evaluate.shift`). It suggests where to look; it changes nothing.
+is the newest whole one. Compared are, over all and by each device, station and sender that has enough: exposure and
+size, the mix of devices, what is refused, the model's features and scores; and of what readers signed the frequency of
+each finding and the model's calibration. An alarm wants images enough, more than chance over all that is compared, and
+an effect that matters (`wetread.evaluate.shift`). It suggests where to look; it changes nothing.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -30,7 +30,11 @@ from wetread.evaluate.shift import Change, Channel
 from wetread.improve.policy import Policy
 from wetread.improve.windows import Images, Limits, Reviews, gather, signed
 
-ALL = "all devices"
+ALL, REVIEWS, UNSAID, MORE = "all devices", "reviews", "device unknown", "more groups"
+KINDS = {"device": "", "station": "station ", "source": "sender "}
+OF = f"{REVIEWS} of "
+_NAMED = 10  # groups of which there are too few and that are named all the same
+_FEW = 6  # of them in the reason
 DRIFT, QUIET, UNKNOWN = "drift", "quiet", "unknown"
 _STEPS = 7  # a window begins and ends at a seventh of its length, so that a second check finds the first
 _NAMESPACE = uuid.UUID("6f1f3f0e-6d0c-4b9e-9f0b-3c1f5c1d2a77")
@@ -54,6 +58,7 @@ class DriftPolicy(Policy):
     least_images: int = Field(100, ge=20)
     least_reviews: int = Field(50, ge=20)
     alpha: float = Field(0.01, gt=0, le=0.2)
+    most_groups: int = Field(12, ge=0, le=100)
     resamples: int = Field(999, ge=99, le=20_000)
     seed: int = Field(0, ge=0)
     limits: Limits = Limits()
@@ -61,13 +66,26 @@ class DriftPolicy(Policy):
 
 @dataclass(frozen=True)
 class Source:
-    """What was found of one device, of all of them, or of the reviews."""
+    """What was found of one device, station or sender, of all of them, or of the reviews.
+
+    Attributes
+    ----------
+    name : str
+    before, after : int
+        Patients.
+    changes : tuple of Change
+        Empty where there were too few to compare, or more groups than the policy allows.
+    alarms : tuple of str
+    few : tuple of str
+        What could not be compared of an otherwise compared source.
+    """
 
     name: str
     before: int
     after: int
     changes: tuple[Change, ...]
     alarms: tuple[str, ...]
+    few: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,7 +173,7 @@ def judge(
     images = gather(connection, site, model, reference, window)
     sources = compare(images, signed(connection, site, model, reference, window), policy)
     kinds = list(dict.fromkeys(alarm.split(":")[0] for source in sources for alarm in source.alarms))
-    before, now = (set(images.devices[which].tolist()) for which in (~images.after, images.after))
+    before, now = (set(images.groups["device"][which].tolist()) for which in (~images.after, images.after))
     verdict, reason = _verdict(sources, reference, policy)
     return Report(
         key, site, model, name, reference, window, verdict, reason, sources,
@@ -164,26 +182,59 @@ def judge(
 
 
 def compare(images: Images, reviews: Reviews, policy: DriftPolicy) -> tuple[Source, ...]:
-    """Compare all images, those of each device that has enough of them, and the reviews, and share alpha among them."""
-    every = np.ones(len(images.after), bool)
-    families: list[tuple[str, BoolArray, list[Channel], int]] = [
-        (ALL, images.after, list(images.channels(policy.limits, every, devices=True)), policy.least_images)
+    """Compare all images, all reviews, and those of each device, station and sender; share alpha among them.
+
+    What has too few, or is one of more groups than the policy allows, is a source without changes.
+    """
+    families = [
+        *_families(ALL, "", images, policy.limits, policy.least_images, policy.most_groups),
+        *_families(REVIEWS, OF, reviews, policy.limits, policy.least_reviews, policy.most_groups),
     ]
-    for device in np.unique(images.devices).tolist():
-        of = images.devices == device
-        if _least(images.after[of]) >= policy.least_images and not of.all():
-            channels = list(images.channels(policy.limits, of, devices=False))
-            families.append((device or "device unknown", images.after[of], channels, policy.least_images))
-    if _least(reviews.after) >= policy.least_reviews:
-        families.append(("reviews", reviews.after, list(reviews.channels(policy.limits)), policy.least_reviews))
-    alpha = policy.alpha / len(families)
+    alpha = policy.alpha / max(1, sum(bool(family.channels) for family in families))
     resamples = max(policy.resamples, math.ceil(2 / alpha) - 1)
     sources = []
-    for title, after, tested, least in families:
-        changes = shift.compare(tested, after, least=least, resamples=resamples, seed=policy.seed)
+    for name, after, channels, least in families:
+        changes = shift.compare(channels, after, least=least, resamples=resamples, seed=policy.seed)
         alarms = tuple(f"{c.kind}: {c.name}" for c in changes if c.alarms(alpha))
-        sources.append(Source(title, int((~after).sum()), int(after.sum()), tuple(changes), alarms))
+        told = {(c.kind, c.name) for c in changes}
+        few = tuple(f"{c.kind}: {c.name}" for c in channels if (c.kind, c.name) not in told)
+        sources.append(Source(name, int((~after).sum()), int(after.sum()), tuple(changes), alarms, few))
     return tuple(sources)
+
+
+class _Family(NamedTuple):
+    """What is tested together: which are of the newer window, and the channels; none where it is left out."""
+
+    name: str
+    after: BoolArray
+    channels: Sequence[Channel]
+    least: int
+
+
+def _families(whole: str, of: str, data: Images | Reviews, limits: Limits, least: int, most: int) -> Iterator[_Family]:
+    """Yield all of `data`, then the largest groups that have enough, then the others, of which only some are named."""
+    every = np.ones(len(data.after), bool)
+    enough = _least(data.after) >= least
+    yield _Family(whole, data.after, list(data.channels(limits, every)) if enough else [], least)
+    if not enough:
+        return  # neither is there of any part
+    groups: list[tuple[int, str, BoolArray]] = []
+    for kind, names in data.groups.items():
+        for name in np.unique(names).tolist():
+            mask = names == name
+            known = name or kind == "device"  # that nobody says who sent it is no sender
+            if known and not mask.all() and not any(np.array_equal(mask, other) for *_, other in groups):
+                title = f"{KINDS[kind]}{name}" if name else UNSAID
+                groups.append((_least(data.after[mask]), f"{of}{title}", mask))
+    groups.sort(key=lambda group: (-group[0], -group[2].sum()))
+    tested = sum(size >= least for size, *_ in groups[:most])
+    for _, name, mask in groups[:tested]:
+        yield _Family(name, data.after[mask], list(data.channels(limits, mask)), least)
+    for _, name, mask in groups[tested : tested + _NAMED]:
+        yield _Family(name, data.after[mask], [], least)
+    if rest := groups[tested + _NAMED :]:
+        others = np.any([mask for *_, mask in rest], axis=0)
+        yield _Family(f"{of}{len(rest)} {MORE}", data.after[others], [], least)
 
 
 def latest(connection: Connection, site: str, count: int = 100) -> list[dict[str, Any]]:
@@ -202,7 +253,14 @@ def from_dict(found: Mapping[str, Any]) -> Report:
         for name in ("reference", "window")
     }
     sources = tuple(
-        Source(**{**one, "changes": tuple(Change(**c) for c in one["changes"]), "alarms": tuple(one["alarms"])})
+        Source(
+            **{
+                **one,
+                "changes": tuple(Change(**c) for c in one["changes"]),
+                "alarms": tuple(one["alarms"]),
+                "few": tuple(one.get("few", ())),
+            }
+        )
         for one in found["sources"]
     )
     lists = {name: tuple(found[name]) for name in ("new_devices", "look")}
@@ -258,7 +316,13 @@ def _verdict(sources: Sequence[Source], reference: Period, policy: DriftPolicy) 
     if not any(source.changes for source in sources):
         few = sources[0]
         return UNKNOWN, f"{few.before} and {few.after} patients' images, {policy.least_images} of each wanted"
-    return QUIET, "nothing that matters and is more than chance"
+    found = "nothing that matters and is more than chance"
+    left = [*(source.name for source in sources if not source.changes),
+            *(f"{name} ({source.name})" for source in sources if source.changes for name in source.few)]  # fmt: skip
+    if left:
+        rest = f" and {len(left) - _FEW} more" if len(left) > _FEW else ""
+        found += f"; too little to say of {', '.join(left[:_FEW])}{rest}"
+    return QUIET, found
 
 
 def _keep(connection: Connection, report: Report, actor: str) -> None:

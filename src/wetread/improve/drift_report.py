@@ -48,6 +48,8 @@ def _source(source: Source) -> list[str]:
         lines.append(
             f"| {name} | {change.effect:.3f} | {change.limit:g} | {change.usual:.3f} | {change.p:.3f} | {alarm} |"
         )
+    if source.few:
+        lines += ["", f"Too few to compare: {', '.join(source.few)}."]
     return [*lines, ""]
 
 

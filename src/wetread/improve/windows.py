@@ -24,6 +24,9 @@ from wetread.radiograph.exposure import Exposure
 
 MOST = 2_000  # images of either window; more prove smaller effects, which do not matter
 
+GROUPS = "device", "station", "source"
+Groups = dict[str, NDArray[np.str_]]
+
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -47,7 +50,8 @@ class Images:
     ----------
     after : bool array, shape [N]
         Which are of the newer window.
-    devices : str array, shape [N]
+    groups : dict of str to str array, shape [N]
+        Which device, station (one of several devices of a model) and sender; empty where nobody says.
     figures : dict of str to float64 array, shape [N]
         Of the exposure.
     refused : bool array, shape [N]
@@ -58,18 +62,18 @@ class Images:
     """
 
     after: BoolArray
-    devices: NDArray[np.str_]
+    groups: Groups
     figures: dict[str, FloatArray]
     refused: BoolArray
     features: FloatArray
     scores: dict[str, FloatArray]
 
-    def channels(self, limits: Limits, of: BoolArray, *, devices: bool) -> Iterator[Channel]:
-        """Yield what may have changed among the images `of` [N], with the mix of devices or without."""
+    def channels(self, limits: Limits, of: BoolArray) -> Iterator[Channel]:
+        """Yield what may have changed among the images `of` [N]; the mix of devices only among all."""
         for name, values in self.figures.items():
             yield _channel("pixels", name, shift.distance, values[of], limits.pixels)
-        if devices:
-            yield Channel("device", "mix", shift.mix(self.devices[of]), limits.device, np.ones(int(of.sum()), bool))
+        if of.all():
+            yield Channel("device", "mix", shift.mix(self.groups["device"]), limits.device, of)
         yield _channel("refused", "share", shift.difference, self.refused[of].astype(float), limits.refused)
         if self.features.shape[1]:
             known = np.asarray(~np.isnan(self.features[of, 0]))
@@ -83,15 +87,16 @@ class Reviews:
     """Signed studies of two windows, one of each patient: what readers said, 0 or 1 [N], and the model, NaN if not."""
 
     after: BoolArray
+    groups: Groups
     labels: dict[str, FloatArray]
     expected: dict[str, FloatArray]
 
-    def channels(self, limits: Limits) -> Iterator[Channel]:
-        """Yield what may have changed: how often each finding is seen, and how far the model is off on the average."""
+    def channels(self, limits: Limits, of: BoolArray) -> Iterator[Channel]:
+        """Yield what may have changed among the studies `of` [N]: labels, and how far the model is off on average."""
         for finding, said in self.labels.items():
-            yield _channel("labels", finding, shift.difference, said, limits.labels)
+            yield _channel("labels", finding, shift.difference, said[of], limits.labels)
             off = said - self.expected[finding]
-            yield _channel("calibration", finding, shift.difference, off, limits.calibration)
+            yield _channel("calibration", finding, shift.difference, off[of], limits.calibration)
 
 
 def gather(connection: Connection, site: str, model: str, reference: Period, window: Period) -> Images:
@@ -106,7 +111,7 @@ def gather(connection: Connection, site: str, model: str, reference: Period, win
     figures = [field.name for field in fields(Exposure)]
     return Images(
         np.array([new for new, _ in rows], bool),
-        np.array([row.device or "" for _, row in rows], np.str_),
+        _groups(rows),
         {name: np.array([(row.exposure or {}).get(name, np.nan) for _, row in rows], float) for name in figures},
         np.array([not row.suitable for _, row in rows], bool),
         features,
@@ -127,7 +132,8 @@ def signed(connection: Connection, site: str, model: str, reference: Period, win
         expected.append({f["finding"]: f["probability"] for f in row.findings})
     of_model = _columns(expected)
     of_reader = {name: values for name, values in _columns(said).items() if name in of_model}
-    return Reviews(np.array([new for new, _ in rows], bool), of_reader, {name: of_model[name] for name in of_reader})
+    after, of_model = np.array([new for new, _ in rows], bool), {name: of_model[name] for name in of_reader}
+    return Reviews(after, _groups(rows), of_reader, of_model)
 
 
 def _images(connection: Connection, site: str, model: str, reference: Period, window: Period) -> list[tuple[bool, Any]]:
@@ -142,9 +148,16 @@ def _images(connection: Connection, site: str, model: str, reference: Period, wi
         .select_from(joined)
         .where(images.site == site, _in_either(images.received_at, reference, window), images.state == "stored")
     )
-    drawn = _one_each(connection.execute(there), window)
+    drawn = one_each(connection.execute(there), window)
     wanted = (
-        sa.select(images.id, images.device, trait.exposure, trait.features, results.suitable, results.findings)
+        sa.select(
+            images.id,
+            *(images[name] for name in GROUPS),
+            trait.exposure,
+            trait.features,
+            results.suitable,
+            results.findings,
+        )
         .select_from(joined)
         .where(images.id.in_(drawn))
         .order_by(images.id)
@@ -171,18 +184,27 @@ def _studies(
         .select_from(joined)
         .where(studies.site == site, _in_either(studies.received_at, reference, window), studies.reading == "signed")
     )
-    drawn = _one_each(connection.execute(there), window)
+    drawn = one_each(connection.execute(there), window)
+    images = store.instance.c
+    one = sa.select(sa.func.min(images.id)).where(images.study == studies.id, images.state == "stored")
     wanted = (
-        sa.select(store.review, results.findings).select_from(joined).where(studies.id.in_(drawn)).order_by(studies.id)
+        sa.select(store.review, results.findings, *(images[name] for name in GROUPS))
+        .select_from(joined.outerjoin(store.instance, images.id == one.correlate(store.study).scalar_subquery()))
+        .where(studies.id.in_(drawn))
+        .order_by(studies.id)
     )
     return [(drawn[row.study], row) for row in connection.execute(wanted)]
+
+
+def _groups(rows: Sequence[tuple[bool, Any]]) -> Groups:
+    return {name: np.array([getattr(row, name) or "" for _, row in rows], np.str_) for name in GROUPS}
 
 
 def _in_either(moment: Any, reference: Period, window: Period) -> sa.ColumnElement[bool]:
     return sa.or_(reference.holds(moment), window.holds(moment))
 
 
-def _one_each(rows: Iterable[Any], window: Period) -> dict[str, bool]:
+def one_each(rows: Iterable[Any], window: Period) -> dict[str, bool]:
     """Draw one of each patient over both windows, at most `MOST` of either; return which are of the newer.
 
     Rows are moment, patient, study and id. Whoever comes often stands in either window as often as chance has it: with

@@ -40,7 +40,9 @@ CHANNELS = {
     "rows": N_("rows"), "columns": N_("columns"), "mix": N_("mix"), "share": N_("share"),
     "discrepancy": N_("discrepancy"),
 }  # fmt: skip
-SOURCES = {drift.ALL: N_("all devices"), "reviews": N_("signed studies"), "device unknown": N_("device unknown")}
+SOURCES = {drift.ALL: N_("all devices"), drift.REVIEWS: N_("signed studies"), drift.UNSAID: N_("device unknown")}
+# The beginnings of the others' names, in the order in which they stand.
+PARTS = {drift.OF: N_("signed studies of"), "station ": N_("station"), "sender ": N_("sender")}
 VERDICTS = {drift.DRIFT: N_("drift"), drift.QUIET: N_("nothing"), drift.UNKNOWN: N_("too little to say")}
 
 
@@ -84,7 +86,7 @@ def drift_page(request: Request, caller: Annotated[Caller, with_right(Right.OPER
     models = [Checked(reports[0].model_name, tuple(reports)) for reports in by_model.values()]
     return render(
         request, "drift.html", caller=caller, models=models, progress=progress, kinds=NAMES, channels=CHANNELS,
-        sources=SOURCES, verdicts=VERDICTS, of_source=_changes,
+        sources=SOURCES, parts=_parts, verdicts=VERDICTS, of_source=_changes,
     )  # fmt: skip
 
 
@@ -119,6 +121,16 @@ def alarms(connection: Connection, site: str) -> list[str]:
         .where(table.site == site, table.verdict == drift.DRIFT)
     )
     return sorted(report["model_name"] for report in rows.scalars())
+
+
+def _parts(name: str) -> tuple[list[str], str]:
+    """Return the words that the name of a source begins with, and the rest: what a device says of itself."""
+    words = []
+    for beginning, word in PARTS.items():
+        if name.startswith(beginning):
+            words.append(word)
+            name = name.removeprefix(beginning)
+    return words, name
 
 
 def _changes(source: Source) -> list[tuple[Any, bool]]:
