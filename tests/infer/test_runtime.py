@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -185,3 +186,14 @@ def test_openvino_is_imported_without_its_telemetry() -> None:
         "sys.exit('openvino_telemetry' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_onnx_runtime_keeps_and_sends_nothing(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(tiny_package.graph(14))
+    home = tmp_path / "home"
+    home.mkdir()
+    script = "import pathlib, sys; from wetread.infer import runtime; runtime.load(pathlib.Path(sys.argv[1]).read_bytes())"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", script, str(model)], check=True, env=environment | {"HOME": str(home)})
+    assert not [file for file in home.rglob("*") if file.is_file()]  # its identifier, and what is to be sent

@@ -7,10 +7,14 @@ numpy and onnxruntime (onnxruntime-gpu for GPUs) and nothing of Wetread.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it is imported: nothing leaves the machine
+
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
