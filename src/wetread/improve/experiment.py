@@ -1,8 +1,9 @@
 """Does AI's order of the list help? Half of the shifts in AI's order, half by arrival, and what came of it.
 
-The unit is the block of site and shift (`clinic.experiments`): studies of one shift wait behind each other, so blocks,
-not studies, are independent, and every interval is of blocks. The number of blocks is set before the first. Guards
-stop the experiment when critical findings are missed or wait too long; nothing else is decided before its end.
+The unit is the block of site and shift (`clinic.experiments`): studies of one shift wait behind each other, so every
+interval is of blocks and not of studies. Blocks are independent as far as no backlog lasts from one to the next; see
+docs/experiment.md for what it costs where it does. The number of blocks is set before the first. Guards stop the
+experiment when critical findings are missed or wait too long; nothing else is decided before its end.
 """
 
 from __future__ import annotations
