@@ -156,6 +156,18 @@ def test_figures_for_the_package_are_small_and_hold_no_nan(sample):
     assert 0 < low < high <= 1
 
 
+def test_the_curves_for_the_package_are_those_of_scikit_learn_where_there_is_one(sample):
+    probability, labels, groups = sample
+    labels = labels.copy()
+    labels[:, 1] = 0
+    curves = evaluate(TWO, probability, labels, groups=groups, resamples=20).roc()
+    assert list(curves) == ["Edema"]
+    known = ~np.isnan(labels[:, 0])
+    fpr, tpr, _ = sk.roc_curve(labels[known, 0], probability[known, 0])
+    inner = ~np.isin(GRID, fpr)  # where the curve rises straight up, either end will do
+    assert np.array(curves["Edema"])[inner] == pytest.approx(np.interp(GRID, fpr, tpr)[inner], abs=1e-4)
+
+
 def test_findings_without_any_certain_label_are_undefined_not_zero(sample):
     probability, labels, groups = sample
     labels = labels.copy()

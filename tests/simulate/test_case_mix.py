@@ -83,6 +83,35 @@ def test_a_package_states_its_accuracy():
         case_mix.accuracy(Package.open("phantom"), None, "screen")
 
 
+def curved(roc):
+    package = Package.open("pneumonia")
+    package.meta = package.meta.model_copy(update={"metrics": {"roc": roc}})
+    return package
+
+
+def test_a_curve_is_straight_between_its_points_and_flags_as_few_as_can_be():
+    roc = case_mix.Roc(curved({"Pneumonia": [0.2, 0.6, 0.6, 0.9, 1.0]}), None)
+    assert roc.at_fpf(0.125) == (pytest.approx(0.4), 0.125)
+    assert roc.at_sensitivity(0.6) == (0.6, pytest.approx(0.25))  # not 0.5
+    assert roc.at_sensitivity(0.1) == (0.1, 0.0)
+    assert roc.at_sensitivity(0.75) == (0.75, pytest.approx(0.625))
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError):
+            roc.at_fpf(wrong)
+        with pytest.raises(ConfigError):
+            roc.at_sensitivity(wrong)
+
+
+@pytest.mark.parametrize(
+    "roc",
+    [None, 3, [], {}, {"Pneumonia": "high"}, {"Pneumonia": [0.1]}, {"Pneumonia": [0.9, 0.1]},
+     {"Pneumonia": [[0, 1]]}, {"Pneumonia": [0.5, 1.5]}, {"Pneumonia": [0.5, None]}, {"Pneumonia": {"a": 1}}],
+)  # fmt: skip
+def test_a_package_without_a_curve_that_is_one_is_told(roc):
+    with pytest.raises(ConfigError, match=r"^pneumonia: model\.json"):
+        case_mix.Roc(curved(roc), "Pneumonia")
+
+
 @pytest.mark.parametrize(
     "figures",
     [

@@ -1,13 +1,16 @@
 """`wetread simulate reading-room`, as it is typed."""
 
 import json
+import shutil
 import sys
 
+import numpy as np
 import pytest
 import typer
 
 from wetread import cli
 from wetread.errors import WetreadError
+from wetread.model.package import Package
 from wetread.simulate import queueing
 from wetread.simulate.reading_room import Room, two_classes
 from wetread.simulate.reading_room_command import reading_room
@@ -103,6 +106,40 @@ def test_a_package_lends_its_accuracy(run):
     assert found == pytest.approx(queueing.means(Room(two_classes(sensitivity=0.9946, fpf=1 - 0.845))), rel=1e-3)
 
 
+@pytest.fixture
+def curved(tmp_path):
+    """A package whose model.json holds a ROC curve."""
+    folder = shutil.copytree(Package.open("pneumonia").path, tmp_path / "curved")
+    meta = json.loads((folder / "model.json").read_text())
+    meta["metrics"]["roc"] = {"Pneumonia": [round(fpf**0.25, 4) for fpf in np.linspace(0, 1, 101)]}
+    (folder / "model.json").write_text(json.dumps(meta))
+    return str(folder)
+
+
+def test_a_point_on_the_curve_of_a_package(run, curved):
+    def exact(sensitivity, fpf):
+        return pytest.approx(queueing.means(Room(two_classes(sensitivity=sensitivity, fpf=fpf))), rel=1e-3)
+
+    at_fpf = run("--package", curved, "--fpf", "0.16", "--analytic", "--json")
+    assert json.loads(at_fpf) == exact(0.16**0.25, 0.16)
+    at_point = run("--package", curved, "--point", "0.9", "--analytic", "--json")
+    assert json.loads(at_point) == exact(0.9, 0.9**4)
+
+
+def test_along_the_curve_of_a_package(run, curved, tmp_path):
+    plot = tmp_path / "roc.svg"
+    found = json.loads(run("--package", curved, "--sweep", "roc", "--analytic", "--json", "--plot", str(plot)))
+    assert [list(one) for one in found] == [["sensitivity", "fpf", *KEYS]] * len(found)
+    assert (found[0]["fpf"], found[-1]["fpf"]) == (0, 1)
+    assert found[0]["diseased"] == pytest.approx(found[-1]["diseased"])  # nobody flagged, everybody flagged
+    assert min(one["diseased"] for one in found) < found[0]["diseased"] / 2
+    assert {one["fifo"] for one in found} == {found[0]["fifo"]}
+    assert "false-positive fraction" in plot.read_text()
+    table = run("--package", curved, "--sweep", "roc", *QUICK)
+    assert table.split()[:2] == ["sensitivity", "fpf"]
+    assert len(table.splitlines()) == len(found) + 1
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -123,7 +160,27 @@ def test_a_package_lends_its_accuracy(run):
         ["--sweep", "0.5,1"],
         ["--rule", "rule.toml"],
         ["--groups", "/no/such/file"],
-        ["--groups", "x", "--cap", "3"],
+        *(
+            ["--groups", "x", option, "3"]
+            for option in (
+                "--cap",
+                "--prevalence",
+                "--sensitivity",
+                "--fpf",
+                "--reading-minutes",
+                "--diseased-minutes",
+                "--false-alarm-minutes",
+                "--finding",
+                "--point",
+                "--package",
+            )
+        ),
+        ["--finding", "Pneumonia"],
+        ["--point", "screen"],
+        ["--sweep", "roc"],
+        ["--package", "pneumonia", "--sweep", "roc"],
+        ["--package", "pneumonia", "--point", "0.9"],
+        ["--package", "pneumonia", "--sensitivity", "0.9"],
         ["--package", "pneumonia", "--fpf", "0.1"],
         ["--package", "pneumonia", "--point", "other"],
         ["--package", "none"],

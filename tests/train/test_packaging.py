@@ -14,6 +14,7 @@ from wetread.evaluate import calibration, conformal  # noqa: E402
 from wetread.evaluate.metrics import auroc  # noqa: E402
 from wetread.findings import PNEUMONIA, Task  # noqa: E402
 from wetread.infer import runtime  # noqa: E402
+from wetread.simulate import case_mix  # noqa: E402
 from wetread.train import packaging  # noqa: E402
 from wetread.train.loop import train  # noqa: E402
 from wetread.train.packaging import package  # noqa: E402
@@ -55,6 +56,7 @@ def test_a_run_becomes_a_package_that_keeps_its_golden_outputs(run, square_datas
     assert (outputs.familiarity >= made.meta.familiarity_threshold).mean() >= 0.95
     assert "only squares" in made.card
     assert made.meta.metrics["rules"] == {"screen": "sensitivity", "balanced": "youden", "sensitivity": 0.98, "cost": 1}
+    assert case_mix.Roc(made, "Pneumonia").at_fpf(1.0) == (1.0, 1.0)
     sets = conformal.Conformal.from_dict(made.task, made.meta.metrics["conformal"])
     assert sets.alpha == 0.1
     measured = made.meta.metrics["conformal"]["coverage"]["Pneumonia"]["present"]

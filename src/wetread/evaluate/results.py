@@ -202,6 +202,10 @@ class Evaluation:
             result["accuracy"] = _triple(self.classes.accuracy)
         return result
 
+    def roc(self) -> dict[str, list[float]]:
+        """Return of each finding that has a ROC curve the sensitivity at the false-positive rates of `GRID`."""
+        return {f.finding: np.round(f.roc.value, 4).tolist() for f in self.findings if f.roc.value.size}
+
 
 def _triple(value: Interval) -> list[float | None]:
     return [None if np.isnan(v) else round(v, 4) for v in (value.value, value.low, value.high)]

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wetread.clinic.priority import Priority, Rule
@@ -95,6 +96,68 @@ def caps(rule: Rule) -> tuple[float, ...]:
     return tuple(getattr(rule, word).cap_minutes for word in Priority)
 
 
+def chosen(package: Package, finding: str | None) -> str:
+    """Return the finding that is meant: it may be left out when there is only one that is neither normal nor neutral.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown finding, or when there are several.
+    """
+    task = package.task
+    names = [name for name in task.findings if name != task.normal and name not in task.neutral]
+    if finding is None and len(names) > 1:
+        raise ConfigError(f"--finding: {package.name} has several; choose one of {', '.join(names)}")
+    if finding is not None and finding not in task.findings:
+        raise ConfigError(f"--finding {finding!r}: {package.name} has {', '.join(task.findings)}")
+    return finding or names[0]
+
+
+class Roc:
+    """The ROC curve of a package's finding on its validation images, as `model.json` holds it.
+
+    Parameters
+    ----------
+    package : Package
+    finding : str, optional
+        See `chosen`.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown finding, or when the package holds no curve, or none that could be one.
+    """
+
+    def __init__(self, package: Package, finding: str | None) -> None:
+        name = chosen(package, finding)
+        curves: Any = package.meta.metrics.get("roc")
+        try:
+            self.sensitivity = np.array(curves[name], dtype=np.float64)
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(
+                f"{package.name}: model.json holds no ROC curve of {name!r}, only the points screen and balanced; "
+                "package its run again with this version, or give --sensitivity and --fpf"
+            ) from None
+        at = self.sensitivity
+        if at.ndim != 1 or at.size < 2 or not (at[0] >= 0 and at[-1] <= 1 and (np.diff(at) >= 0).all()):
+            raise ConfigError(f"{package.name}: model.json: roc.{name} is no ROC curve; package its run again")
+        self.fpf = np.linspace(0, 1, at.size)
+
+    def at_fpf(self, fpf: float) -> tuple[float, float]:
+        """Return sensitivity and false-positive fraction where it is `fpf`; raises `ConfigError` for no share."""
+        if not 0 <= fpf <= 1:
+            raise ConfigError(f"fpf = {fpf:g}: give a share, 0 to 1")
+        return float(np.interp(fpf, self.fpf, self.sensitivity)), fpf
+
+    def at_sensitivity(self, wanted: float) -> tuple[float, float]:
+        """Return sensitivity and the least false-positive fraction for it; raises `ConfigError` for no such point."""
+        if not 0 <= wanted <= self.sensitivity[-1]:
+            raise ConfigError(f"--point {wanted:g}: give screen, balanced, or a sensitivity, 0 to 1")
+        last = int(np.searchsorted(self.sensitivity, wanted))
+        left = slice(max(0, last - 1), last + 1)
+        return wanted, float(np.interp(wanted, self.sensitivity[left], self.fpf[left]))
+
+
 def accuracy(package: Package, finding: str | None, point: Literal["screen", "balanced"]) -> tuple[float, float]:
     """Return sensitivity and false-positive fraction of a package as its `model.json` states them.
 
@@ -102,7 +165,7 @@ def accuracy(package: Package, finding: str | None, point: Literal["screen", "ba
     ----------
     package : Package
     finding : str, optional
-        May be left out when there is only one that is neither normal nor neutral.
+        See `chosen`.
     point : {"screen", "balanced"}
 
     Raises
@@ -110,21 +173,15 @@ def accuracy(package: Package, finding: str | None, point: Literal["screen", "ba
     ConfigError
         For an unknown finding, or when the package does not say.
     """
-    task = package.task
-    names = [name for name in task.findings if name != task.normal and name not in task.neutral]
-    if finding is None and len(names) > 1:
-        raise ConfigError(f"--finding: {package.name} has several; choose one of {', '.join(names)}")
-    chosen = finding or names[0]
-    if chosen not in task.findings:
-        raise ConfigError(f"--finding {chosen!r}: {package.name} has {', '.join(task.findings)}")
+    name = chosen(package, finding)
     stated: Any = package.meta.metrics
     try:
-        figures = stated["findings"][chosen][point]
+        figures = stated["findings"][name][point]
         found = float(figures["sensitivity"][0]), 1 - float(figures["specificity"][0])
     except (KeyError, TypeError, ValueError, IndexError):
         raise ConfigError(
-            f"{package.name}: model.json states no accuracy for {chosen!r} at {point}; give --sensitivity and --fpf"
+            f"{package.name}: model.json states no accuracy for {name!r} at {point}; give --sensitivity and --fpf"
         ) from None
     if not all(0 <= value <= 1 for value in found):
-        raise ConfigError(f"{package.name}: model.json states {found} for {chosen!r} at {point}; shares are needed")
+        raise ConfigError(f"{package.name}: model.json states {found} for {name!r} at {point}; shares are needed")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,23 @@ _FIFO = "#8a93a3"
 
 
 def draw(
-    file: Path, rooms: Sequence[Room], means: Sequence[dict[str, float]], outcomes: Sequence[Outcome] | None
+    file: Path,
+    rooms: Sequence[Room],
+    means: Sequence[dict[str, float]],
+    outcomes: Sequence[Outcome] | None,
+    *,
+    along: Sequence[Mapping[str, float]],
 ) -> None:
-    """Write a plot: of several loads the mean waits, of one how the waits are distributed.
+    """Write a plot: of several loads or operating points the mean waits, of one how the waits are distributed.
 
     Parameters
     ----------
     file : Path
         Its suffix, one of `SUFFIXES`, says what it is.
     rooms, means, outcomes
-        In the order of the loads; `outcomes` is None for closed forms.
+        In the order of `along`; `outcomes` is None for closed forms.
+    along : sequence of mapping
+        What each room stands for; the last value is where it stands on the axis.
     """
     from matplotlib.figure import Figure
 
@@ -42,16 +49,21 @@ def draw(
                 axes.plot(np.quantile(waited, 1 - chance), chance, color=colour, label=_name(label))
         axes.set(yscale="log", ylim=(1e-3, 1), xlabel="minutes", ylabel="share that waits longer")
     else:
-        loads = [room.load for room in rooms]
+        name = list(along[0])[-1]
+        places = [at[name] for at in along]
         for label, colour in colours.items():
             mean = [found[label] for found in means]
-            axes.plot(loads, mean, color=colour, label=_name(label), marker="o", markersize=3)
+            axes.plot(places, mean, color=colour, label=_name(label), marker="o", markersize=3)
             if outcomes is not None:
                 spread = [(o.fifo if label == "fifo" else o.lines[label]).mean for o in outcomes]
-                axes.fill_between(loads, [s.low for s in spread], [s.high for s in spread], color=colour, alpha=0.2)
+                axes.fill_between(places, [s.low for s in spread], [s.high for s in spread], color=colour, alpha=0.2)
                 if exact := _exact(rooms):
-                    axes.plot(loads, [found[label] for found in exact], color=colour, linestyle=":", linewidth=1)
-        axes.set(yscale="log", xlabel="load", ylabel="mean wait, minutes")
+                    axes.plot(places, [found[label] for found in exact], color=colour, linestyle=":", linewidth=1)
+        axes.set(
+            yscale="log",
+            xlabel={"fpf": "false-positive fraction of the operating point"}.get(name, name),
+            ylabel="mean wait, minutes",
+        )
     axes.legend(frameon=False)
     figure.savefig(file, dpi=110)
 

@@ -243,6 +243,7 @@ def package(
         | {
             "split": split,
             "rules": rules,
+            "roc": evaluation.roc(),
             "conformal": sets.to_dict() | {"coverage": conformal.plain(found.coverage)},
         },
         dataset_hash=dataset.hash,
