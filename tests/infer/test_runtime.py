@@ -193,7 +193,7 @@ def test_onnx_runtime_keeps_and_sends_nothing(tmp_path: Path) -> None:
     model.write_bytes(tiny_package.graph(14))
     home = tmp_path / "home"
     home.mkdir()
-    script = "import pathlib, sys; from wetread.infer import runtime; runtime.load(pathlib.Path(sys.argv[1]).read_bytes())"
+    script = "import sys; from wetread.infer import runtime; runtime.load(open(sys.argv[1], 'rb').read())"
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     subprocess.run([sys.executable, "-c", script, str(model)], check=True, env=environment | {"HOME": str(home)})
     assert not [file for file in home.rglob("*") if file.is_file()]  # its identifier, and what is to be sent
