@@ -220,11 +220,16 @@ def _has(step, target):
     return True
 
 
-def pods():
-    for document in documents(*(BASE / name for name in ("serve.yaml", "work.yaml", "jobs.yaml", "retrain.yaml"))):
+def templates():
+    """Yield the template of each pod there may be, by the name of what makes it."""
+    for document in documents(*sorted(set(MANIFESTS) - patches())):
         if document["kind"] in ("Deployment", "CronJob"):
             spec = document["spec"]
-            yield document["metadata"]["name"], spec.get("jobTemplate", document)["spec"]["template"]["spec"]
+            yield document["metadata"]["name"], spec.get("jobTemplate", document)["spec"]["template"]
+
+
+def pods():
+    return ((name, template["spec"]) for name, template in templates())
 
 
 @pytest.mark.parametrize(("name", "pod"), list(pods()), ids=str_or_nothing)
@@ -280,6 +285,15 @@ def test_the_policies_that_are_shipped_are_policies():
 def test_everything_is_denied_first():
     first = documents(BASE / "network-policy.yaml")[0]
     assert first["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_metrics_are_not_passed_on_to_who_comes_from_outside():
+    ingress, nothing = documents(BASE / "ingress.yaml")
+    (rule,) = ingress["spec"]["rules"]
+    backends = {(path["path"], path["pathType"]): path["backend"]["service"]["name"] for path in rule["http"]["paths"]}
+    assert backends == {("/", "Prefix"): "serve", ("/metrics", "Prefix"): nothing["metadata"]["name"]}
+    chosen = nothing["spec"]["selector"].items()
+    assert [name for name, template in templates() if chosen <= template["metadata"]["labels"].items()] == []
 
 
 # systemd
