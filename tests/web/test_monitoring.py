@@ -18,7 +18,7 @@ import peers
 import pytest
 import sqlalchemy as sa
 import yaml
-from department import HERE, NOW
+from department import ELSEWHERE, HERE, NOW
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
@@ -67,6 +67,15 @@ CHECKS = [
     ),
     checked("forgotten", 45, "drift", change("labels", "Edema", 0.9, 0.1)) | {"model": "f" * 64},
 ]  # fmt: skip
+
+
+def deployed(model: str, days: float, site: str = "", stage: str = "champion") -> dict[str, Any]:
+    return {"id": f"{stage} {model}", "site": site, "slot": "chest/adult", "model": model * 64, "stage": stage,
+            "model_name": department.MODELS.get(model * 64, "new"), "version": "1", "share": 1.0, "salt": "s",
+            "actor": "a", "reason": "", "since": NOW - timedelta(days=days)}  # fmt: skip
+
+
+DEPLOYED = [deployed("a", 20), deployed("b", 5, HERE, "shadow"), deployed("c", 5, ELSEWHERE, "shadow")]
 PLAN = {"blocks": 10, "shifts": [], "zone": "UTC", "block_minutes": 60.0}
 
 
@@ -83,6 +92,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, frozenset[
     with database.write() as connection:
         for row in CHECKS:
             connection.execute(store.drift_check.insert(), row)
+        for row in DEPLOYED:
+            connection.execute(store.deployment.insert(), row)
         for row in (
             {
                 "id": "over",
@@ -193,8 +204,18 @@ def test_drift_is_told_of_the_newest_check(told: Any) -> None:
     drift = {labels: value for (name, labels), value in told.items() if name == "wetread_drift"}
     assert drift == {of(**one, kind="pixels"): 2.0, of(**one, kind="scores"): 0.5}
     assert told["wetread_drift_alarm", of(**one)] == 1
-    assert told["wetread_drift_window_end_seconds", of(**one)] == (NOW - timedelta(days=0.5)).timestamp()
     assert not any("f" * 12 in str(labels) for _, labels in told)  # a check of long ago says nothing of now
+
+
+def test_how_long_a_model_in_use_was_not_checked_is_told_also_where_it_never_was(told: Any) -> None:
+    days = {
+        labels: value / 86400 for (name, labels), value in told.items() if name == "wetread_drift_unchecked_seconds"
+    }
+    assert days == {
+        of(site=HERE, model="one", package=MODEL[:12]): 0.5,
+        of(site=ELSEWHERE, model="one", package=MODEL[:12]): 20,
+        of(site=HERE, model="two", package="b" * 12): 5,  # the one of elsewhere was given nothing yet
+    }
 
 
 def test_experiments_and_live_quality_are_told(told: Any) -> None:

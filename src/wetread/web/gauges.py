@@ -24,6 +24,7 @@ from wetread.clinic.experiments import Experiment
 from wetread.evaluate.intervals import Interval
 
 DAY = timedelta(days=1)
+LATELY = 2 * DAY
 MONTH = timedelta(days=30)  # a check for drift that is older says nothing of now
 _UNREAD = sa.and_(sa.text("study.reading != 'signed'"), sa.text("study.listed"))  # as the indexes say it
 
@@ -68,8 +69,11 @@ class ClinicGauges:
             *(*of, "kind"),
         )
         self.drift_alarm = self._gauge("wetread_drift_alarm", "1 when the newest check found drift.", *of)
-        self.drift_checked = self._gauge(
-            "wetread_drift_window_end_seconds", "Up to when images were checked, in seconds since 1970.", *of
+        self.unchecked = self._gauge(
+            "wetread_drift_unchecked_seconds",
+            "For how long the images of a deployed model were not checked for drift: since the newest window checked,"
+            " or since its deployment.",
+            *of,
         )
         self.live = self._gauge(
             "wetread_live",
@@ -102,6 +106,7 @@ class ClinicGauges:
         self._queues(connection, now)
         self._owed(connection, now)
         self._drift(connection, now)
+        self._unchecked(connection, now)
         self._experiments(connection, now)
         for each in switches.everywhere(connection):
             self.ai_off.labels(each.site, each.model, "system" if each.by_itself else "person").set(1)
@@ -211,7 +216,26 @@ class ClinicGauges:
             for kind, effect in largest.items():
                 self.drift.labels(*labels, kind).set(effect)
             self.drift_alarm.labels(*labels).set(row.verdict == "drift")
-            self.drift_checked.labels(*labels).set(row.until.timestamp())
+
+    def _unchecked(self, connection: Connection, now: datetime) -> None:
+        """Tell it of every model that is in use; where it was given nothing of late there is nothing to be checked."""
+        checks, images, results = store.drift_check.c, store.instance.c, store.image_result.c
+        rows = deployments.history(connection)
+        for site in connection.execute(sa.select(store.site.c.name)).scalars().all() if rows else ():
+            for slot in deployments.slots(rows, site).values():
+                for one in filter(None, (slot.champion, slot.challenger)):
+                    given = (
+                        sa.select(images.id)
+                        .join(store.image_result, results.instance == images.id)
+                        .where(images.site == site, images.received_at > now - LATELY, results.model == one.model)
+                    )
+                    if connection.execute(given.limit(1)).first() is None:
+                        continue
+                    newest = sa.select(sa.type_coerce(sa.func.max(checks.until), store.Moment())).where(
+                        checks.site == site, checks.model == one.model
+                    )
+                    since = max(one.since, connection.execute(newest).scalar() or one.since)
+                    self.unchecked.labels(site, one.model_name, one.model[:12]).set((now - since).total_seconds())
 
     def _experiments(self, connection: Connection, now: datetime) -> None:
         table = store.experiment
