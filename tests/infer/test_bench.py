@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import onnxruntime as ort
 import pytest
 import study_package
 import tiny_package
@@ -14,6 +15,8 @@ from wetread.config import Settings
 from wetread.errors import ConfigError, ModelError, WetreadError
 from wetread.infer import bench, bench_command, machine
 from wetread.infer.bench import Conditions, Report, measure, run
+from wetread.infer.runtime import open_engine
+from wetread.model.package import Package
 
 PLAN = Conditions(threads=1, seconds=0.01, batch=4, callers=(2,))
 
@@ -83,10 +86,34 @@ def test_every_package_runs_where_its_precision_does(tiny, tmp_path):
     tiny_package.write(tmp_path / "models" / "other", name="other", precision="int8")
     there = ["v2+http://127.0.0.1:9/other"]
     assert [where for _, _, where in bench._cases(there, None, tmp_path)] == ["remote"]
-    with pytest.raises(ConfigError, match="--runtime tpu: give onnxruntime or openvino"):
+    with pytest.raises(ConfigError, match="--runtime tpu: not to be had here; there is onnxruntime, openvino"):
         run([str(tiny)], PLAN, runtime="tpu")
     with pytest.raises(ModelError, match="no model named 'nothing'"):
         run(["nothing"], PLAN)
+
+
+def test_a_gpu_is_measured_where_it_is_listed_and_never_the_processor_instead(tiny, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"--runtime cuda: not to be had here; there is onnxruntime, openvino$"):
+        run([str(tiny)], PLAN, runtime="cuda")
+    with pytest.raises(ModelError, match="tiny: tensorrt: this ONNX Runtime has no TensorrtExecutionProvider"):
+        open_engine(Package.open(tiny), "tensorrt")
+    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: listed)
+    tiny_package.write(tmp_path / "int8", precision="int8")
+    cases = [where for _, _, where in bench._cases([str(tiny), str(tmp_path / "int8")], None, None)]
+    assert cases == ["onnxruntime", "openvino", "cuda", "tensorrt", "onnxruntime", "openvino"]
+    assert [where for _, _, where in bench._cases([str(tiny)], "cuda", None)] == ["cuda"]
+    asked = []
+
+    def fallen_back(onnx, options, providers):
+        asked.append(providers)
+        return ort.capi.onnxruntime_inference_collection.InferenceSession(onnx, options, ["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", fallen_back)
+    with pytest.raises(ModelError, match="tiny: cuda: ONNX Runtime cannot start CUDAExecutionProvider"):
+        open_engine(Package.open(tiny), "cuda")
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"})]]
+    assert open_engine(Package.open(tiny), "onnxruntime").runtime == "onnxruntime"
 
 
 def test_a_server_that_does_not_answer_has_no_figures(tmp_path, small):

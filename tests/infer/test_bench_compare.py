@@ -85,6 +85,13 @@ def test_only_the_same_package_on_the_same_runtime_is_compared(run):
     assert all([cell is None for cell in row["cells"]].count(False) == 1 for row in rows)
 
 
+def test_what_the_asking_process_took_is_no_figure_of_a_server(run):
+    out = json.loads(run(report("a", runtime="remote"), report("b", runtime="remote"), options=["--json"]))
+    figures = {row["figure"] for row in out["rows"]}
+    assert {"one image, p50 ms", "batches of 16, images/s", "package, MiB"} <= figures
+    assert not figures & {"to load, s", "memory at most, MiB", "batches of 16, CPU ms/image"}
+
+
 def test_tables_for_a_terminal_and_for_markdown(run):
     reports = [report("laptop"), report("server", p50=5.0, gpus=["a GPU, 80 GiB"])]
     table = run(*reports)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
-from importlib import util
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,9 +25,14 @@ from wetread.errors import ConfigError, WetreadError
 from wetread.infer.machine import Machine, Word, look, memory
 from wetread.infer.predict import Predictor
 from wetread.infer.remote import address, local_name
+from wetread.infer.runtime import available
 from wetread.model.package import Package
 
-RUNTIMES = {"fp32": ("onnxruntime", "openvino"), "bf16": ("openvino",), "int8": ("onnxruntime", "openvino")}
+RUNTIMES = {
+    "fp32": ("onnxruntime", "openvino", "cuda", "tensorrt"),
+    "bf16": ("openvino",),
+    "int8": ("onnxruntime", "openvino"),
+}
 """Which runtimes take which precision."""
 
 SIDE = 1024
@@ -132,7 +136,7 @@ def run(
     models : sequence of str
         Names, ids or paths as `Package.open` takes them, or ``v2+http(s)://host/NAME`` for a server elsewhere.
     plan : Conditions
-    runtime : {"onnxruntime", "openvino"}, optional
+    runtime : {"onnxruntime", "openvino", "cuda", "tensorrt"}, optional
         Only this one.
     name : str
         What to call the machine.
@@ -148,10 +152,10 @@ def run(
     ModelError
         When there is no such package.
     ConfigError
-        For a runtime that is unknown or takes none of the packages.
+        For a runtime that is not to be had here or takes none of the packages.
     """
-    if runtime not in (None, "onnxruntime", "openvino"):
-        raise ConfigError(f"--runtime {runtime}: give onnxruntime or openvino")
+    if runtime is not None and runtime not in available():
+        raise ConfigError(f"--runtime {runtime}: not to be had here; there is {', '.join(available())}")
     machine, results = look(name), []
     for model, package, where in _cases(models, runtime, data):
         progress(f"{package.name} ({package.meta.precision}) on {where}")
@@ -176,18 +180,19 @@ def run(
                 outcome = {"error": "its process died; out of memory?"}
         results.append(Result.model_validate(common | outcome))
     if not results:
-        raise ConfigError(f"--runtime {runtime}: it is not installed, or takes none of these packages' precisions")
+        raise ConfigError(f"--runtime {runtime}: takes none of these packages' precisions")
     return Report(wetread=__version__, at=datetime.now(UTC), machine=machine, plan=plan, results=tuple(results))
 
 
 def _cases(models: Sequence[str], runtime: str | None, data: Path | None) -> Iterator[tuple[str, Package, str]]:
+    here = available()
     for model in models:
         package = Package.open(local_name(model), data)
         if address(model):
             yield model, package, "remote"
             continue
         for where in RUNTIMES[package.meta.precision]:
-            if runtime in (None, where) and util.find_spec(where):
+            if runtime in (None, where) and where in here:
                 yield model, package, where
 
 

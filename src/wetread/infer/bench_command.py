@@ -28,7 +28,7 @@ def measure(
         list[str] | None,
         typer.Option("--model", help="A package, once or more; default: the shipped ones.", metavar="MODEL"),
     ] = None,
-    runtime: Annotated[str | None, typer.Option(help="Only onnxruntime, or only openvino.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Only onnxruntime, openvino, cuda or tensorrt.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of the runtime; default: the processors.", min=1, max=1024)
     ] = None,

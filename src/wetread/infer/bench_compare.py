@@ -120,9 +120,9 @@ def plain(text: str) -> str:
 
 
 def _named(result: Result, figures: Figures) -> dict[str, tuple[float, bool]]:
-    """Return name → value, and whether more is better."""
+    """Return name → value, and whether more is better; of a server elsewhere not what only the asking process took."""
     batches = f"batches of {figures.throughput.batch}"
-    return {
+    found = {
         "package, MiB": (result.package_bytes / 2**20, False),
         "to load, s": (figures.load_s, False),
         "one image, p50 ms": (figures.single.p50_ms, False),
@@ -133,6 +133,8 @@ def _named(result: Result, figures: Figures) -> dict[str, tuple[float, bool]]:
         **{f"{c.callers} caller{'s' * (c.callers > 1)}, images/s": (c.images_s, True) for c in figures.concurrency},
         "memory at most, MiB": (figures.peak_rss_bytes / 2**20, False),
     }
+    own = ("to load, s", f"{batches}, CPU ms/image", "memory at most, MiB") if result.runtime == "remote" else ()
+    return {name: value for name, value in found.items() if name not in own}
 
 
 def _cells(values: Sequence[tuple[float, bool] | None]) -> tuple[Cell | None, ...]:

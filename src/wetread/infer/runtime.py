@@ -4,6 +4,9 @@ Which one runs is a setting. ``auto`` takes OpenVINO for bf16 and int8 packages,
 pays there (on a CPU with AMX: DenseNet-121 at 162 images/s in bf16 and 226 in int8, against 40 in fp32),
 and ONNX Runtime for fp32, where both are equally fast and ONNX Runtime starts sooner.
 
+``cuda`` and ``tensorrt`` are ONNX Runtime on a GPU, where one that can is installed. No setting of the clinic names them
+(a GPU is Triton's there), but `wetread bench` measures them.
+
 Precision is always explicit: OpenVINO left to itself takes bf16 where the CPU has it, which moves
 probabilities. A package of a precision that this machine or runtime lacks is refused, never run in another.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from importlib import util
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
@@ -26,8 +30,25 @@ from wetread.model.package import Package
 __all__ = ["Engine", "Outputs", "load", "open_engine"]
 
 _INPUTS = ("pixels", "present")
-Runtime = Literal["auto", "openvino", "onnxruntime"]
+Runtime = Literal["auto", "openvino", "onnxruntime", "cuda", "tensorrt"]
 Precision = Literal["fp32", "bf16", "int8"]
+
+
+PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "onnxruntime": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+    "tensorrt": ("TensorrtExecutionProvider", {}),
+}
+"""What ONNX Runtime runs on, with options that keep fp32 what it is."""
+
+
+def available() -> list[str]:
+    """Return the runtimes that are to be had here."""
+    import onnxruntime as ort
+
+    listed = ort.get_available_providers()
+    openvino = ["openvino"] if util.find_spec("openvino") else []
+    return [*(name for name, (provider, _) in PROVIDERS.items() if provider in listed), *openvino]
 
 
 class Engine(Protocol):
@@ -55,7 +76,7 @@ def open_engine(package: Package, runtime: Runtime = "auto", threads: int = 2) -
     Parameters
     ----------
     package : Package
-    runtime : {"auto", "openvino", "onnxruntime"}
+    runtime : {"auto", "openvino", "onnxruntime", "cuda", "tensorrt"}
         See the module's text for what ``auto`` takes.
     threads : int
         Threads of the runtime.
@@ -78,15 +99,19 @@ def load(onnx: bytes, *, precision: Precision = "fp32", runtime: Runtime = "auto
     """Load a graph without a golden check: for packaging, which makes the golden outputs with it."""
     if runtime == "auto":
         runtime = "onnxruntime" if precision == "fp32" else "openvino"
-    return (_OnnxRuntime if runtime == "onnxruntime" else _OpenVino)(onnx, precision, threads)
+    if runtime == "openvino":
+        return _OpenVino(onnx, precision, threads)
+    return _OnnxRuntime(onnx, precision, threads, runtime)
 
 
 class _OnnxRuntime:
-    runtime = "onnxruntime"
-
-    def __init__(self, onnx: bytes, precision: Precision, threads: int) -> None:
+    def __init__(self, onnx: bytes, precision: Precision, threads: int, runtime: str = "onnxruntime") -> None:
         import onnxruntime as ort
 
+        self.runtime = runtime
+        provider, more = PROVIDERS[runtime]
+        if runtime not in available():
+            raise ModelError(f"{runtime}: this ONNX Runtime has no {provider}; there is {', '.join(available())}")
         if precision == "bf16":
             raise ModelError('a bf16 package needs OpenVINO; set runtime = "openvino" or take the fp32 package')
         options = ort.SessionOptions()
@@ -95,9 +120,13 @@ class _OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves the decoders
         options.log_severity_level = 4
         try:
-            self._session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(onnx, options, providers=[(provider, more)])
         except Exception as error:  # its exceptions share no base class
             raise ModelError(f"model.onnx: ONNX Runtime cannot load it: {_line(error)}") from None
+        if provider not in self._session.get_providers():  # it falls back to the CPU without a word
+            raise ModelError(
+                f"{runtime}: ONNX Runtime cannot start {provider}; are driver and libraries of the GPU there?"
+            )
         self._shape = _contract(
             {i.name: (i.type, i.shape) for i in self._session.get_inputs()},
             [o.name for o in self._session.get_outputs()],
