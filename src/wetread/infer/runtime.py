@@ -4,7 +4,7 @@ Which one runs is a setting. ``auto`` takes OpenVINO for bf16 and int8 packages,
 pays there (on a CPU with AMX: DenseNet-121 at 162 images/s in bf16 and 226 in int8, against 40 in fp32),
 and ONNX Runtime for fp32, where both are equally fast and ONNX Runtime starts sooner.
 
-``cuda`` and ``tensorrt`` are ONNX Runtime on a GPU, where one that can is installed. No setting of the clinic names them
+``cuda`` and ``tensorrt`` are ONNX Runtime on a GPU, where one that can is installed. No setting of the clinic has them
 (a GPU is Triton's there), but `wetread bench` measures them.
 
 Precision is always explicit: OpenVINO left to itself takes bf16 where the CPU has it, which moves
