@@ -144,7 +144,7 @@ def environments():
         yield f"compose {name}", service.get("environment", {})
     base = load(BASE / "kustomization.yaml")["configMapGenerator"][0]["literals"]
     for file in KUSTOMIZATIONS:
-        own = load(file)["configMapGenerator"][0]["literals"]
+        own = [line for made in load(file).get("configMapGenerator", [])[:1] for line in made["literals"]]
         yield file.parent.name, dict(line.split("=", 1) for line in [*base, *own])
 
 
@@ -186,7 +186,8 @@ def patches():
 
 
 def test_kubernetes_understands_every_manifest():
-    whole = [file for file in MANIFESTS if file not in patches()]
+    # What the Prometheus Operator brings is not Kubernetes' own: see the test of what it asks for.
+    whole = [file for file in MANIFESTS if file not in patches() and "monitoring" not in file.parts]
     run(tool("kubernetes-validate"), "--strict", *whole)
 
 
@@ -205,6 +206,7 @@ def test_every_file_of_kubernetes_is_used_and_every_patch_has_its_target():
                 assert all(_has(step, patch["target"]) for step in content[0]), file
             else:
                 assert {(d["kind"], d["metadata"]["name"]) for d in content} <= there, file
+        assert all((file.parent / name / "kustomization.yaml").is_file() for name in wanted.get("components", []))
         for made in wanted.get("configMapGenerator", []):
             assert all((file.parent / name).is_file() for name in made.get("files", []))
     assert set(MANIFESTS) <= used
@@ -294,6 +296,49 @@ def test_metrics_are_not_passed_on_to_who_comes_from_outside():
     assert backends == {("/", "Prefix"): "serve", ("/metrics", "Prefix"): nothing["metadata"]["name"]}
     chosen = nothing["spec"]["selector"].items()
     assert [name for name, template in templates() if chosen <= template["metadata"]["labels"].items()] == []
+
+
+def scraped():
+    """Return who is asked, as component and name of a port: by the Operator, and by a Prometheus without it."""
+    (monitor,) = documents(DEPLOY / "kubernetes/components/monitoring/pod-monitor.yaml")
+    endpoints = monitor["spec"]["podMetricsEndpoints"]
+    assert all(e["relabelings"] == [{"targetLabel": "job", "replacement": "wetread"}] for e in endpoints)
+    (chosen,) = monitor["spec"]["selector"]["matchExpressions"]
+    ports = {endpoint["port"] for endpoint in endpoints}
+    by_operator = {
+        (component, port["name"])
+        for component in chosen["values"]
+        for port in dict(pods())[component]["containers"][0]["ports"]
+        if port["name"] in ports
+    }
+    (job,) = load(DEPLOY / "prometheus/kubernetes.yml")["scrape_configs"]
+    assert job["job_name"] == "wetread"
+    return by_operator, {tuple(pair.split(";")) for pair in job["relabel_configs"][0]["regex"].split("|")}
+
+
+def test_every_process_is_asked_for_its_metrics_by_the_job_that_rules_want_and_may_be(tmp_path):
+    whole = load(DEPLOY / "prometheus/kubernetes.yml")
+    assert list(whole["scrape_configs"][0].pop("kubernetes_sd_configs")[0]) == ["role", "namespaces"]  # not in Debian's
+    for name in whole["rule_files"]:
+        shutil.copy(DEPLOY / "prometheus" / name, tmp_path)
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(whole))
+    run(tool("promtool"), "check", "config", tmp_path / "prometheus.yml")
+    assert scraped() == ({("serve", "http"), ("work", "metrics")},) * 2
+    (work,) = dict(pods())["work"]["containers"]
+    listens = {entry["name"]: entry["value"] for entry in work["env"]}
+    assert {port["name"]: str(port["containerPort"]) for port in work["ports"]} == {
+        "metrics": listens["WETREAD_METRICS_PORT"]
+    }
+    assert listens["WETREAD_METRICS_HOST"] == "0.0.0.0"
+    allowed = {
+        (policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"], port["port"])
+        for policy in documents(BASE / "network-policy.yaml")
+        for rule in policy["spec"].get("ingress", [])
+        for sender in rule["from"]
+        if sender.get("namespaceSelector", {}).get("matchLabels") == {"kubernetes.io/metadata.name": "monitoring"}
+        for port in rule["ports"]
+    }
+    assert allowed == {("serve", "http"), ("work", "metrics")}
 
 
 # systemd
