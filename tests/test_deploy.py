@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 from typer.main import get_command
 
 from wetread import config
@@ -272,6 +273,20 @@ def test_jobs_run_commands_that_there_are_and_take_an_answer_for_no_failure(tmp_
         for code in (0, 1, 2, 3, 4, 137):
             ended = subprocess.run([*command, script, str(code)], check=False).returncode
             assert ended == (0 if code in answers else 1), (name, code)
+
+
+def test_mlflow_keeps_its_database_on_a_volume_that_one_node_has_for_itself():
+    # SQLite's locks do not hold on what several nodes mount.
+    pod = dict(pods())["retrain"]
+    (container,) = pod["containers"]
+    (uri,) = (entry["value"] for entry in container["env"] if entry["name"] == "MLFLOW_TRACKING_URI")
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volume = mounted[str(Path(str(make_url(uri).database)).parent)]
+    claims = {
+        v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v
+    }
+    modes = {d["metadata"]["name"]: d["spec"]["accessModes"] for d in documents(BASE / "storage.yaml")}
+    assert modes[claims[volume]] == ["ReadWriteOnce"]
 
 
 def test_the_policies_that_are_shipped_are_policies():
