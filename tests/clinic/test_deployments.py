@@ -521,6 +521,22 @@ def test_a_rollout_wins_over_the_settings_and_the_settings_over_themselves(datab
 # ---------------------------------------------------------------------- studies
 
 
+Both = tuple[Ward, NameReader, NameReader]
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Both]:
+    """Give a clinic of which one package is the champion and another in shadow."""
+    old, new = NameReader("names", "1"), NameReader("names", "2")
+    ward = Ward(tmp_path, [old, new])
+    with ward.database.write() as connection:
+        store.ensure_site(connection, SITE)
+    deploy(ward, "first", old)
+    deploy(ward, "shadow", new)
+    yield ward, old, new
+    ward.database.close()
+
+
 def deploy(ward: Ward, deed: str, model: NameReader | None = None, **more: Any) -> Change:
     with ward.database.write() as connection:
         found = deployments.slots(deployments.history(connection), "").get("s")
@@ -620,14 +636,9 @@ def told(ward: Ward, study: str) -> str | None:
         return connection.execute(sa.select(store.study.c.model).where(store.study.c.id == study)).scalar_one()
 
 
-def test_a_list_that_is_ordered_anew_is_told_by_what_is_deployed_by_then(tmp_path: Path) -> None:
+def test_a_list_that_is_ordered_anew_is_told_by_what_is_deployed_by_then(both: Both) -> None:
     """Whatever was when somebody set out to order it."""
-    old, new = NameReader("names", "1"), NameReader("names", "2")
-    ward = Ward(tmp_path, [old, new])
-    with ward.database.write() as connection:
-        store.ensure_site(connection, SITE)
-    deploy(ward, "first", old)
-    deploy(ward, "shadow", new)
+    ward, _, _ = both
     deploy(ward, "canary", share=1.0)
     study = ward.take(png(0), "edema.png").study
     ward.work()
@@ -636,17 +647,11 @@ def test_a_list_that_is_ordered_anew_is_told_by_what_is_deployed_by_then(tmp_pat
     deploy(ward, "rollback")
     assert triage.rerank(ward.database, before, SITE) == 1
     assert told(ward, study) == "names 1"
-    ward.database.close()
 
 
-def test_all_new_studies_of_a_patient_are_told_by_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_new_studies_of_a_patient_are_told_by_one_model(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deploying.secrets, "token_hex", lambda _: "salt")
-    old, new = NameReader("names", "1"), NameReader("names", "2")
-    ward = Ward(tmp_path, [old, new])
-    with ward.database.write() as connection:
-        store.ensure_site(connection, SITE)
-    deploy(ward, "first", old)
-    deploy(ward, "shadow", new)
+    ward, _, _ = both
     prior = ward.take(dicom(99, PatientID="P0")).study
     deploy(ward, "canary", share=0.5)
     patients = [f"P{n}" for n in range(6)]
@@ -672,16 +677,10 @@ def test_all_new_studies_of_a_patient_are_told_by_one_model(tmp_path: Path, monk
     assert {who: arm == CHALLENGER for who, (arm, _) in third.items()} == {
         who: canary.draws(deployments.whose(SITE, who, "")) for who in patients
     }
-    ward.database.close()
 
 
-def test_unawaited_by_the_database_is_as_by_study(tmp_path: Path) -> None:
-    old, new = NameReader("names", "1"), NameReader("names", "2")
-    ward = Ward(tmp_path, [old, new])
-    with ward.database.write() as connection:
-        store.ensure_site(connection, SITE)
-    deploy(ward, "first", old)
-    deploy(ward, "shadow", new)
+def test_unawaited_by_the_database_is_as_by_study(both: Both) -> None:
+    ward, _, new = both
     shadowed = ward.take(png(0), "edema.png").study
     deploy(ward, "canary", share=0.5)
     keys = [shadowed, *(ward.take(png(n), "edema.png").study for n in range(1, 6))]
@@ -694,16 +693,10 @@ def test_unawaited_by_the_database_is_as_by_study(tmp_path: Path) -> None:
         by_study = {(key, model) for key in keys for model in deployments.voices(connection, key).unawaited}
     assert {tuple(r) for r in rows} == by_study
     assert (shadowed, new.id) in by_study
-    ward.database.close()
 
 
-def test_what_a_reader_answered_stays_when_it_is_rolled_back(tmp_path: Path) -> None:
-    old, new = NameReader("names", "1"), NameReader("names", "2")
-    ward = Ward(tmp_path, [old, new])
-    with ward.database.write() as connection:
-        store.ensure_site(connection, SITE)
-    deploy(ward, "first", old)
-    deploy(ward, "shadow", new)
+def test_what_a_reader_answered_stays_when_it_is_rolled_back(both: Both) -> None:
+    ward, old, new = both
     deploy(ward, "canary", share=0.999999)
     read, unread = (ward.take(png(n), "edema.png").study for n in range(2))
     ward.work()
@@ -716,7 +709,6 @@ def test_what_a_reader_answered_stays_when_it_is_rolled_back(tmp_path: Path) -> 
         found = worklist.study(ward.database, SITE, key)
         assert {result.model_id for image in found.images for result in image.results} == {version.id}
         assert found.row.model == f"names {version.version}"
-    ward.database.close()
 
 
 def test_what_a_rolled_back_challenger_refused_is_exported_all_the_same(tmp_path: Path) -> None:
@@ -741,35 +733,23 @@ def test_what_a_rolled_back_challenger_refused_is_exported_all_the_same(tmp_path
     ward.database.close()
 
 
-def test_an_open_job_of_what_was_rolled_back_is_gone(tmp_path: Path) -> None:
-    old, new = NameReader("names", "1"), NameReader("names", "2")
-    ward = Ward(tmp_path, [old, new])
-    with ward.database.write() as connection:
-        store.ensure_site(connection, SITE)
-    deploy(ward, "first", old)
-    deploy(ward, "shadow", new)
+def test_an_open_job_of_what_was_rolled_back_is_gone(both: Both) -> None:
+    ward, old, _ = both
     ward.take(png(0), "edema.png")
     deploy(ward, "rollback")
     with ward.database.read() as connection:
         assert list(connection.execute(sa.select(store.job.c.model)).scalars()) == [old.id]
     assert ward.intake.backfill() == 0  # loaded, and no longer asked
-    ward.database.close()
 
 
-def test_what_a_challenger_still_owes_is_hurried_when_it_is_promoted(tmp_path: Path) -> None:
-    old, new = NameReader("names", "1"), NameReader("names", "2")
-    ward = Ward(tmp_path, [old, new])
-    with ward.database.write() as connection:
-        store.ensure_site(connection, SITE)
-    deploy(ward, "first", old)
-    deploy(ward, "shadow", new)
+def test_what_a_challenger_still_owes_is_hurried_when_it_is_promoted(both: Both) -> None:
+    ward, _, new = both
     ward.take(png(0), "edema.png")
     deploy(ward, "promote")
     with ward.database.read() as connection:
         jobs = connection.execute(sa.select(store.job.c.model, store.job.c.floor)).all()
     assert [job.model for job in jobs] == [new.id]  # the old one's are not wanted any more
     assert jobs[0].floor < deployments.LATER
-    ward.database.close()
 
 
 def test_an_analysis_that_breaks_off_with_its_process_again_is_told_before_it_is_tried_again(tmp_path: Path) -> None:
