@@ -13,16 +13,19 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from sqlalchemy import make_url
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from wetread import config
 from wetread.cli import app
 from wetread.clinic.senders import Senders
 from wetread.config import Settings
+from wetread.infer import remote
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -30,6 +33,8 @@ BASE = DEPLOY / "kubernetes/base"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 KUSTOMIZATIONS = sorted((DEPLOY / "kubernetes").rglob("kustomization.yaml"))
 MANIFESTS = sorted(set((DEPLOY / "kubernetes").rglob("*.yaml")) - set(KUSTOMIZATIONS))
+COMPONENTS = DEPLOY / "kubernetes/components"
+SERVERS = {"serve", "work", "triton"}
 UNITS = sorted((DEPLOY / "systemd").glob("*"))
 
 
@@ -241,13 +246,15 @@ def test_no_pod_may_more_than_it_needs(name, pod):
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     (container,) = pod["containers"]
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert "memory" in container["resources"]["limits"]
-    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    every = [container, *pod.get("initContainers", [])]
+    for one in every:
+        assert one["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "memory" in one["resources"]["limits"]
+    mounts = {mount["name"] for one in every for mount in one["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
     assert (container["image"] == "wetread-train") == (name == "retrain")
 
@@ -259,7 +266,7 @@ def test_serving_pods_are_asked_whether_they_start_live_and_are_ready():
 
 
 def test_jobs_run_commands_that_there_are_and_take_an_answer_for_no_failure(tmp_path):
-    jobs = {name: pod["containers"][0] for name, pod in pods() if name not in ("serve", "work")}
+    jobs = {name: pod["containers"][0] for name, pod in pods() if name not in SERVERS}
     assert set(jobs) == {"drift", "verdict", "experiment", "backup", "verify", "retrain"}
     assert all(known_command(container["args"]) for container in jobs.values())
     # A program that ends with its argument stands in for `wetread`, which ends with 1 or 3 to answer (verdicts with 4).
@@ -315,7 +322,7 @@ def test_metrics_are_not_passed_on_to_who_comes_from_outside():
 
 def scraped():
     """Return who is asked, as component and name of a port: by the Operator, and by a Prometheus without it."""
-    (monitor,) = documents(DEPLOY / "kubernetes/components/monitoring/pod-monitor.yaml")
+    (monitor,) = documents(COMPONENTS / "monitoring/pod-monitor.yaml")
     endpoints = monitor["spec"]["podMetricsEndpoints"]
     assert all(e["relabelings"] == [{"targetLabel": "job", "replacement": "wetread"}] for e in endpoints)
     (chosen,) = monitor["spec"]["selector"]["matchExpressions"]
@@ -356,6 +363,47 @@ def test_every_process_is_asked_for_its_metrics_by_the_job_that_rules_want_and_m
     assert allowed == {("serve", "http"), ("work", "metrics")}
 
 
+def setting(component):
+    """Return what a component sets."""
+    (made,) = load(COMPONENTS / component / "kustomization.yaml")["configMapGenerator"]
+    return made["literals"][0].split("=", 1)[1]
+
+
+def test_triton_has_the_model_that_is_asked_of_it_and_is_reached_by_what_analyses(tmp_path):
+    deployment, claim, service = documents(COMPONENTS / "triton/triton.yaml")
+    base, model = remote.split(remote.address(setting("triton")))
+    url, pod = urlsplit(base), deployment["spec"]["template"]["spec"]
+    (container,), (export,), (port,) = pod["containers"], pod["initContainers"], service["spec"]["ports"]
+    assert (url.hostname, url.port) == (service["metadata"]["name"], port["port"])
+    assert {"name": port["targetPort"], "containerPort": port["port"]} in container["ports"]
+    assert f"--http-port={port['port']}" in container["command"]
+    assert {"name": "repository", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} in pod["volumes"]
+    # What the pod does first, done here.
+    repository = Path(export["args"][2]).relative_to("/")
+    assert f"--model-repository=/{repository}" in container["command"]
+    words = [re.sub("^/", f"{tmp_path}/", word) for word in export["args"]]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    told = (tmp_path / repository / model / "config.pbtxt").read_text()
+    gpus = re.findall(r"\d+", re.findall(r"gpus: \[(.+?)\]", told)[0])
+    assert gpus == [str(number) for number in range(container["resources"]["limits"]["nvidia.com/gpu"])]
+    there, out = (policy["spec"] for policy in documents(COMPONENTS / "triton/network-policy.yaml"))
+    ours = {"app.kubernetes.io/component": "triton"}
+    assert (there["podSelector"], there["ingress"][0]["ports"]) == ({"matchLabels": ours}, [{"port": port["name"]}])
+    assert there["ingress"][0]["from"] == [{"podSelector": out["podSelector"]}]
+    assert out["egress"] == [{"to": [{"podSelector": {"matchLabels": ours}}], "ports": [{"port": port["name"]}]}]
+    assert out["podSelector"]["matchExpressions"][0]["values"] == ["serve", "work"]
+
+
+def test_traces_leave_by_the_port_of_their_collector_from_an_image_that_can_tell_them():
+    url = urlsplit(setting("tracing"))
+    (policy,) = documents(COMPONENTS / "tracing/network-policy.yaml")
+    (rule,) = policy["spec"]["egress"]
+    namespace = rule["to"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert (str(url.hostname).split(".")[1], url.port) == (namespace, rule["ports"][0]["port"])
+    assert re.search(r'"\.\[.*\botel\b.*\]"', (DEPLOY / "Containerfile").read_text(encoding="utf-8"))
+
+
 # systemd
 
 
@@ -392,7 +440,7 @@ def test_every_job_has_its_timer_and_those_of_kubernetes_the_same():
     timers = {file.stem for file in UNITS if file.suffix == ".timer"}
     jobs = {file.stem for file in UNITS if file.suffix == ".service" and "Type=oneshot" in unit(file)["[Service]"]}
     assert timers == jobs
-    assert {name.removeprefix("wetread-") for name in timers} == {name for name, _ in pods()} - {"serve", "work"}
+    assert {name.removeprefix("wetread-") for name in timers} == {name for name, _ in pods()} - SERVERS
     installed = re.search(r'^timers="(.+)"', (DEPLOY / "bare-metal.sh").read_text(encoding="utf-8"), re.MULTILINE)
     assert installed
     assert {name.removesuffix(".timer") for name in installed[1].split()} == timers - {"wetread-retrain"}
