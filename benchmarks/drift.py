@@ -1,6 +1,6 @@
 """How often drift is cried when there is none, and how many days it takes to notice a change.
 
-    python -m benchmarks drift [--pool 600] [--repeats 200] [--a-day 40] [--unchanged]
+    python -m benchmarks drift [--pool 600] [--repeats 200] [--a-day 40] [--only beds]
 
 Phantoms go through the shipped model once, as they are and after each change (`wetread.simulate.shift`); departments
 are drawn from these with replacement: a reference of 28 days, then windows of 7. Nothing changes in two of them: one
@@ -126,10 +126,10 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--a-day", type=int, default=40)
-    parser.add_argument("--unchanged", action="store_true", help="only how often drift is cried for nothing")
+    parser.add_argument("--only", choices=("outpatients", "beds"), help="how often for nothing in one department")
     options = parser.parse_args()
     policy, rng, begun = DriftPolicy(), np.random.default_rng(0), time.perf_counter()
-    made, ill = pools(options.pool, [PORTABLE] if options.unchanged else CHANGES)
+    made, ill = pools(options.pool, [PORTABLE] if options.only else CHANGES)
     print(f"{options.pool} phantoms, {time.perf_counter() - begun:.0f} s; {options.a_day} patients a day", flush=True)
 
     def reference() -> Pool:
@@ -138,14 +138,16 @@ def main() -> None:
     def outpatients() -> Chosen:
         return of_streams(reference(), [("OLD", a) for a in draw(rng, made[""], ill, WINDOW * options.a_day)])
 
-    for name, department in (("outpatients", outpatients), ("with beds", lambda: with_beds(rng, made, ill))):
+    for name, department in (("outpatients", outpatients), ("beds", lambda: with_beds(rng, made, ill))):
+        if options.only not in (None, name):
+            continue
         begun = time.perf_counter()
         false = sum(bool(alarms(department(), policy)) for _ in range(options.repeats))
         low, high = wilson(false, options.repeats)
         each = (time.perf_counter() - begun) / options.repeats
         print(f"no drift, {name}: {false} false alarms in {options.repeats} checks ({float(low):.1%} to "
               f"{float(high):.1%}), alpha {policy.alpha:g}; {each:.1f} s a check", flush=True)  # fmt: skip
-    if options.unchanged:
+    if options.only:
         return
     print("\n| change | noticed within 14 days | days, median (90 %) | first by |\n|---|---|---|---|")
     for change in CHANGES:
