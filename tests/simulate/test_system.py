@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 
 import peers
+import pydicom
 import pytest
 from browser import CHROMIUM
 from serving import serving
@@ -21,6 +23,7 @@ from wetread.clinic import access, accounts
 from wetread.clinic.store import Store
 from wetread.improve import browsing
 from wetread.improve.browsing import PageLimits
+from wetread.radiograph import phantom
 
 pytestmark = pytest.mark.system
 PASSWORD = "correct horse battery"
@@ -139,9 +142,18 @@ def test_the_load_test_prints_its_steps_and_its_exit_code_tells_whether_the_firs
     assert found["steps"][0]["errors"] == {}
 
 
+def truncated():
+    film = pydicom.dcmread(io.BytesIO(phantom.dicom(phantom.make(5, size=128))))
+    film.PixelData, stream = film.PixelData[:1000], io.BytesIO()
+    film.save_as(stream)
+    return stream.getvalue()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install -y chromium")
 @pytest.mark.skipif(find_spec("playwright") is None, reason="needs playwright, of the extra browser")
 def test_pages_are_opened_as_on_a_tablet(server):
+    broken = server.http.post("/api/v1/studies?wait=30&priority=critical", files={"files": ("a.dcm", truncated())})
+    assert broken.json()["studies"][0]["code"] == "UNREADABLE"
     database = Store.existing(server.data, "")
     accounts.create(database, "canary", access.Role.RADIOLOGIST, "default", PASSWORD)
     database.close()

@@ -270,7 +270,11 @@ def browsers(
     import json
 
     from wetread import whole
+    from wetread.errors import ConfigError
     from wetread.simulate import browsers
+
+    if out is not None and not out.parent.is_dir():  # before minutes of measuring are lost
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it")
 
     address, who = browsers.code_of(login) if login else (url.rstrip("/"), {"name": name, "password": password})
     found = browsers.run(
