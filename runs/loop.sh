@@ -19,6 +19,7 @@ out=${1:-build/loop}
 [ ! -e "$out" ] || { echo "$out: exists; name a new folder" >&2; exit 2; }
 mkdir -p "$out" && cd "$out"
 clinic=clinic
+export COLUMNS=140  # of tables
 
 say() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
 # code FILE COMMAND: keep what it says, print its exit code; an alarm and a failing gate are part of the story.
