@@ -2,7 +2,8 @@
 # Wetread on Debian without containers (docs/bare-metal.md). As root, in the repository:
 #
 #   sh deploy/bare-metal.sh install    everything, from packages to the started service; again is harmless
-#   sh deploy/bare-metal.sh upgrade    back up, install PACKAGE, start, go back when it does not become ready
+#   sh deploy/bare-metal.sh upgrade    install PACKAGE, stop, back up, start; go back when it does not become ready
+#   sh deploy/bare-metal.sh restore BACKUP    the clinic as it was then; what it has now is kept beside it
 #   sh deploy/bare-metal.sh remove     the service and its units; data, backups and database stay
 #
 # What can be said beforehand:
@@ -121,44 +122,84 @@ service() {
   systemctl reload-or-restart nginx
 }
 
-ready() { # wait until it answers, two minutes at most
+restarts() { systemctl show --property NRestarts --value wetread; }
+
+ready() { # wait until it answers, two minutes at most, or until it has ended five times
+  most=$(($(restarts) + 5)) # systemd does not always count anew
   for _ in $(seq 120); do
     if curl --fail --silent --output /dev/null "http://127.0.0.1:$PORT/readyz"; then return 0; fi
+    [ "$(restarts)" -lt "$most" ] || return 1
     sleep 1
   done
   return 1
 }
 
-copy() { (cd "$etc" && as wetread "$home/bin/wetread" backup "$backups/before-upgrade" --data "$data"); }
+job() { # run a command of wetread as its units do: as that user, with its secrets (S3's keys), behind its fence
+  if ! system; then (cd "$etc" && "$home/bin/wetread" "$@"); return; fi
+  sed "s#^ExecStart=.*#ExecStart=$home/bin/wetread $*#" "$units/wetread-backup.service" \
+    >/run/systemd/system/wetread-upgrade.service
+  systemctl daemon-reload
+  systemctl start wetread-upgrade.service && code=0 || code=$?
+  [ "$code" = 0 ] || journalctl --unit wetread-upgrade --lines 5 --output cat --no-pager >&2
+  rm /run/systemd/system/wetread-upgrade.service
+  return "$code"
+}
+
+halt() { # whatever runs holds the database and the program: processes that analyse, timers, jobs
+  running=$(systemctl list-units --plain --no-legend --state=active,activating 'wetread*' | grep -oE '^wetread[^ ]+\.(service|timer)') || true
+  systemctl stop wetread.service $running
+}
+
+resume() {
+  systemctl reset-failed 'wetread*' # it may have been started more often than is allowed
+  systemctl start --no-block wetread.service $running
+}
+
+restored() { # BACKUP: the clinic as it was then; what it has now is kept beside it
+  now=before-$(date +%Y%m%dT%H%M%S)
+  as postgres psql --no-psqlrc -q -d postgres -o /dev/null \
+    -c "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'wetread'" \
+    -c "ALTER DATABASE wetread RENAME TO \"wetread-$now\""
+  database
+  if mountpoint -q "$data"; then # the root of a volume cannot be renamed
+    kept=$data/$now
+    owned 700 "$kept"
+    find "$data" -mindepth 1 -maxdepth 1 ! -name "$now" ! -name lost+found -exec mv -t "$kept" {} +
+  else
+    kept=$data.$now
+    mv "$data" "$kept"
+    owned 700 "$data"
+  fi
+  echo "what was there is kept in $kept and the database wetread-$now" >&2
+  step restore
+  job restore "$1" --data "$data"
+}
 
 upgrade() {
   step backup
-  copy
+  job backup "$backups/before-upgrade" --data "$data" # most of it, while the clinic works
   [ -n "$PACKAGE" ] || return 0
-  old=$("$home/bin/pip" freeze --exclude-editable | grep -i '^wetread[ =@]')
-  if system; then # whatever runs holds the database and the program: processes that analyse, timers, jobs
-    running=$(systemctl list-units --plain --no-legend --state=active 'wetread*' | grep -oE '^wetread[^ ]+\.(service|timer)') || true
-    systemctl stop wetread.service $running
-    copy # what came since; from here on senders wait
-  fi
-  program "$home" "$PACKAGE" || { ! system || systemctl start --no-block wetread.service $running; return 1; }
+  rm -rf "$home.new"
+  program "$home.new" "$PACKAGE" # meanwhile too
+  grep -rlI "$home.new" "$home.new/bin" | xargs -r sed -i "s#$home\.new#$home#g" # its scripts name their own place
+  ! system || halt # from here on senders wait
+  step "backup of what came meanwhile"
+  job backup "$backups/before-upgrade" --data "$data" || { ! system || resume; return 1; }
+  rm -rf "$home.old"
+  mv "$home" "$home.old"
+  mv "$home.new" "$home"
   system || return 0
-  systemctl start --no-block wetread.service $running
+  step start
+  resume
   ready && return 0
   # A newer schema is not read by an older program: the program goes back together with the data.
-  echo "not ready; $old comes back, with the backup of before" >&2
+  echo "not ready; the program of before comes back, with what it had when it stopped" >&2
   systemctl stop wetread.service $running
-  program "$home" "$old"
-  kept=$data.failed-$(date +%Y%m%dT%H%M%S)
-  mv "$data" "$kept"
-  owned 700 "$data"
-  as postgres psql --no-psqlrc -q -d postgres -c "ALTER DATABASE wetread RENAME TO \"wetread-failed-$(date +%s)\""
-  database
-  (cd "$etc" && as wetread "$home/bin/wetread" restore "$backups/before-upgrade" --data "$data")
-  systemctl reset-failed 'wetread*' # it was started more often than is allowed
-  systemctl start --no-block wetread.service $running
+  mv "$home" "$home.new"
+  mv "$home.old" "$home"
+  restored "$backups/before-upgrade"
+  resume
   ready
-  echo "what the newer one had is kept in $kept" >&2
   return 1
 }
 
@@ -179,6 +220,14 @@ install)
   journalctl --unit wetread --output cat --no-pager | sed -n "s#^http.*\(/login?\)#https://$NAME\1#p" | tail -1
   ;;
 upgrade) upgrade ;;
+restore)
+  [ -f "${2:?name the folder of the backup}/backup.json" ] || { echo "$2: is no backup" >&2; exit 2; }
+  system || exit 0
+  halt
+  restored "$2"
+  resume
+  ready
+  ;;
 remove)
   system || exit 0
   systemctl stop 'wetread*'
@@ -187,7 +236,7 @@ remove)
   systemctl reload nginx
   ;;
 *)
-  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
   exit 2
   ;;
 esac

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 
 import machine
@@ -13,6 +14,7 @@ from machine import Machine
 
 NAME = "wetread.test"
 SCRIPT = "/opt/source/deploy/bare-metal.sh"
+PIP = {"PIP_NO_INDEX": "1", "PATH": f"/opt/python/bin:{machine.PATH}"}  # the Python for which the packages are
 PORT = "http://127.0.0.1:8080"
 
 pytestmark = pytest.mark.system
@@ -109,6 +111,47 @@ def test_the_timers_wait_and_what_they_call_succeeds(booted: Machine) -> None:
         assert booted.shows(f"{job}.timer", "NextElapseUSecRealtime")
     booted.run("systemctl", "start", *(f"{job}.service" for job in jobs))
     assert {job: booted.shows(f"{job}.service", "Result") for job in jobs} == dict.fromkeys(jobs, "success")
+
+
+def wheel(booted: Machine, version: str, module: str, *more: str) -> str:
+    """Put a package there that pip installs as `wetread`; return where. `more` are lines of a .pth."""
+    name, info = f"wetread-{version}-py3-none-any.whl", f"wetread-{version}.dist-info"
+    with zipfile.ZipFile(booted.root / "opt" / name, "w") as file:
+        file.writestr("started.py", module)
+        file.writestr("more.pth", "\n".join(more))
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: wetread\nVersion: {version}\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/entry_points.txt", "[console_scripts]\nwetread = started:main\n")
+        file.writestr(f"{info}/RECORD", "")
+    return f"/opt/{name}"
+
+
+def test_an_upgrade_that_does_not_start_goes_back_to_the_moment_of_the_stop(booted: Machine, token: str) -> None:
+    before = (booted.root / "opt/wetread/bin/wetread").read_text()
+    # A newer program that has changed the schema before it ends.
+    ruins = (
+        "import subprocess\n\ndef main():\n"
+        "    subprocess.run(['psql', '-d', 'wetread', '-c', 'DROP SCHEMA public CASCADE'], check=True)\n"
+        "    raise SystemExit(1)\n"
+    )
+    booted.run("sh", SCRIPT, "upgrade", PACKAGE=wheel(booted, "8.0", ruins), **PIP, accepted=(1,))
+    assert (booted.root / "opt/wetread/bin/wetread").read_text() == before
+    assert [s["status"] for s in study(booted, token)] == ["analysed"]
+    assert booted.run("find", "/var/lib", "-maxdepth", "1", "-name", "wetread.before-*") != ""
+    timers = booted.run("systemctl", "list-units", "--state=active", "--plain", "--no-legend", "wetread-*.timer")
+    assert len(timers.splitlines()) == 5
+
+
+def test_an_upgrade_installs_beside_and_keeps_the_program_of_before(booted: Machine, token: str) -> None:
+    good = "from wetread.cli import main\n"
+    package = wheel(booted, "9.0", good, "/opt/source/src", "/opt/packages")
+    booted.run("sh", SCRIPT, "upgrade", PACKAGE=package, **PIP, accepted=(0,))
+    assert "started" in (booted.root / "opt/wetread/bin/wetread").read_text()
+    assert (booted.root / "opt/wetread.old/bin/wetread").exists()
+    assert booted.run("grep", "-rlI", "/opt/wetread.new", "/opt/wetread/bin", accepted=(1,)) == ""
+    assert len(study(booted, token)) == 1
 
 
 def test_removal_leaves_data_and_nothing_that_runs(booted: Machine) -> None:
