@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from commands import COMMANDS
+from sqlalchemy.exc import OperationalError
 
 from wetread import __version__, cli, config
 from wetread.errors import ReadError, WetreadError
@@ -70,6 +71,12 @@ def test_wrong_usage_is_one_line_that_points_to_the_help(monkeypatch, capsys, ar
 )
 def test_an_error_is_one_line_and_exit_code_2(monkeypatch, capsys, error, line):
     monkeypatch.setattr(cli, "app", raising(error))
+    assert run(monkeypatch, capsys, "anything") == (2, "", line)
+
+
+def test_a_busy_database_is_no_defect(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "app", raising(OperationalError("SELECT 'DOE^JANE'", {}, Exception("database is locked"))))
+    line = "wetread: database: busy, or it does not answer; try again\n"
     assert run(monkeypatch, capsys, "anything") == (2, "", line)
 
 

@@ -1133,10 +1133,19 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
+        if _unreachable(error):
+            _fail("database: busy, or it does not answer; try again")
         name = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         if name in _EXTRAS:
             _fail(f"{name} is not installed; pip install 'wetread[{_EXTRAS[name]}]'")
         _defect(error)
+
+
+def _unreachable(error: Exception) -> bool:
+    """Return whether it is the database that gave no answer; looked at by name, as most commands import none."""
+    return error.__class__.__module__ == "sqlalchemy.exc" and error.__class__.__name__ in (
+        "OperationalError", "InterfaceError"
+    )  # fmt: skip
 
 
 def _defect(error: Exception) -> NoReturn:
