@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import threading
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,15 @@ import pytest
 import ward
 from clinic.conftest import MEMORY
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 from web.conftest import BASE
 
+from wetread.cli import app
 from wetread.clinic import access, accounts
+from wetread.clinic.store import Store
 from wetread.config import Settings
 from wetread.errors import ClinicError, ConfigError, DeniedError
+from wetread.improve.lock import alone
 from wetread.simulate import crew, perception, truth
 from wetread.simulate.perception import Skill, generator
 from wetread.simulate.readers import CLASSES, Habit, Reader, hours
@@ -357,3 +362,12 @@ def test_the_case_of_a_study_is_found_as_soon_as_it_is_written(tmp_path):
         writer.write(case)
         assert following.case("1.2", "") == case
     assert CLOCK.at(CLOCK.began + timedelta(seconds=1)) > CLOCK.start
+
+
+def test_two_crews_of_the_same_names_do_not_read_at_once(tmp_path):
+    Store.open(tmp_path / "clinic").close()
+    place = tmp_path / "clinic" / "improve" / "simulate" / hashlib.sha256(b"Simulated 1").hexdigest()[:16]
+    words = ["simulate", "readers", str(tmp_path / "t.jsonl"), "--data", str(tmp_path / "clinic"), "--readers", "1"]
+    with alone(place, "simulate readers"):
+        said = CliRunner().invoke(app, words)
+    assert "another `wetread simulate readers` is at work" in str(said.exception)

@@ -152,12 +152,14 @@ def readers(
     They end once all studies of the truth file are signed. Example:
     `wetread simulate readers month.jsonl --data clinic --readers 3 --sensitivity 0.85 --anchoring 0.3`
     """
+    import hashlib
     import json
     from contextlib import ExitStack
 
     from wetread import config
     from wetread.clinic.store import Store
     from wetread.errors import ConfigError
+    from wetread.improve.lock import alone
     from wetread.simulate import crew as crews
     from wetread.simulate.perception import Skill
     from wetread.simulate.readers import CLASSES, Habit, hours
@@ -175,6 +177,10 @@ def readers(
             settings = config.load(Path("wetread.toml"))
             database = Store.existing(data, settings.database)
             stack.callback(database.close)
+            for name in sorted(member.name for member in members if not member.token):
+                # Else one crew would end the other's sessions. Names may hold anything.
+                place = data / "improve" / "simulate" / hashlib.sha256(name.encode()).hexdigest()[:16]
+                stack.enter_context(alone(place, "simulate readers"))
             passwords = stack.enter_context(crews.employed(database, members, settings.site))
         clients = stack.enter_context(crews.signed_in(url, members, passwords))
         done = crews.read(members, clients, truth, seed=seed, count=count, idle_s=idle)
