@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from department import HERE
 from drifting import POLICY, START, Department
 
-from wetread.clinic import audit, store
+from wetread.clinic import accounts, audit, store
 from wetread.clinic.store import Store
 from wetread.errors import ConfigError
 from wetread.improve import drift, policy
@@ -160,6 +160,17 @@ def by_name_of(names: dict[str, Any], *ends: str) -> str:
     """Return the one name that stands for several groups of the same images."""
     (found,) = (name for name in names if "reviews" not in name and name.endswith(ends))
     return found
+
+
+def test_who_uploads_by_hand_has_no_name_in_a_report(database: Store) -> None:
+    drawn = Department()
+    for sender in ("Dr Quixote", "Nurse Panza", "AE WEST"):
+        drawn.come(range(35), 4, source=sender)
+    for name in ("Dr Quixote", "Nurse Panza"):
+        accounts.create(database, name, "radiologist", HERE, actor="tester", password="correct horse battery staple")
+    names = {source.name for source in drawn.report(database).sources}
+    assert "sender by hand" in names
+    assert not any("Quixote" in name or "Panza" in name for name in names)
 
 
 def test_only_so_many_groups_are_compared_and_the_rest_is_said(database: Store) -> None:

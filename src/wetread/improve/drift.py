@@ -219,11 +219,13 @@ def _families(whole: str, of: str, data: Images | Reviews, limits: Limits, least
     if not enough:
         return  # neither is there of any part
     groups: list[tuple[int, str, BoolArray]] = []
+    seen = set[bytes]()
     for kind, names in data.groups.items():
         for name in np.unique(names).tolist():
             mask = names == name
             known = name or kind == "device"  # that nobody says who sent it is no sender
-            if known and not mask.all() and not any(np.array_equal(mask, other) for *_, other in groups):
+            if known and not mask.all() and (images := mask.tobytes()) not in seen:
+                seen.add(images)
                 title = f"{KINDS[kind]}{name}" if name else UNSAID
                 groups.append((_least(data.after[mask]), f"{of}{title}", mask))
     groups.sort(key=lambda group: (-group[0], -group[2].sum()))

@@ -25,6 +25,7 @@ from wetread.radiograph.exposure import Exposure
 MOST = 2_000  # images of either window; more prove smaller effects, which do not matter
 
 GROUPS = "device", "station", "source"
+PERSON = "by hand"  # the sender of what a person uploads
 Groups = dict[str, NDArray[np.str_]]
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -111,7 +112,7 @@ def gather(connection: Connection, site: str, model: str, reference: Period, win
     figures = [field.name for field in fields(Exposure)]
     return Images(
         np.array([new for new, _ in rows], bool),
-        _groups(rows),
+        _groups(connection, rows),
         {name: np.array([(row.exposure or {}).get(name, np.nan) for _, row in rows], float) for name in figures},
         np.array([not row.suitable for _, row in rows], bool),
         features,
@@ -133,7 +134,7 @@ def signed(connection: Connection, site: str, model: str, reference: Period, win
     of_model = _columns(expected)
     of_reader = {name: values for name, values in _columns(said).items() if name in of_model}
     after, of_model = np.array([new for new, _ in rows], bool), {name: of_model[name] for name in of_reader}
-    return Reviews(after, _groups(rows), of_reader, of_model)
+    return Reviews(after, _groups(connection, rows), of_reader, of_model)
 
 
 def _images(connection: Connection, site: str, model: str, reference: Period, window: Period) -> list[tuple[bool, Any]]:
@@ -196,8 +197,12 @@ def _studies(
     return [(drawn[row.study], row) for row in connection.execute(wanted)]
 
 
-def _groups(rows: Sequence[tuple[bool, Any]]) -> Groups:
-    return {name: np.array([getattr(row, name) or "" for _, row in rows], np.str_) for name in GROUPS}
+def _groups(connection: Connection, rows: Sequence[tuple[bool, Any]]) -> Groups:
+    """Return the groups of rows; who uploads by hand is no name in a report."""
+    groups = {name: np.array([getattr(row, name) or "" for _, row in rows], np.str_) for name in GROUPS}
+    people = list(connection.execute(sa.select(store.account.c.name)).scalars())
+    sender = groups["source"]
+    return groups | {"source": np.where(np.isin(sender, people), PERSON, sender)}
 
 
 def _in_either(moment: Any, reference: Period, window: Period) -> sa.ColumnElement[bool]:
