@@ -122,8 +122,9 @@ def studies(connection: Connection, experiment: Experiment, rule: Rule | None = 
         labels = export.labels_of(answered)
         scored = [
             Scored(result.model_name, f["finding"], f["probability"], f["flagged"], f["call"])
-            for result in said[row.id] for f in result.findings
-        ]  # fmt: skip
+            for result in {result.model: result for result in said[row.id]}.values()  # the last word of each
+            for f in result.findings
+        ]
         since = experiment.block(row.received_at).since
         found.append(
             Study(
@@ -137,7 +138,7 @@ def studies(connection: Connection, experiment: Experiment, rule: Rule | None = 
                 reader=review.reader if review else None,
                 truth=frozenset(finding for finding, value in labels.items() if value == PRESENT),
                 answered=frozenset(labels),
-                flagged=frozenset(one.finding for one in scored if one.flagged),
+                flagged=frozenset(f["finding"] for result in said[row.id] for f in result.findings if f["flagged"]),
                 early=(row.received_at - since).total_seconds() < 60 * wash,
                 priority=str(priority.decide(rule or Rule(), Priority(row.floor), scored).priority),
                 answers=answered["answers"],
