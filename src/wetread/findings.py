@@ -164,6 +164,13 @@ COVID = Task("covid", ("Normal", "Pneumonia", "COVID-19", "Tuberculosis"), exclu
 
 TASKS = {task.name: task for task in (CHEXPERT, NIH, PNEUMONIA, COVID)}
 
+# Of all built-in tasks together: the findings, those that mean "nothing abnormal", those that are no abnormality by
+# themselves, and both of these.
+FINDINGS = tuple(dict.fromkeys(finding for task in TASKS.values() for finding in task.findings))
+NORMAL = frozenset(task.normal for task in TASKS.values() if task.normal)
+NEUTRAL = frozenset(finding for task in TASKS.values() for finding in task.neutral)
+HARMLESS = NORMAL | NEUTRAL
+
 
 def task(name: str) -> Task:
     """Return a built-in task by name, or read one from a TOML file.

@@ -252,6 +252,10 @@ def test_pages_that_break_hold_a_canary_and_never_roll_it_back(database: Store, 
     assert "| tablet | 5 | 3 |" in (record / "record.md").read_text()
     assert json.loads((record / "record.json").read_text())["pages"]["profiles"]["tablet"]["errors"] == 3
     assert rollout.judge(limits).outcome == "hold"  # without a report, which the policy asks for
+    file.write_text("no report")
+    unread = rollout.judge(limits, browsers=file)
+    assert unread.outcome == "hold"
+    assert "Invalid JSON" in unread.reasons[0]
     assert judge("shadow", errors=3).outcome == "promote"  # no page shows what it says
     worse = dataclasses.replace(figure(fine, "agreement"), verdict="fail")
     outcome, reasons = verdict.decide(Paired(), [worse], limits, pages=broken.pages)

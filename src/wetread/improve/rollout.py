@@ -156,8 +156,6 @@ class Rollout:
         ------
         ConflictError
             When nothing challenges, or what does challenges at every site and `site` is one.
-        ConfigError
-            When `browsers` is no such report.
         """
         with self.database.read() as connection:
             found = deploying.find(connection, self.site, slot)

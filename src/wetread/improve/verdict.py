@@ -26,11 +26,11 @@ from wetread.clinic import store
 from wetread.clinic.deployments import CANARY, EVERYWHERE, Slot
 from wetread.clinic.figures import walk
 from wetread.clinic.store import Store
-from wetread.errors import Code
+from wetread.errors import Code, ConfigError
 from wetread.evaluate import clustered
 from wetread.evaluate.clustered import Contrast, Estimate
 from wetread.evaluate.intervals import Interval
-from wetread.findings import TASKS
+from wetread.findings import NORMAL
 from wetread.improve import browsing
 from wetread.improve.browsing import Pages
 from wetread.improve.margins import Figure, Limits, Margin, at_least, at_most, between, figure, within, words
@@ -41,7 +41,6 @@ ANCHORED = (
     "Readers saw the champion's word before they answered, and none of the challenger's: agreement is anchored on the "
     "champion."
 )
-NORMAL = frozenset(task.normal for task in TASKS.values() if task.normal)  # which nobody misses
 _ENOUGH = 20  # patients, before the spread of scores, flags and times among them is believed
 _NOTHING = Contrast(math.nan, math.nan, math.nan, math.nan)
 _TOLD = Margin(-math.inf, math.inf, "")
@@ -106,18 +105,12 @@ def judge(database: Store, slot: Slot, limits: Limits, site: str = EVERYWHERE, b
     site : str
         Only its studies; by default those of all sites that the challenger concerns.
     browsers : Path, optional
-        What browsers measured of the pages; see `browsing`.
-
-    Raises
-    ------
-    ConfigError
-        When `browsers` is no such report.
+        What browsers measured of the pages; see `browsing`. What cannot be read holds a canary, as no report does: it
+        must not stand in the way of a roll back.
     """
     row, champion = slot.challenger, slot.champion
     assert row is not None
-    pages = browsing.judge(limits.browsers, row.since, browsers)
-    if row.stage != CANARY:  # no page shows what it says
-        pages = None
+    pages = _pages(limits, row.since, browsers) if row.stage == CANARY else None  # in shadow no page shows what it says
     with database.read() as connection:
         walk(connection)
         pairs = gather(connection, row, champion.model, row.site or site, limits.most) if champion else Paired()
@@ -133,6 +126,13 @@ def judge(database: Store, slot: Slot, limits: Limits, site: str = EVERYWHERE, b
         champion.model if champion else None, row.since, len(pairs.studies), len(pairs.images), len(pairs.truth),
         len(pairs.blind), outcome, tuple(reasons), figures, tuple(notes), limits.model_dump(), pages, look,
     )  # fmt: skip
+
+
+def _pages(limits: Limits, since: datetime, browsers: Path | None) -> Pages | None:
+    try:
+        return browsing.judge(limits.browsers, since, browsers)
+    except ConfigError as error:
+        return Pages(None, {}, (f"pages: {error}",))
 
 
 def _look(before: Mapping[str, Any], pairs: Paired, limits: Limits) -> int:
@@ -317,7 +317,7 @@ def _readers(pairs: Paired, limits: Limits) -> Iterable[Figure]:
     for name, chosen in (("agreement, read blind", blind), ("agreement, challenger shown", drew)):
         if chosen.any():
             yield compare(name, right, chosen, limits.agreement, held=False)
-    ill = present & ~np.isin(finding_of, list(NORMAL))
+    ill = present & ~np.isin(finding_of, list(NORMAL))  # which nobody misses
     yield compare("sensitivity", flags, ill, limits.sensitivity, least=limits.positives)
     for finding in sorted(set(finding_of[present])):
         chosen = present & (finding_of == finding)
