@@ -31,15 +31,13 @@ from wetread.clinic.store import Store
 from wetread.evaluate import clustered
 from wetread.evaluate.intervals import Interval
 from wetread.evaluate.metrics import BoolArray, FloatArray
-from wetread.findings import ABSENT, PRESENT, TASKS, Task
+from wetread.findings import ABSENT, HARMLESS, NORMAL, PRESENT, TASKS, Task
 
 READS = ("audit", "blind", "anchored")
 ANY = "any finding"  # whether a study shows anything at all
 MOST = 5_000
 DAYS = 28  # that the numbers for Prometheus are of
 WEEK = timedelta(days=7)
-_NORMAL = {task.normal for task in TASKS.values() if task.normal}
-_NOTHING = _NORMAL | {finding for task in TASKS.values() for finding in task.neutral}  # no abnormality by themselves
 
 
 @dataclass(frozen=True)
@@ -219,13 +217,13 @@ def _task(findings: frozenset[str]) -> Task | None:
 
 def _compared(labels: dict[str, int], result: Any) -> Iterator[tuple[str, bool, bool, float]]:
     """Yield each finding of which both spoke: its name, whether it is there, was flagged, and how probable it was."""
-    said = {one["finding"]: one for one in result.findings if one["finding"] not in _NORMAL}
+    said = {one["finding"]: one for one in result.findings if one["finding"] not in NORMAL}
     for name, one in said.items():
         if labels.get(name) in (PRESENT, ABSENT):
             yield name, labels[name] == PRESENT, bool(one["flagged"]), float(one["probability"])
-    seen = any(value == PRESENT for name, value in labels.items() if name not in _NOTHING)
-    normal = any(labels.get(name) == PRESENT for name in _NORMAL)
-    counted = [one for name, one in said.items() if name not in _NOTHING]
+    seen = any(value == PRESENT for name, value in labels.items() if name not in HARMLESS)
+    normal = any(labels.get(name) == PRESENT for name in NORMAL)
+    counted = [one for name, one in said.items() if name not in HARMLESS]
     if counted and seen != normal:  # neither: what was not asked may be there; both: the reader contradicts themselves
         highest = max(float(one["probability"]) for one in counted)
         score = highest if result.abnormal is None else float(result.abnormal)

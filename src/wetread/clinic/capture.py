@@ -23,7 +23,7 @@ from wetread.clinic import evidence, identity, store
 from wetread.clinic.statement import NOTICE, UNRESTRICTED, Said, Statement
 from wetread.clinic.store import Store
 from wetread.clinic.worker import unpack
-from wetread.findings import TASKS
+from wetread.findings import HARMLESS
 from wetread.infer import heatmap
 from wetread.radiograph.dicom import quiet
 from wetread.radiograph.read import Limits, read, to_8_bit
@@ -89,8 +89,7 @@ def _maps(database: Store, statement: Statement) -> list[dict[str, Any]]:
 
 def chosen(said: list[Said]) -> Said | None:
     """Return the finding whose map is drawn: the most probable one that is flagged and abnormal, if any."""
-    harmless = {task.normal for task in TASKS.values()} | {f for task in TASKS.values() for f in task.neutral}
-    flagged = [s for s in said if s.flagged and s.finding not in harmless]
+    flagged = [s for s in said if s.flagged and s.finding not in HARMLESS]
     return max(flagged, key=lambda s: (s.probability, s.finding), default=None)
 
 

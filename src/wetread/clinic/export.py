@@ -36,14 +36,12 @@ from wetread.clinic.deidentify import OLDEST, deidentify
 from wetread.clinic.pseudonyms import Pseudonyms
 from wetread.clinic.store import Store
 from wetread.errors import ConfigError, ReadError
-from wetread.findings import ABSENT, PRESENT, TASKS, UNCERTAIN
+from wetread.findings import ABSENT, FINDINGS, HARMLESS, NORMAL, PRESENT, UNCERTAIN
 from wetread.radiograph import burned_in
 from wetread.radiograph.read import Limits, Radiograph, read
 
 LABELS, REFUSED, ABOUT, IMAGES = "labels.csv", "refused.csv", "export.json", "images"
 _COLUMNS = ("image", "patient", "study", "view", "sex", "age_years", "site")
-_NORMAL = frozenset(task.normal for task in TASKS.values() if task.normal)
-_NEUTRAL = frozenset(finding for task in TASKS.values() for finding in task.neutral)
 # What a model says is no radiograph of a chest teaches nothing about chests.
 _UNFIT = frozenset({"UNREADABLE", "TOO_LARGE", "NOT_RADIOGRAPH", "NOT_CHEST", "FOR_PROCESSING"})
 
@@ -120,7 +118,7 @@ def run(
         # In the order of pseudonyms: that of arrival would tell who came when.
         rows.sort(key=lambda row: row["image"])
         # What a reader typed may be anything, names included: only findings that a task or a model knows go out.
-        known = {finding for task in TASKS.values() for finding in task.findings} | called
+        known = {*FINDINGS, *called}
         rows = [{name: value for name, value in row.items() if name in known or name in _COLUMNS} for row in rows]
         findings = _order({finding for row in rows for finding in row} - set(_COLUMNS))
         _table(draft / LABELS, (*_COLUMNS, *findings), rows)
@@ -208,11 +206,10 @@ def labels_of(review: Mapping[str, Any]) -> dict[str, int]:
         if value is not None:
             labels[finding] = value
     if review["normal"]:
-        everything = {finding for task in TASKS.values() for finding in task.findings}
-        for finding in everything | set(review["answers"]):
-            labels.setdefault(finding, PRESENT if finding in _NORMAL else ABSENT)
-    elif any(value == PRESENT for finding, value in labels.items() if finding not in _NORMAL | _NEUTRAL):
-        labels |= dict.fromkeys(_NORMAL, ABSENT)
+        for finding in {*FINDINGS, *review["answers"]}:
+            labels.setdefault(finding, PRESENT if finding in NORMAL else ABSENT)
+    elif any(value == PRESENT for finding, value in labels.items() if finding not in HARMLESS):
+        labels |= dict.fromkeys(NORMAL, ABSENT)
     return labels
 
 
@@ -289,8 +286,7 @@ def _same(before: Radiograph, after: Radiograph) -> None:
 
 def _order(findings: set[str]) -> list[str]:
     """Return findings in the order of the tasks that know them, the others by name."""
-    known = list(dict.fromkeys(finding for task in TASKS.values() for finding in task.findings))
-    return [f for f in known if f in findings] + sorted(findings - set(known))
+    return [f for f in FINDINGS if f in findings] + sorted(findings - {*FINDINGS})
 
 
 def _table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

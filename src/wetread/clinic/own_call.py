@@ -15,10 +15,7 @@ from wetread.clinic import audit, blind, claims, reviews, store
 from wetread.clinic.export import labels_of
 from wetread.clinic.store import Store
 from wetread.errors import ConflictError
-from wetread.findings import ABSENT, PRESENT, TASKS, Task
-
-_NORMAL = frozenset(task.normal for task in TASKS.values() if task.normal)
-_NEUTRAL = frozenset(finding for task in TASKS.values() for finding in task.neutral)
+from wetread.findings import ABSENT, FINDINGS, HARMLESS, NEUTRAL, NORMAL, PRESENT, Task
 
 
 def record(
@@ -96,13 +93,15 @@ def named(own: Mapping[str, Any], task: Task | None) -> dict[str, int]:
         return labels_of({"normal": True, "answers": {}}) | dict.fromkeys(said, PRESENT)
     above = [f for finding in said if task and finding in task.findings for f in task.path(finding)]
     found = dict.fromkeys([*said, *above], PRESENT)
-    return found | (dict.fromkeys(_NORMAL, ABSENT) if set(found) - _NEUTRAL - _NORMAL else {})
+    return found | (dict.fromkeys(NORMAL, ABSENT) if set(found) - HARMLESS else {})
 
 
 def labels(own: Mapping[str, Any], task: Task | None, findings: Iterable[str] = ()) -> dict[str, int]:
     """Return what a reader said before any model's word was known, of every finding of a task and of `findings`.
 
-    A finding that they did not name is absent: they looked, and nothing suggested it to them.
+    A finding that they did not name is absent: they looked, and nothing suggested it to them. Devices are not: nobody
+    names all of them.
     """
-    everything = {f for one in (*TASKS.values(), *([task] if task else [])) for f in one.findings}
-    return dict.fromkeys(everything.union(findings), ABSENT) | named(own, task)
+    everything = {*FINDINGS, *findings, *(task.findings if task else ())}
+    said = dict.fromkeys(everything - NEUTRAL, ABSENT) | named(own, task)
+    return {finding: label for finding, label in said.items() if label == PRESENT or finding not in NEUTRAL}

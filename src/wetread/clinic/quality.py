@@ -25,14 +25,13 @@ from wetread.clinic import store, triage
 from wetread.clinic.figures import MOST, Period, Rate, Share, Spread, at_site, by_step, step_of, walk
 from wetread.clinic.priority import Priority
 from wetread.clinic.store import Store
-from wetread.findings import TASKS
+from wetread.findings import NORMAL
 
 ARMS = ("anchored", "blind")  # whether the reader had the model's word before they made up their own mind
 PERIODS = (7, 28, 90)  # days that may be looked at
 _DAY = timedelta(days=1)
 _SETTLED = timedelta(hours=1)  # after it no signature is taken back any more, nor still being written
 _LONGEST = timedelta(days=PERIODS[-1] + 10)  # that a day is kept
-_NORMAL = {task.normal for task in TASKS.values()}
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ def _agreement(rows: Iterable[Any]) -> list[Agreement]:
                 finding,
                 _agreed(group),
                 sum(row.times for row in group if row.answer == "unsure"),
-                Share(0, 0) if finding in _NORMAL else Share(missed, seen),
+                Share(0, 0) if finding in NORMAL else Share(missed, seen),
                 Share(false, false + counts["likely", "agree"]),
             )
         )

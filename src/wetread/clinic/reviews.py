@@ -20,6 +20,7 @@ from wetread.clinic import audit, blind, claims, store, superseding, triage
 from wetread.clinic.claims import claim, release
 from wetread.clinic.store import Store
 from wetread.errors import ClinicError, ConflictError
+from wetread.findings import HARMLESS
 
 __all__ = ["ANSWERS", "NewerError", "UnseenError", "Verdict", "Version", "claim", "release", "save", "withdraw"]
 
@@ -293,10 +294,7 @@ def draft(connection: Connection, study: str, reader: str, now: datetime, versio
 
 def raise_if_abnormal(findings: Sequence[str]) -> None:
     """Raise `ClinicError` when a study called normal has a finding that is neither normal nor a mere device."""
-    from wetread.findings import TASKS
-
-    harmless = {task.normal for task in TASKS.values()} | {f for task in TASKS.values() for f in task.neutral}
-    if abnormal := [finding for finding in findings if finding not in harmless]:
+    if abnormal := [finding for finding in findings if finding not in HARMLESS]:
         raise ClinicError(f"normal: contradicts {abnormal[0]!r}; take back one of the two")
 
 

@@ -18,10 +18,7 @@ from typing import Any
 
 from wetread.clinic import own_call
 from wetread.clinic.export import labels_of
-from wetread.findings import ABSENT, PRESENT, TASKS, UNCERTAIN, Task
-
-_NORMAL = frozenset(task.normal for task in TASKS.values() if task.normal)
-_NEUTRAL = frozenset(finding for task in TASKS.values() for finding in task.neutral)
+from wetread.findings import ABSENT, HARMLESS, PRESENT, UNCERTAIN, Task
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def _with_own_call(
     named = own_call.named(own, task)
     changed = {f for f in said if f in named and said[f] != named[f] and UNCERTAIN not in (said[f], named[f])}
     for finding, value in said.items():  # seen only when the model had said so; devices nobody names by themselves
-        if value == PRESENT and finding not in named and finding not in _NORMAL | _NEUTRAL:
+        if value == PRESENT and finding not in named and finding not in HARMLESS:
             known = task.path(finding)[:-1] if finding in task.findings else ()
             if not any(named.get(f) == PRESENT for f in known):
                 changed.add(finding)

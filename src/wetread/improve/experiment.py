@@ -31,7 +31,7 @@ from wetread.errors import ConfigError, ConflictError, WetreadError
 from wetread.evaluate import clustered
 from wetread.evaluate.intervals import Interval, wilson
 from wetread.evaluate.metrics import FloatArray
-from wetread.findings import TASKS
+from wetread.findings import FINDINGS, NORMAL
 from wetread.improve.experiment_studies import Study, studies
 from wetread.improve.policy import Policy
 from wetread.infer.remote import local_name
@@ -155,8 +155,7 @@ def start(
     ConflictError
         When another one is under way there.
     """
-    normal = {task.normal for task in TASKS.values()}
-    names = sorted({finding for task in TASKS.values() for finding in task.findings}.union(known) - normal)
+    names = sorted({*FINDINGS, *known} - NORMAL)
     if strange := [finding for finding in design.findings if finding not in names]:
         raise ConfigError(f"findings: {strange[0]!r} is of no task and of no model here; known: {', '.join(names)}")
     values = design.model_dump(mode="json")

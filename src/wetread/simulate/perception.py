@@ -16,8 +16,8 @@ from zlib import crc32
 import numpy as np
 
 from wetread.errors import ConfigError
-from wetread.findings import CHEXPERT
-from wetread.simulate.truth import ABNORMAL, HARMLESS, Case
+from wetread.findings import CHEXPERT, HARMLESS
+from wetread.simulate.truth import ABNORMAL, Case
 
 Seen = dict[str, bool]
 NORMAL = ("No Finding", "Normal")

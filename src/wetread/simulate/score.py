@@ -18,8 +18,9 @@ import numpy as np
 from wetread.errors import ClinicError, DeniedError, hide
 from wetread.evaluate import intervals, metrics
 from wetread.evaluate.intervals import Interval
+from wetread.findings import HARMLESS
 from wetread.simulate.perception import NORMAL
-from wetread.simulate.truth import ABNORMAL, HARMLESS, Case, Truth
+from wetread.simulate.truth import ABNORMAL, Case, Truth
 
 _PAGE = 500
 _EARLIER = timedelta(minutes=10)  # the server's clock may be slow

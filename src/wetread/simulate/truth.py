@@ -18,16 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from wetread.errors import ConfigError
-from wetread.findings import TASKS
+from wetread.findings import HARMLESS
 from wetread.simulate.department import Patient
 from wetread.simulate.ways import Answer
 
 ABNORMAL = "abnormal"
 """The question that every truth answers, also one that names no finding."""
-
-HARMLESS = frozenset({task.normal for task in TASKS.values() if task.normal}) | {
-    finding for task in TASKS.values() for finding in task.neutral
-}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from wetread.clinic.access import Caller
 from wetread.clinic.service import Clinic
 from wetread.clinic.worklist import Study
 from wetread.errors import NotFoundError
-from wetread.findings import TASKS
+from wetread.findings import HARMLESS
 from wetread.infer import heatmap
 from wetread.radiograph.read import Limits, read
 from wetread.web import covering, images, language, look, report_pdf, security, view
@@ -198,10 +198,9 @@ def _models(clinic: Clinic, found: Study) -> tuple[dict[str, str], bool]:
 
 
 def _overlays(results: Iterable[Any]) -> tuple[tuple[str, str, str], ...]:
-    harmless = {task.normal for task in TASKS.values()} | {f for task in TASKS.values() for f in task.neutral}
     found = []
     for result in results:
-        flagged = [f for f in result.findings if f["flagged"] and f["finding"] not in harmless]
+        flagged = [f for f in result.findings if f["flagged"] and f["finding"] not in HARMLESS]
         if result.suitable and result.box and flagged:
             top = max(flagged, key=lambda f: (f["probability"], f["finding"]))
             found.append((top["finding"], top["call"], result.model))

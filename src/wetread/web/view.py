@@ -14,7 +14,7 @@ from wetread.clinic.priors import Prior
 from wetread.clinic.store import READ_ORDERS
 from wetread.clinic.worklist import SORTS, VIEWS, Counts, Finding, Query, Row, Study
 from wetread.errors import Code
-from wetread.findings import CHEXPERT, TASKS, Task
+from wetread.findings import CHEXPERT, FINDINGS, HARMLESS, TASKS, Task
 from wetread.model.package import Meta
 from wetread.web import language, meaning
 from wetread.web.language import N_, ngettext, pgettext, told, word
@@ -166,8 +166,7 @@ def columns(query: Query, values: Mapping[str, str], address: Callable[..., str]
 
 def choices(rule: Rule) -> dict[str, list[tuple[str, str]]]:
     """Return what the list can be narrowed to: field → value and word."""
-    known = {f for task in TASKS.values() for f in task.findings if f != task.normal and f not in task.neutral}
-    known |= {*rule.critical.findings, *rule.urgent.findings, *rule.routine.findings}
+    known = {*FINDINGS} - HARMLESS | {*rule.critical.findings, *rule.urgent.findings, *rule.routine.findings}
     return {
         "finding": sorted(((finding, word(finding, "finding")) for finding in known), key=lambda each: each[1]),
         "view": [(value, _("unknown") if value == "unknown" else value.replace("+", _(" and "))) for value in VIEWS],
