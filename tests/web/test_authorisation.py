@@ -99,7 +99,8 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    app = create_app(tmp_path_factory.mktemp("clinic"), Settings(threads=1), models=[NameReader()])
+    settings = Settings(threads=1, complete_after_s=86_400)  # nothing changes by itself meanwhile
+    app = create_app(tmp_path_factory.mktemp("clinic"), settings, models=[NameReader()])
 
     async def one(*args: object) -> Any:
         yield "retry: 2000\n\n"
