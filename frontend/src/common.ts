@@ -28,5 +28,6 @@ document.addEventListener("click", (event) => {
   if (count && !confirm(question)) return;
   sessionStorage.removeItem(SEARCH);
   clear();
+  document.dispatchEvent(new Event("logout")); // nothing is asked for any more: it would only be refused
   void send("/logout", null).finally(() => location.assign("/login"));
 });

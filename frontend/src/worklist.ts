@@ -128,11 +128,12 @@ document.addEventListener("htmx:oobBeforeSwap", (event) => {
 });
 
 let timer = 0;
+let over = false;
 function refresh(): void {
   // Events come in bursts (a study has several); one request serves them all.
   timer ||= window.setTimeout(() => {
     timer = 0;
-    htmx.trigger(document.body, "worklist-changed", {});
+    if (!over) htmx.trigger(document.body, "worklist-changed", {});
   }, 150);
 }
 
@@ -160,6 +161,10 @@ function follow(): void {
   events.onmessage = refresh;
   for (const kind of KINDS) events.addEventListener(kind, refresh);
   window.addEventListener("pagehide", () => events.close());
+  document.addEventListener("logout", () => {
+    over = true;
+    events.close();
+  });
   window.addEventListener("pageshow", (event) => event.persisted && location.reload());
 }
 

@@ -82,8 +82,7 @@ def department(server: Server, prior: str) -> dict[str, str]:
 def reading_room(chromium: Any, server: Server, name: str) -> Iterator[Any]:
     """Log in with a password, in a browser of one's own; give the worklist."""
     context = chromium.new_context(viewport={"width": 1366, "height": 768})
-    # 401: a list that refreshes itself just as its reader logs out
-    with watched(context, server.url, allow=rf"{LOST}|409|401 from /\?class=|status of 401") as page:
+    with watched(context, server.url, allow=f"{LOST}|409") as page:
         page.goto(server.url + "/")
         page.wait_for_url("**/login")
         log_in(page, name, PASSWORD)
