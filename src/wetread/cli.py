@@ -1142,10 +1142,10 @@ def main() -> None:
 
 
 def _unreachable(error: Exception) -> bool:
-    """Return whether it is the database that gave no answer; looked at by name, as most commands import none."""
-    return error.__class__.__module__ == "sqlalchemy.exc" and error.__class__.__name__ in (
-        "OperationalError", "InterfaceError"
-    )  # fmt: skip
+    """Return whether it is the database that gave no answer."""
+    from sqlalchemy.exc import InterfaceError, OperationalError
+
+    return isinstance(error, (OperationalError, InterfaceError))
 
 
 def _defect(error: Exception) -> NoReturn:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -524,17 +525,23 @@ def test_a_rollout_wins_over_the_settings_and_the_settings_over_themselves(datab
 Both = tuple[Ward, NameReader, NameReader]
 
 
-@pytest.fixture
-def both(tmp_path: Path) -> Iterator[Both]:
+@contextmanager
+def shadowed(folder: Path, new: NameReader) -> Iterator[Both]:
     """Give a clinic of which one package is the champion and another in shadow."""
-    old, new = NameReader("names", "1"), NameReader("names", "2")
-    ward = Ward(tmp_path, [old, new])
+    old = NameReader("names", "1")
+    ward = Ward(folder, [old, new])
     with ward.database.write() as connection:
         store.ensure_site(connection, SITE)
     deploy(ward, "first", old)
     deploy(ward, "shadow", new)
     yield ward, old, new
     ward.database.close()
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Both]:
+    with shadowed(tmp_path, NameReader("names", "2")) as found:
+        yield found
 
 
 def deploy(ward: Ward, deed: str, model: NameReader | None = None, **more: Any) -> Change:
@@ -716,21 +723,15 @@ def test_what_a_rolled_back_challenger_refused_is_exported_all_the_same(tmp_path
         def analyse(self, path: Path, name: str) -> Analysis:
             return Analysis(self.name, self.id, "screen", False, Code.NOT_CHEST, "no chest")
 
-    old, new = NameReader("names", "1"), Strict("names", "2")
-    ward = Ward(tmp_path, [old, new])
-    with ward.database.write() as connection:
-        store.ensure_site(connection, SITE)
-    deploy(ward, "first", old)
-    deploy(ward, "shadow", new)
-    study = ward.take(png(0), "edema.png").study
-    ward.work()
-    deploy(ward, "rollback")
-    with ward.database.read() as connection:
-        said = set(connection.execute(sa.select(store.image_result.c.code)).scalars())
-        [(_, codes)] = export.images_of(connection, study)
+    with shadowed(tmp_path, Strict("names", "2")) as (ward, _, _):
+        study = ward.take(png(0), "edema.png").study
+        ward.work()
+        deploy(ward, "rollback")
+        with ward.database.read() as connection:
+            said = set(connection.execute(sa.select(store.image_result.c.code)).scalars())
+            [(_, codes)] = export.images_of(connection, study)
     assert said == {None, "NOT_CHEST"}
     assert codes == set()
-    ward.database.close()
 
 
 def test_an_open_job_of_what_was_rolled_back_is_gone(both: Both) -> None:

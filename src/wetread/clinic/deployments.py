@@ -17,13 +17,14 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from wetread.clinic import store
 from wetread.model.package import Package
+from wetread.radiograph.suitability import Population
 
 SHADOW, CANARY, CHAMPION = "shadow", "canary", "champion"
 STAGES = (SHADOW, CANARY, CHAMPION)
@@ -105,6 +106,11 @@ class Slot:
 def slot_of(package: Package) -> str:
     """Return the slot of a package: its task and its population."""
     return f"{package.task.name}/{package.meta.population}"
+
+
+def population_of(slot: str) -> Population:
+    """Return the population of a slot, which a package of it serves."""
+    return cast(Population, slot.rpartition("/")[2])
 
 
 def whose(site: str, patient: str, study: str) -> str:

@@ -142,6 +142,7 @@ def run(
         raise ConfigError(f"population = {request.population!r}: use {', '.join(get_args(Population))}")
     with alone(data / FOLDER, "curate"):
         there = versions(data)
+        newest = Dataset.open(there[-1]) if there else None
         like = Dataset.open(request.like) if request.like else None
         if not (like or request.parent or there):
             raise ConfigError("the first version needs --like, a packed dataset whose task and transform it takes")
@@ -149,13 +150,13 @@ def run(
         site = Pseudonyms(secret, request.site).name("site", request.site)[:8] if request.site else None
         kind = {"views": request.views, "population": request.population, "site": site}
         parent = Dataset.open(request.parent) if request.parent else _newest(there, kind, like)
-        model = parent or like or Dataset.open(there[-1])
+        model = parent or like or newest
+        assert model is not None
         if parent and like:
             _same(like, parent)
         shares = _shares(request, parent)
         mark = Pseudonyms(secret, "").name("key", "curate")
-        known = [Dataset.open(there[-1])] if there else []  # which knows more than an older parent
-        known += [parent] if parent else []
+        known = [one for one in (newest, parent) if one is not None]  # the newest knows more than an older parent
         for dataset in known:
             if dataset.info["collection"].get("key") != mark:
                 raise ConfigError(

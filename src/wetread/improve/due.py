@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 import sqlalchemy as sa
 from pydantic import Field
@@ -15,7 +15,6 @@ from wetread.clinic.deployments import Deployment
 from wetread.improve import cases
 from wetread.improve.drift import DRIFT
 from wetread.improve.policy import Policy
-from wetread.radiograph.suitability import Population
 
 _DAY = 86_400.0
 
@@ -85,11 +84,11 @@ def challenger(connection: Connection, site: str, slot: str) -> str:
 def facts(connection: Connection, site: str, slot: str, last: datetime | None, now: datetime) -> Facts:
     """Return what has happened at a site, or `EVERYWHERE`, since the last training of a slot."""
     serving, reviews, checks = champion(connection, site, slot), store.review.c, store.drift_check.c
-    population = cast(Population, slot.rpartition("/")[2])
+    of_slot = cases.served(deployments.population_of(slot))
     signed = (
         sa.select(reviews.study)
         .join(store.study, store.study.c.id == reviews.study)
-        .where(reviews.state == "signed", store.study.c.reading == "signed", cases.served(population))
+        .where(reviews.state == "signed", store.study.c.reading == "signed", of_slot)
         .group_by(reviews.study)
     )
     alarms = sa.select(checks.report).where(checks.verdict == DRIFT).order_by(checks.at.desc())

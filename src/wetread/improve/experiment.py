@@ -77,12 +77,10 @@ class Design(Policy):
     shifts: tuple[Annotated[str, AfterValidator(_shift)], ...] = ()
     zone: Annotated[str, AfterValidator(_zone)] = "UTC"
     block_minutes: Annotated[float, AfterValidator(_length)] = 0.0  # instead of shifts
-    washout_minutes: float = Field(
-        0.0, ge=0, le=100_000
-    )  # studies that come so soon after a change of order count in neither arm
-    findings: tuple[str, ...] = Field(
-        ("Pneumothorax",), min_length=1
-    )  # a study with any of these is critical: the primary outcome
+    # Studies that come so soon after a change of order count in neither arm.
+    washout_minutes: float = Field(0.0, ge=0, le=100_000)
+    # A study with any of these is critical: the primary outcome.
+    findings: tuple[str, ...] = Field(("Pneumothorax",), min_length=1)
     guards: Guards = Guards()
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -39,7 +39,6 @@ from wetread.improve.staging import Staging
 from wetread.infer.scorer import open_on
 from wetread.model.package import Package
 from wetread.radiograph.read import Limits
-from wetread.radiograph.suitability import Population
 
 Say = Callable[[str], None]
 FOLDER, STATE, RETRAINED = "improve/retrain", "state.json", "model.retrained"
@@ -225,7 +224,7 @@ def _curate(room: Room, policy: Retraining, attempt: Attempt) -> dict[str, Any]:
     share = policy.curate
     request = curate.Request(
         like=_path(room, policy.train.base), valid=share.valid, test=share.test, views=share.views,
-        site=room.site or None, population=cast(Population, policy.slot.rpartition("/")[2]),
+        site=room.site or None, population=deployments.population_of(policy.slot),
     )  # fmt: skip
     made = curate.run(
         room.database, room.archive, room.data, request, limits=Limits.of(room.settings), actor=room.actor
